@@ -1,0 +1,159 @@
+/* Where systems differ: what one of them lacks, done another way.
+ *
+ * Each fallback is a branch on what the headers define, so CONDUIT_PORTABLE, which hides the
+ * extras of Linux, compiles the branches of macOS and FreeBSD here, where the suite runs them.
+ */
+#ifndef CONDUIT_POSIX_H
+#define CONDUIT_POSIX_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#ifdef CONDUIT_PORTABLE
+#undef MSG_CMSG_CLOEXEC
+#undef MSG_NOSIGNAL
+#undef POLLRDHUP
+#undef SOCK_CLOEXEC
+#undef SO_DOMAIN
+#elif defined(__linux__)
+#include <sys/eventfd.h>
+#define CONDUIT_EVENTFD
+#endif
+
+#ifdef MSG_CMSG_CLOEXEC
+#define CONDUIT_CMSG_CLOEXEC MSG_CMSG_CLOEXEC
+#else
+#define CONDUIT_CMSG_CLOEXEC 0
+#endif
+
+#ifdef MSG_NOSIGNAL
+#define CONDUIT_NOSIGNAL MSG_NOSIGNAL
+#else
+#define CONDUIT_NOSIGNAL 0
+#endif
+
+/* SCM_MAX_FD of Linux's net/scm.h, which user space does not see. The BSDs take one more in a
+ * 2 kB cluster; one figure everywhere keeps programs portable. */
+#define CONDUIT_MAX_FDS 253
+
+/* Linux 6.5; the C library's headers may be older than the kernel. */
+#if defined(SCM_PIDFD)
+#define CONDUIT_SCM_PIDFD SCM_PIDFD
+#elif defined(__linux__)
+#define CONDUIT_SCM_PIDFD 4
+#else
+#define CONDUIT_SCM_PIDFD -1
+#endif
+
+/* Room for all that can come with one message: descriptors, credentials (ucred, or the BSDs'
+ * with groups), a pidfd, a security label of up to a page, time stamps. */
+typedef union {
+    char bytes[CMSG_SPACE(sizeof(int) * (CONDUIT_MAX_FDS + 1)) + CMSG_SPACE(128)
+               + CMSG_SPACE(sizeof(int)) + CMSG_SPACE(4096) + CMSG_SPACE(64)];
+    struct cmsghdr align;
+} conduit_control;
+
+/* How many bytes of a control message came: macOS leaves cmsg_len as it was before the cut. */
+static inline size_t conduit_cmsg_size(struct msghdr *msg, struct cmsghdr *cmsg)
+{
+    char *data = (char *)CMSG_DATA(cmsg);
+    char *end = (char *)msg->msg_control + msg->msg_controllen;
+    char *said = (char *)cmsg + cmsg->cmsg_len;
+    if (said > end)
+        said = end;
+    return said > data ? (size_t)(said - data) : 0;
+}
+
+/* The address family of a socket; -1 and errno for anything else. */
+static inline int conduit_domain(int fd)
+{
+#ifdef SO_DOMAIN
+    int domain;
+    socklen_t size = sizeof domain;
+    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) ? -1 : domain;
+#else
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    return getsockname(fd, (struct sockaddr *)&address, &size) ? -1 : address.ss_family;
+#endif
+}
+
+/* Make a socket fit to carry descriptors: no SIGPIPE where no flag says so, and out-of-band
+ * bytes in line, for a descriptor that comes with one is dropped unseen otherwise, and poll()
+ * calls the socket readable for ever. 0, or -1 and errno. */
+static inline int conduit_prepare(int fd, int kind)
+{
+    int on = 1;
+#if !defined(MSG_NOSIGNAL) && defined(SO_NOSIGPIPE)
+    if (setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on))
+        return -1;
+#endif
+    if (kind == SOCK_STREAM)
+        return setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+    return 0;
+}
+
+/* Two connected close-on-exec sockets; 0, or -1 and errno. */
+static inline int conduit_socketpair(int kind, int ends[2])
+{
+#ifdef SOCK_CLOEXEC
+    return socketpair(AF_UNIX, kind | SOCK_CLOEXEC, 0, ends);
+#else
+    if (socketpair(AF_UNIX, kind, 0, ends))
+        return -1;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+#endif
+}
+
+/* Something close-on-exec to wake poll() by: [to poll, to write to]; 0, or -1 and errno. */
+static inline int conduit_waker(int ends[2])
+{
+#ifdef CONDUIT_EVENTFD
+    ends[0] = ends[1] = eventfd(0, EFD_CLOEXEC);
+    return ends[0] < 0 ? -1 : 0;
+#else
+    if (pipe(ends))
+        return -1;
+    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
+    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
+    return 0;
+#endif
+}
+
+/* Whether the nothing just read from a connected packet socket was its end rather than an empty
+ * message: at the end the peer writes no more and nothing is queued. */
+static inline int conduit_at_end(int fd)
+{
+    int queued = 0;
+#ifdef POLLRDHUP
+    struct pollfd ask = {fd, POLLRDHUP, 0};
+    if (poll(&ask, 1, 0) == 0)
+        return 0;
+#else
+    struct pollfd ask = {fd, POLLIN, 0};
+    if (poll(&ask, 1, 0) == 0)
+        return 0;
+#endif
+    return ioctl(fd, FIONREAD, &queued) != 0 || queued == 0;
+}
+
+/* Whether two numbers name the same file. */
+static inline int conduit_same_file(int one, int other)
+{
+    struct stat a, b;
+    return fstat(one, &a) == 0 && fstat(other, &b) == 0
+        && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+#endif

@@ -1,0 +1,86 @@
+"""What the C headers offer and Cython does not ship."""
+
+from cpython.pythread cimport PyThread_type_lock
+from posix.uio cimport iovec
+
+
+cdef extern from "_posix.h" nogil:
+    enum:
+        CONDUIT_CMSG_CLOEXEC
+        CONDUIT_MAX_FDS
+        CONDUIT_NOSIGNAL
+        CONDUIT_SCM_PIDFD
+
+    ctypedef struct conduit_control:
+        pass
+
+    size_t conduit_cmsg_size(msghdr *msg, cmsghdr *cmsg)
+    int conduit_domain(int fd)
+    int conduit_prepare(int fd, int kind)
+    int conduit_socketpair(int kind, int *ends)
+    int conduit_waker(int *ends)
+    bint conduit_at_end(int fd)
+    bint conduit_same_file(int one, int other)
+
+
+cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+
+    enum:
+        AF_UNIX
+        MSG_CTRUNC
+        MSG_DONTWAIT
+        MSG_TRUNC
+        SCM_RIGHTS
+        SOCK_SEQPACKET
+        SOCK_STREAM
+        SOL_SOCKET
+        SO_TYPE
+
+    struct msghdr:
+        void *msg_name
+        socklen_t msg_namelen
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+
+    cmsghdr *CMSG_FIRSTHDR(msghdr *msg)
+    cmsghdr *CMSG_NXTHDR(msghdr *msg, cmsghdr *cmsg)
+    unsigned char *CMSG_DATA(cmsghdr *cmsg)
+    size_t CMSG_LEN(size_t size)
+    size_t CMSG_SPACE(size_t size)
+
+    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
+    ssize_t recvmsg(int fd, msghdr *msg, int flags)
+    int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+
+
+cdef extern from "<poll.h>" nogil:
+    enum:
+        POLLIN
+        POLLOUT
+
+    struct pollfd:
+        int fd
+        short events
+        short revents
+
+    int poll(pollfd *fds, size_t count, int timeout)
+
+
+cdef extern from "pythread.h" nogil:
+    ctypedef enum PyLockStatus:
+        PY_LOCK_FAILURE
+        PY_LOCK_ACQUIRED
+        PY_LOCK_INTR
+
+    PyLockStatus PyThread_acquire_lock_timed(
+        PyThread_type_lock lock, long long microseconds, int interruptible
+    )

@@ -1,0 +1,63 @@
+"""The C interface of ``_wire``, for ``_conduit``."""
+
+from cpython.pythread cimport PyThread_type_lock
+
+from conduit._posix cimport CONDUIT_MAX_FDS
+
+
+cdef enum:
+    # One slot more than a message may hold, for systems whose limit is one higher.
+    SLOTS = CONDUIT_MAX_FDS + 1
+
+
+cdef struct Arrival:
+    int fds[SLOTS]
+    int count
+    bint rights_cut
+    bint data_cut
+    int err
+
+
+cdef class Transport:
+    cdef int fd
+    cdef int kind
+    cdef double timeout
+    cdef str name
+    cdef bint owned
+    cdef bint closed
+    cdef bint broken
+    cdef int users
+    cdef int wake[2]
+    cdef PyThread_type_lock turn
+    cdef unsigned long forks
+
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+    cdef int shut(self)
+    cdef int send(self, const void *data, size_t size, int *fds, int count) except -1
+    cdef ssize_t receive(self, void *data, size_t size, Arrival *arrival) except -1
+
+    cdef str describe(self)
+    cdef int _identify(self) except -1
+    cdef int _after_fork(self) except -1
+    cdef int _take_turn(self) except -1
+    cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
+    cdef int _send_on(
+        self, const char *data, size_t size, int *fds, int count, ssize_t sent
+    ) except -1
+    cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1
+    cdef ssize_t _receive_once(self, void *data, size_t size, Arrival *arrival) noexcept
+    cdef bint _at_end(self)
+    cdef int _check_whole(self, size_t size, Arrival *arrival) except -1
+    cdef double _deadline(self)
+    cdef int _check_open(self, str doing) except -1
+    cdef int _release(self)
+    cdef ssize_t _receive_on(
+        self, void *data, size_t size, Arrival *arrival, ssize_t got
+    ) except -1
+
+
+cdef int close_number(int fd) noexcept nogil
+cdef int close_numbers(const int *fds, int count) noexcept nogil
+cdef int duplicate(int fd) noexcept nogil
+cdef int move_up(int fd) noexcept nogil

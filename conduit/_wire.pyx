@@ -1,0 +1,655 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
+"""One message out, one message in: bytes and descriptors to and from one system call.
+
+`Transport` is a socket number in use: it sends and receives on it, waits for it with a deadline,
+and is closed under no call. All system calls of the package that touch descriptors are here.
+"""
+
+import os
+from threading import get_ident, main_thread
+from time import monotonic
+
+cimport cython
+from cpython.exc cimport PyErr_CheckSignals
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+)
+from libc.errno cimport (
+    EAFNOSUPPORT,
+    EAGAIN,
+    EBADF,
+    ECONNRESET,
+    EINTR,
+    EMFILE,
+    EMSGSIZE,
+    ENOBUFS,
+    ETIMEDOUT,
+    errno,
+)
+from libc.limits cimport INT_MAX
+from libc.math cimport INFINITY, ceil
+from libc.string cimport memcpy
+from posix.fcntl cimport F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
+from posix.uio cimport iovec
+from posix.unistd cimport close, write
+
+from conduit._posix cimport (
+    AF_UNIX,
+    CMSG_DATA,
+    CMSG_FIRSTHDR,
+    CMSG_LEN,
+    CMSG_NXTHDR,
+    CMSG_SPACE,
+    CONDUIT_CMSG_CLOEXEC,
+    CONDUIT_MAX_FDS,
+    CONDUIT_NOSIGNAL,
+    CONDUIT_SCM_PIDFD,
+    MSG_CTRUNC,
+    MSG_DONTWAIT,
+    MSG_TRUNC,
+    POLLIN,
+    POLLOUT,
+    PY_LOCK_ACQUIRED,
+    PY_LOCK_INTR,
+    SCM_RIGHTS,
+    SO_TYPE,
+    SOCK_SEQPACKET,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    PyThread_acquire_lock_timed,
+    cmsghdr,
+    conduit_at_end,
+    conduit_cmsg_size,
+    conduit_control,
+    conduit_domain,
+    conduit_prepare,
+    conduit_same_file,
+    conduit_waker,
+    getsockopt,
+    msghdr,
+    poll,
+    pollfd,
+    recvmsg,
+    sendmsg,
+    socklen_t,
+)
+
+from conduit.errors import Error, ErrType, PeerClosedError, from_errno
+
+MAX_FDS = CONDUIT_MAX_FDS
+
+cdef enum:
+    # Standard input, output and error are never given to a descriptor that arrives.
+    LOWEST = 3
+    # How often, in milliseconds, the main thread looks for a signal that the system handed to
+    # another thread, and a thread for which there is no descriptor to be woken by for close().
+    SIGNAL_SLICE = 250
+    BLIND_SLICE = 10
+
+cdef unsigned long forks = 0
+
+
+def _count_fork():
+    global forks
+    forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+cdef int close_number(int fd) noexcept nogil:
+    """Close a number once; 0 or the errno. Interrupted, it is closed all the same (close(2))."""
+    if close(fd) < 0 and errno != EINTR:
+        return errno
+    return 0
+
+
+cdef int close_numbers(const int *fds, int count) noexcept nogil:
+    """Close numbers, each once; 0 or the first errno."""
+    cdef int i, err, first = 0
+    for i in range(count):
+        err = close_number(fds[i])
+        if err and not first:
+            first = err
+    return first
+
+
+cdef int duplicate(int fd) noexcept nogil:
+    """A close-on-exec duplicate, or -1 and errno."""
+    return fcntl(fd, F_DUPFD_CLOEXEC, <int>LOWEST)
+
+
+cdef int move_up(int fd) noexcept nogil:
+    """The same file under a number above standard error, or -1 and errno with it closed."""
+    cdef int moved, err
+    if fd >= LOWEST:
+        return fd
+    moved = duplicate(fd)
+    err = errno
+    close_number(fd)
+    (&errno)[0] = err
+    return moved
+
+
+def socket_type(int fd):
+    """Return the type of a socket (``SO_TYPE``); an `OSError` if the number is of none."""
+    cdef int kind = 0
+    cdef socklen_t size = sizeof(kind)
+    if getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return kind
+
+
+cdef ssize_t send_once(
+    int fd, const void *data, size_t size, const int *fds, int count
+) noexcept nogil:
+    """Send bytes and descriptors in one message; how many bytes went, or minus the errno."""
+    cdef msghdr msg
+    cdef iovec part
+    cdef conduit_control control
+    cdef cmsghdr *head
+    cdef ssize_t sent
+    part.iov_base = <void *>data
+    part.iov_len = size
+    msg.msg_name = NULL
+    msg.msg_namelen = 0
+    msg.msg_iov = &part
+    msg.msg_iovlen = 1
+    msg.msg_control = NULL
+    msg.msg_controllen = 0
+    msg.msg_flags = 0
+    if count:
+        msg.msg_control = &control
+        msg.msg_controllen = CMSG_SPACE(sizeof(int) * count)
+        head = CMSG_FIRSTHDR(&msg)
+        head.cmsg_level = SOL_SOCKET
+        head.cmsg_type = SCM_RIGHTS
+        head.cmsg_len = CMSG_LEN(sizeof(int) * count)
+        memcpy(CMSG_DATA(head), fds, sizeof(int) * count)
+        # The exact length: macOS takes no other, and the padding would hold stack bytes.
+        msg.msg_controllen = head.cmsg_len
+    sent = sendmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_NOSIGNAL)
+    return -errno if sent < 0 else sent
+
+
+cdef void collect(msghdr *msg, Arrival *arrival) noexcept nogil:
+    """Take every descriptor out of every control message, before anything can fail."""
+    cdef cmsghdr *head = CMSG_FIRSTHDR(msg)
+    cdef const int *numbers
+    cdef int i, fd
+    while head != NULL:
+        if head.cmsg_level == SOL_SOCKET and head.cmsg_type in (SCM_RIGHTS, CONDUIT_SCM_PIDFD):
+            numbers = <const int *>CMSG_DATA(head)
+            for i in range(<int>(conduit_cmsg_size(msg, head) // sizeof(int))):
+                fd = numbers[i]
+                if fd < 0:
+                    # Where a descriptor was withheld, Linux 7.3 and a pidfd say why.
+                    if head.cmsg_type == SCM_RIGHTS:
+                        arrival.rights_cut = True
+                elif head.cmsg_type != SCM_RIGHTS or arrival.count == SLOTS:
+                    close_number(fd)
+                else:
+                    arrival.fds[arrival.count] = fd
+                    arrival.count += 1
+        head = CMSG_NXTHDR(msg, head)
+
+
+cdef ssize_t receive_once(int fd, void *data, size_t size, Arrival *arrival) noexcept nogil:
+    """Receive one message; how many bytes came, or minus the errno.
+
+    Every descriptor that came is in ``arrival``, close-on-exec and above standard error.
+    """
+    cdef msghdr msg
+    cdef iovec part
+    cdef conduit_control control
+    cdef ssize_t got
+    cdef int i
+    arrival.count = 0
+    arrival.err = 0
+    arrival.rights_cut = False
+    arrival.data_cut = False
+    part.iov_base = data
+    part.iov_len = size
+    msg.msg_name = NULL
+    msg.msg_namelen = 0
+    msg.msg_iov = &part
+    msg.msg_iovlen = 1
+    msg.msg_control = &control
+    msg.msg_controllen = sizeof(control)
+    msg.msg_flags = 0
+    got = recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC)
+    if got < 0:
+        return -errno
+    arrival.data_cut = (msg.msg_flags & MSG_TRUNC) != 0
+    arrival.rights_cut = (msg.msg_flags & MSG_CTRUNC) != 0
+    if msg.msg_controllen:
+        collect(&msg, arrival)
+    i = 0
+    while i < arrival.count:
+        if not CONDUIT_CMSG_CLOEXEC:
+            fcntl(arrival.fds[i], F_SETFD, <int>FD_CLOEXEC)
+        if arrival.fds[i] < LOWEST:
+            arrival.fds[i] = move_up(arrival.fds[i])
+            if arrival.fds[i] < 0:
+                arrival.err = errno
+                arrival.count -= 1
+                arrival.fds[i] = arrival.fds[arrival.count]
+                continue
+        i += 1
+    return got
+
+
+@cython.final
+cdef class Transport:
+    """A Unix socket's number and the calls under way on it.
+
+    A call enters before it uses the number and leaves afterwards. ``shut()`` marks the transport
+    closed and wakes the calls that wait; the last one to leave closes what is owned, so that no
+    number is ever closed, and given to another file, under a call that uses it.
+    """
+
+    def __cinit__(self, int fd=-1, str name="", bint owned=False, double timeout=-1.0):
+        self.fd = fd
+        self.name = name
+        self.owned = owned
+        self.timeout = timeout
+        self.closed = fd < 0
+        self.wake[0] = self.wake[1] = -1
+        self.forks = forks
+        self.turn = PyThread_allocate_lock()
+        if self.turn == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        self.shut()
+        if self.turn != NULL:
+            PyThread_free_lock(self.turn)
+
+    cdef str describe(self):
+        cdef str name = f"conduit {self.name!r}" if self.name else "conduit"
+        return f"{name} (closed)" if self.closed else f"{name} (descriptor {self.fd})"
+
+    cdef int enter(self) except -1:
+        """Begin a call. Every one that began must ``leave()``."""
+        cdef bint closed
+        with cython.critical_section(self):
+            if self.forks != forks:
+                self._after_fork()
+            closed = self.closed
+            if not closed:
+                self.users += 1
+        if closed:
+            raise Error(f"{self.describe()}: it is closed", ErrType.NO_FD)
+        if not self.kind:
+            try:
+                self._identify()
+            except BaseException:
+                self.leave()
+                raise
+        return 0
+
+    cdef void leave(self) noexcept:
+        cdef bint last
+        with cython.critical_section(self):
+            # A fork in a signal handler under this call may have set the count to nought.
+            if self.users:
+                self.users -= 1
+            last = self.closed and not self.users
+        if last:
+            self._release()
+
+    cdef int shut(self):
+        """Close what is owned, once no call is under way; 0 or the errno of closing it now."""
+        cdef char one[8]
+        cdef bint last
+        with cython.critical_section(self):
+            if self.forks != forks:
+                self._after_fork()
+            if self.closed:
+                return 0
+            self.closed = True
+            last = not self.users
+            if not last and self.wake[1] >= 0:
+                # An eventfd takes a 64-bit count in the machine's order, a pipe anything.
+                one[:] = [1, 0, 0, 0, 0, 0, 0, 1]
+                write(self.wake[1], one, 8)
+        return self._release() if last else 0
+
+    cdef int _release(self):
+        cdef int fd = -1, err = 0
+        cdef int wake[2]
+        with cython.critical_section(self):
+            if self.owned:
+                fd = self.fd
+            self.fd = -1
+            wake[0] = self.wake[0]
+            wake[1] = self.wake[1]
+            self.wake[0] = self.wake[1] = -1
+        with nogil:
+            if fd >= 0:
+                err = close_number(fd)
+            if wake[0] >= 0:
+                close_number(wake[0])
+            if wake[1] >= 0 and wake[1] != wake[0]:
+                close_number(wake[1])
+        return err
+
+    cdef int _after_fork(self) except -1:
+        """Forget the parent's calls: none of its threads is here, and its waker is not ours."""
+        self.forks = forks
+        self.users = 0
+        if self.wake[0] >= 0:
+            close_number(self.wake[0])
+            if self.wake[1] != self.wake[0]:
+                close_number(self.wake[1])
+            self.wake[0] = self.wake[1] = -1
+        if PyThread_acquire_lock(self.turn, NOWAIT_LOCK):
+            PyThread_release_lock(self.turn)
+            return 0
+        # Held by a thread of the parent for ever; a new one, and the old one's memory is lost.
+        self.turn = PyThread_allocate_lock()
+        if self.turn == NULL:
+            raise MemoryError
+        return 0
+
+    cdef int _identify(self) except -1:
+        """Check, once, that the number is that of a Unix socket, and make it fit."""
+        cdef int domain, err, kind = 0
+        cdef socklen_t size = sizeof(kind)
+        domain = conduit_domain(self.fd)
+        err = errno
+        if domain >= 0 and domain != AF_UNIX:
+            domain = -1
+            err = EAFNOSUPPORT
+        if domain < 0 or getsockopt(self.fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
+            raise from_errno(
+                err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be used",
+                "its number was closed elsewhere" if err == EBADF else None,
+            )
+        if conduit_prepare(self.fd, kind) < 0:
+            err = errno
+            raise from_errno(err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be set up")
+        self.kind = kind
+        return 0
+
+    cdef int _check_open(self, str doing) except -1:
+        if self.closed:
+            raise Error(
+                f"{self.describe()}: {doing} ended, since it was closed meanwhile", ErrType.NO_FD
+            )
+        return 0
+
+    cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1:
+        """Wait until the socket may be ready; raise if closed, at the deadline, or by a signal."""
+        cdef pollfd watched[2]
+        cdef double left
+        cdef int ready, err, slice_ms, wait_ms
+        cdef bint blind
+        with cython.critical_section(self):
+            self._check_open(doing)
+            # Without room for a waker, close() is looked for now and then.
+            blind = self.wake[0] < 0 and conduit_waker(self.wake) < 0
+            watched[0].fd = self.fd
+            watched[0].events = events
+            watched[1].fd = self.wake[0]
+            watched[1].events = POLLIN
+        slice_ms = INT_MAX
+        if get_ident() == main_thread().ident:
+            slice_ms = SIGNAL_SLICE
+        if blind or not events:
+            slice_ms = BLIND_SLICE
+        while True:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise from_errno(
+                    ETIMEDOUT, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}",
+                    f"the deadline passed after {sent} bytes of the payload had left"
+                    if sent else
+                    f"the deadline of {self.timeout:g} s passed, and nothing was transferred",
+                    sent=sent,
+                )
+            wait_ms = <int>ceil(left * 1000) if left * 1000 < slice_ms else slice_ms
+            with nogil:
+                ready = poll(watched, 2, wait_ms)
+                err = errno
+            PyErr_CheckSignals()
+            self._check_open(doing)
+            if ready > 0 or not events:
+                return 0
+            if ready < 0 and err != EINTR:
+                raise from_errno(
+                    err, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}", sent=sent
+                )
+
+    cdef double _deadline(self):
+        return INFINITY if self.timeout < 0 else <double>monotonic() + self.timeout
+
+    cdef int _take_turn(self) except -1:
+        """Wait until no other call of this process is sending: a long payload takes many calls."""
+        cdef int got
+        cdef long long microseconds = -1
+        if PyThread_acquire_lock(self.turn, NOWAIT_LOCK):
+            return 0
+        deadline = self._deadline()
+        while True:
+            if self.timeout >= 0:
+                # At a timeout of 0, a moment: who sends now does not wait either.
+                microseconds = <long long>(min(max(deadline - monotonic(), 0.001), 3600.0) * 1e6)
+            with nogil:
+                got = PyThread_acquire_lock_timed(self.turn, microseconds, True)
+            if got == PY_LOCK_ACQUIRED:
+                if self.closed:
+                    PyThread_release_lock(self.turn)
+                    self._check_open("sending")
+                return 0
+            if got == PY_LOCK_INTR:
+                PyErr_CheckSignals()
+            elif deadline <= monotonic():
+                raise from_errno(
+                    ETIMEDOUT if self.timeout else EAGAIN, ErrType.FAILED_TRANSFER,
+                    f"{self.describe()}: sending", "another thread was sending all the time",
+                )
+
+    cdef int send(self, const void *data, size_t size, int *fds, int count) except -1:
+        """Send ``size`` >= 1 bytes, all of them, the descriptors with the first.
+
+        Takes no ownership. On success, a number in ``fds`` that another thread closed or gave to
+        another file while this call waited is -1 (the descriptor itself was sent). On failure
+        nothing is closed and ``fds`` is as it was.
+        """
+        cdef ssize_t sent
+        cdef bint stream
+        self.enter()
+        stream = self.kind == SOCK_STREAM
+        try:
+            if stream:
+                self._take_turn()
+            try:
+                if self.broken:
+                    raise Error(
+                        f"{self.describe()}: sending is over, since an earlier message was cut "
+                        "off in its middle; close it and connect anew", ErrType.FAILED_TRANSFER,
+                    )
+                with nogil:
+                    sent = send_once(self.fd, data, size, fds, count)
+                if sent != <ssize_t>size:
+                    self._send_on(<const char *>data, size, fds, count, sent)
+            finally:
+                if stream:
+                    PyThread_release_lock(self.turn)
+        finally:
+            self.leave()
+        return 0
+
+    cdef int _send_on(
+        self, const char *data, size_t size, int *fds, int count, ssize_t sent
+    ) except -1:
+        """Go on with a message of which a first call sent ``sent`` bytes, or failed."""
+        cdef int own[SLOTS]
+        cdef int *sending = fds
+        cdef int i, held = 0, err = 0, due = count
+        cdef size_t gone = 0
+        cdef double deadline = 0
+        try:
+            while True:
+                if sent >= 0:
+                    gone += sent
+                    # They went with the first byte, and go no second time.
+                    due = 0
+                    if gone == size:
+                        break
+                elif sent in (-EAGAIN, -ENOBUFS):
+                    if self.timeout == 0:
+                        raise from_errno(
+                            EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
+                            f"it took {gone} of {size} bytes, and the timeout is 0" if gone
+                            else None, sent=gone,
+                        )
+                    if not deadline:
+                        deadline = self._deadline()
+                    # While this waits, another thread may close a number and open another
+                    # file under it. What is sent is what the caller gave.
+                    while held < due:
+                        own[held] = duplicate(fds[held])
+                        if own[held] < 0:
+                            err = errno
+                            self._raise_send(err, fds, due, gone)
+                        held += 1
+                        sending = own
+                    # BSDs run out of buffers (ENOBUFS) without poll() knowing when they are back.
+                    self._wait(0 if sent == -ENOBUFS else POLLOUT, deadline, "sending", gone)
+                elif sent == -EINTR:
+                    PyErr_CheckSignals()
+                    self._check_open("sending")
+                else:
+                    self._raise_send(<int>-sent, fds, due, gone)
+                with nogil:
+                    sent = send_once(self.fd, data + gone, size - gone, sending, due)
+            for i in range(held):
+                if not conduit_same_file(fds[i], own[i]):
+                    fds[i] = -1
+        except BaseException:
+            self.broken = gone > 0
+            raise
+        finally:
+            with nogil:
+                close_numbers(own, held)
+        return 0
+
+    cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1:
+        """Raise what a send failed with, naming the descriptor that is to blame."""
+        cdef int i
+        cdef str why = None
+        if err == EBADF:
+            why = "its own number was closed elsewhere"
+            for i in range(count):
+                if fcntl(fds[i], F_GETFD) < 0:
+                    why = f"descriptor {fds[i]} (item {i + 1} of {count}) is not open"
+                    break
+        raise from_errno(
+            err, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending", why, sent=gone
+        )
+
+    cdef ssize_t receive(self, void *data, size_t size, Arrival *arrival) except -1:
+        """Receive one message of at most ``size`` >= 1 bytes; how many came.
+
+        The descriptors are in ``arrival`` and the caller's. On failure all that came are closed.
+        """
+        cdef ssize_t got
+        self.enter()
+        try:
+            got = self._receive_once(data, size, arrival)
+            if got <= 0 or arrival.rights_cut or arrival.data_cut or arrival.err:
+                got = self._receive_on(data, size, arrival, got)
+        finally:
+            self.leave()
+        return got
+
+    cdef ssize_t _receive_once(self, void *data, size_t size, Arrival *arrival) noexcept:
+        cdef ssize_t got
+        if CONDUIT_CMSG_CLOEXEC:
+            with nogil:
+                got = receive_once(self.fd, data, size, arrival)
+        else:
+            # Python forks with the GIL held, so no child is made before all are close-on-exec.
+            got = receive_once(self.fd, data, size, arrival)
+        return got
+
+    cdef ssize_t _receive_on(
+        self, void *data, size_t size, Arrival *arrival, ssize_t got
+    ) except -1:
+        """Go on from a first call that received nothing or not all, or failed."""
+        cdef bint reset = False
+        cdef double deadline = 0
+        while True:
+            if got >= 0:
+                self._check_whole(size, arrival)
+                if got or arrival.count or not self._at_end():
+                    return got
+                raise PeerClosedError(
+                    f"{self.describe()}: receiving: the peer closed its end",
+                    ErrType.FAILED_TRANSFER,
+                )
+            if got == -ECONNRESET and not reset:
+                # A packet socket says this before it gives what is still queued.
+                reset = True
+            elif got == -EAGAIN:
+                if reset or self.timeout == 0:
+                    raise from_errno(
+                        ECONNRESET if reset else EAGAIN, ErrType.FAILED_TRANSFER,
+                        f"{self.describe()}: receiving",
+                    )
+                if not deadline:
+                    deadline = self._deadline()
+                self._wait(POLLIN, deadline, "receiving", 0)
+            elif got == -EINTR:
+                PyErr_CheckSignals()
+                self._check_open("receiving")
+            else:
+                # BSDs say EMSGSIZE where there is no room for the descriptors.
+                raise from_errno(
+                    EMFILE if got == -EMSGSIZE else <int>-got, ErrType.FAILED_TRANSFER,
+                    f"{self.describe()}: receiving",
+                    "its number was closed elsewhere" if got == -EBADF else None,
+                )
+            got = self._receive_once(data, size, arrival)
+
+    cdef bint _at_end(self):
+        """Whether nothing received means the end. A datagram socket has none."""
+        if self.kind == SOCK_STREAM:
+            return True
+        return self.kind == SOCK_SEQPACKET and conduit_at_end(self.fd)
+
+    cdef int _check_whole(self, size_t size, Arrival *arrival) except -1:
+        """Raise, with all that came closed, unless the message came whole."""
+        cdef int err = arrival.err, probe
+        cdef str why = None
+        if not (arrival.rights_cut or arrival.data_cut or err):
+            return 0
+        if arrival.rights_cut and not err:
+            # There is always room in the buffer. If the table has none, that is why.
+            probe = duplicate(self.fd)
+            if probe < 0:
+                err = EMFILE
+            else:
+                close_number(probe)
+        with nogil:
+            close_numbers(arrival.fds, arrival.count)
+        if err:
+            why = ("this process had no room for the descriptors of a message, and all of them "
+                   "are closed; close others first, or raise RLIMIT_NOFILE (ulimit -n)")
+        elif arrival.rights_cut:
+            raise Error(
+                f"{self.describe()}: receiving: the system withheld a descriptor (a security "
+                "policy, or a control message longer than any known), and all that came with it "
+                "are closed", ErrType.BAD_CTRL_MESG,
+            )
+        else:
+            err = EMSGSIZE
+            why = (f"a message was longer than the {size} bytes asked for, and is lost; its "
+                   "descriptors are closed")
+        raise from_errno(err, ErrType.BAD_CTRL_MESG, f"{self.describe()}: receiving", why)

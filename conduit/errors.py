@@ -1,0 +1,139 @@
+"""The errors of conduit, and the one place where an errno becomes one of them."""
+
+from __future__ import annotations
+
+import enum
+import errno as codes
+import os
+
+
+class ErrType(enum.IntEnum):
+    """What kind of failure an `Error` is: the constants of Go's net-conduit, in its order."""
+
+    UNKNOWN = 0
+    """Nothing more is known."""
+    NO_FD = 1
+    """No descriptor can be had from an argument, or the conduit is closed."""
+    FAILED_TRANSFER = 2
+    """The message could not be sent or received."""
+    FAILED_CLOSE = 3
+    """It was sent, but closing the local copy failed; or `close()` failed."""
+    BAD_CLONE = 4
+    """Duplicating or adopting a descriptor failed."""
+    BAD_CTRL_MESG = 5
+    """The control message is malformed, truncated, or holds the wrong number of descriptors."""
+
+
+class Error(OSError):
+    """A transfer, or what belongs to one, failed.
+
+    Every failure that a call of this library meets is raised as an `Error`; only an argument
+    with an impossible value (a negative timeout, an unknown file mode) is a `ValueError`, as
+    it is in the standard library, and an exception that a signal handler raises stays itself.
+
+    Attributes:
+        type: the kind of failure, an `ErrType`.
+        errno, strerror: the system's, or None where the system reported nothing.
+        sent: how many bytes of the payload had left when the failure came. Where it is 0,
+            nothing was transferred, and the caller still owns everything.
+
+    ``str()`` of it is a sentence: which conduit, what failed, and what can be done.
+    """
+
+    type: ErrType
+    sent: int
+
+    def __init__(
+        self,
+        message: str,
+        type: ErrType = ErrType.UNKNOWN,
+        errno: int | None = None,
+        *,
+        sent: int = 0,
+    ) -> None:
+        if errno is None:
+            super().__init__(message)
+        else:
+            super().__init__(errno, os.strerror(errno))
+        self.type = ErrType(type)
+        self.sent = sent
+        self._message = message
+
+    def __str__(self) -> str:
+        return self._message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.__class__, (self._message, self.type, self.errno), self.__dict__
+
+
+class PeerClosedError(Error, EOFError):
+    """The peer is gone: the end of the stream, EPIPE, ECONNRESET."""
+
+
+class TransferTimeoutError(Error, TimeoutError):
+    """The deadline passed. Nothing was transferred, unless `sent` says otherwise."""
+
+
+class WouldBlockError(Error, BlockingIOError):
+    """The timeout is 0 and the socket is not ready. Nothing was transferred."""
+
+
+class DescriptorTypeError(Error, TypeError):
+    """An argument is of a kind that has no descriptor to give. Its type is ``NO_FD``."""
+
+
+_EVERYDAY: dict[int, type[Error]] = {
+    codes.EAGAIN: WouldBlockError,
+    codes.ETIMEDOUT: TransferTimeoutError,
+    codes.EPIPE: PeerClosedError,
+    codes.ECONNRESET: PeerClosedError,
+    # What a datagram socket says once and ever after when its peer was closed.
+    codes.ECONNREFUSED: PeerClosedError,
+    codes.ENOTCONN: PeerClosedError,
+}
+
+_SENTENCES = {
+    codes.EAGAIN: "it is not ready, and the timeout is 0",
+    codes.EPIPE: "the peer is gone",
+    codes.ECONNRESET: "the peer is gone, and left unread what was sent to it",
+    codes.ECONNREFUSED: "the peer is gone",
+    codes.ENOTCONN: "it has no peer, or no longer",
+    codes.EMFILE: "this process has no room for more descriptors; close some, or raise "
+    "RLIMIT_NOFILE (ulimit -n)",
+    codes.ENFILE: "the system has no room for more open files (fs.file-max)",
+    codes.ETOOMANYREFS: "too many descriptors of this user are on their way, unreceived; let the "
+    "receivers catch up, or raise RLIMIT_NOFILE (ulimit -n)",
+    codes.EMSGSIZE: "the message is longer than the socket can take at once; send less, or use "
+    "a stream",
+    codes.EPERM: "the peer takes no descriptors (SO_PASSRIGHTS), or a security policy forbids "
+    "them",
+    codes.EINVAL: "the system refuses to pass one of the descriptors (an io_uring, say), or the "
+    "socket is a listening one",
+    codes.ENOTSOCK: "it is not a socket",
+    codes.EAFNOSUPPORT: "it is not a Unix socket, and only those carry descriptors",
+}
+
+
+def from_errno(
+    errno: int, type: ErrType, what: str, why: str | None = None, *, sent: int = 0
+) -> Error:
+    """Make the `Error` for a system call that failed.
+
+    Args:
+        errno: what the call left there; decides the class.
+        type: the kind of failure.
+        what: whose failure: which conduit and what it was doing.
+        why: a sentence that says more than the usual one for this errno.
+        sent: how many bytes of the payload had left.
+
+    Returns:
+        the error, to be raised by the caller.
+    """
+    cls = _EVERYDAY.get(errno, Error)
+    name = codes.errorcode.get(errno, str(errno))
+    sentence = why or _SENTENCES.get(errno)
+    if sentence is None:
+        sentence = f"{os.strerror(errno)} [{name}]"
+    else:
+        sentence = f"{sentence} [{name}: {os.strerror(errno)}]"
+    return cls(f"{what}: {sentence}", type, errno, sent=sent)

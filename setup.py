@@ -1,0 +1,38 @@
+"""The compiled modules; everything else about the package is in pyproject.toml.
+
+Environment variables, for the project's own checks:
+    CONDUIT_PORTABLE=1: compile the branches for systems that lack what Linux has.
+    CONDUIT_TRACE=1: compile so that coverage sees the lines of the .pyx files.
+    CONDUIT_SANITIZE=address,undefined: compile for the sanitizers of the C compiler.
+"""
+
+import os
+
+from setuptools import Extension, setup
+
+macros: list[tuple[str, str | None]] = []
+flags: list[str] = []
+directives: dict[str, object] = {}
+if os.environ.get("CONDUIT_PORTABLE"):
+    macros.append(("CONDUIT_PORTABLE", "1"))
+if os.environ.get("CONDUIT_TRACE"):
+    macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
+    directives["linetrace"] = True
+if sanitizers := os.environ.get("CONDUIT_SANITIZE"):
+    flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g", "-O1"]
+
+extensions = [
+    Extension(
+        f"conduit.{name}",
+        [f"conduit/{name}.pyx"],
+        depends=["conduit/_posix.h", "conduit/_posix.pxd", "conduit/_wire.pxd"],
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=flags,
+    )
+    for name in ("_wire", "_conduit")
+]
+for extension in extensions:
+    extension.cython_directives = directives  # type: ignore[attr-defined]
+
+setup(ext_modules=extensions)
