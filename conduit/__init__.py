@@ -1,6 +1,6 @@
 """Move open files, sockets, listeners and pipes to another process over a Unix socket."""
 
-from conduit._conduit import Conduit, Descriptor
+from conduit._conduit import Conduit, Descriptor, Message
 from conduit._wire import MAX_FDS
 from conduit.errors import (
     DescriptorTypeError,
@@ -10,6 +10,8 @@ from conduit.errors import (
     TransferTimeoutError,
     WouldBlockError,
 )
+from conduit.listener import Listener
+from conduit.peer import Peer
 
 __all__ = [
     "MAX_FDS",
@@ -18,6 +20,9 @@ __all__ = [
     "DescriptorTypeError",
     "ErrType",
     "Error",
+    "Listener",
+    "Message",
+    "Peer",
     "PeerClosedError",
     "TransferTimeoutError",
     "WouldBlockError",

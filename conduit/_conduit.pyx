@@ -1,23 +1,28 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
 """The public classes: who owns which descriptor, and nothing else."""
 
+import os
 import socket
 import warnings
 from io import FileIO
 
 cimport cython
 from cpython.bool cimport PyBool_Check
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.object cimport PyObject_AsFileDescriptor
-from libc.errno cimport errno
+from libc.errno cimport EINVAL, errno
 from libc.math cimport isnan
 
-from conduit._posix cimport SOCK_STREAM, conduit_socketpair
+from conduit._posix cimport CONDUIT_MAX_FDS, conduit_socketpair
 from conduit._wire cimport (
+    SLOTS,
     Arrival,
     Transport,
     close_number,
     close_numbers,
+    connect_to,
     duplicate,
     move_up,
 )
@@ -25,7 +30,9 @@ from conduit._wire cimport (
 from _socket import socket as c_socket
 
 from conduit import objects
+from conduit._wire import address_from, peer_of
 from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno
+from conduit.peer import Peer
 
 
 cdef int number_from(object value) except -1:
@@ -110,6 +117,23 @@ cdef class Descriptor:
         """Whether it owns nothing any more: closed, detached, or made into another object."""
         return self.number < 0
 
+    @property
+    def kind(self):
+        """What it is, as ``fstat(2)`` says: ``"regular file"``, ``"directory"``, ``"fifo"``,
+        ``"socket"``, ``"character device"``, ``"block device"``, or ``"anonymous"`` (an epoll, an
+        eventfd and the like).
+
+        Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
+        """
+        try:
+            return objects.kind_of(os.fstat(self._held()).st_mode)
+        except Error:
+            raise
+        except OSError as exc:
+            raise from_errno(
+                exc.errno, ErrType.UNKNOWN, f"the kind of descriptor {self.number}"
+            ) from exc
+
     cdef int _take(self) noexcept:
         """Take the number out, so that it is closed once; -1 if it is gone already."""
         cdef int number
@@ -184,6 +208,49 @@ cdef class Descriptor:
         return open_socket(self)
 
 
+@cython.final
+cdef class Message:
+    """What one message brought: its bytes, and its descriptors in the order they were sent.
+
+    A context manager: leaving it closes the descriptors that were not taken out, that is,
+    detached or made into files or sockets. Without it, each descriptor that is dropped closes
+    itself, with a `ResourceWarning`.
+    """
+
+    cdef readonly bytes data
+    cdef readonly tuple fds
+
+    def __cinit__(self, bytes data not None=b"", fds=()):
+        self.data = data
+        self.fds = tuple(fds)
+
+    def __repr__(self):
+        return f"<conduit.Message of {len(self.data)} bytes and {len(self.fds)} descriptors>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        self.close()
+
+    def close(self):
+        """Close the descriptors that were not taken out. A second time does nothing.
+
+        Raises `Error` (``FAILED_CLOSE``), once all are closed, if the system reports a failure.
+        """
+        cdef int numbers[SLOTS]
+        cdef int count = 0, err
+        cdef Descriptor descriptor
+        for descriptor in self.fds:
+            if count < SLOTS and descriptor.number >= 0:
+                numbers[count] = descriptor._take()
+                count += 1
+        with nogil:
+            err = close_numbers(numbers, count)
+        if err:
+            raise from_errno(err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
+
+
 cdef Descriptor own(int number):
     """A Descriptor for a number that came in. Runs no Python code that could lose it."""
     cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
@@ -255,7 +322,7 @@ cdef class Conduit:
         self.transport = Transport(number_from(fd), name)
 
     @classmethod
-    def from_file(cls, file):
+    def from_file(cls, file, *, str name not None=""):
         """Borrow the descriptor of a file or any object with ``fileno()``.
 
         The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
@@ -264,15 +331,12 @@ cdef class Conduit:
         Raises `Error` (``NO_FD``) if the object has no descriptor.
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        name = getattr(file, "name", "")
-        conduit.transport = Transport(
-            objects.number_of(file), name if isinstance(name, str) else ""
-        )
+        conduit.transport = Transport(objects.number_of(file), name)
         conduit.lender = file
         return conduit
 
     @classmethod
-    def from_conn(cls, conn):
+    def from_conn(cls, conn, *, str name not None=""):
         """Duplicate the descriptor of a socket or any object with ``fileno()``.
 
         The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
@@ -287,7 +351,7 @@ cdef class Conduit:
         cdef int fd = duplicate(number)
         if fd < 0:
             raise from_errno(errno, ErrType.BAD_CLONE, f"duplicating descriptor {number}")
-        return owner(fd, seconds)
+        return owner(fd, seconds, name)
 
     @classmethod
     def pair(cls, *, type=socket.SOCK_STREAM):
@@ -303,6 +367,24 @@ cdef class Conduit:
             raise from_errno(errno, ErrType.NO_FD, "making a pair")
         first, second = own(ends[0]), own(ends[1])
         return owner(raised(first), -1), owner(raised(second), -1)
+
+    @classmethod
+    def connect(
+        cls, path, *, type=socket.SOCK_STREAM, timeout=None, str name not None=""
+    ):
+        """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
+
+        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes
+        the conduit's own: None for ever, 0 not at all. ``type`` is the listener's.
+
+        Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``, ``ECONNREFUSED`` (nobody
+        listens there any more), ``EACCES``, ``EPROTOTYPE`` (another type), ``ENAMETOOLONG`` (a
+        path has 107 bytes at most); `TransferTimeoutError` and `WouldBlockError` as every call.
+        """
+        cdef double seconds = seconds_from(timeout)
+        return owner(
+            connect_to(address_from(path), type, seconds, f"connecting to {path!r}"), seconds, name
+        )
 
     def __del__(self):
         if self.transport.owned and not self.transport.closed:
@@ -342,6 +424,22 @@ cdef class Conduit:
     @timeout.setter
     def timeout(self, timeout):
         self.transport.timeout = seconds_from(timeout)
+
+    @property
+    def peer(self):
+        """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
+
+        Raises `Error`: ``NO_FD`` if the conduit is closed, ``FAILED_TRANSFER`` if the system
+        does not know, as for a socket that is not connected.
+        """
+        try:
+            return Peer(*peer_of(self.fileno()))
+        except Error:
+            raise
+        except OSError as exc:
+            raise from_errno(
+                exc.errno, ErrType.FAILED_TRANSFER, f"{self.transport.describe()}: its peer"
+            ) from exc
 
     def fileno(self):
         """Return the number of the socket, which stays the conduit's.
@@ -388,11 +486,7 @@ cdef class Conduit:
         if keep:
             return
         if number < 0:
-            raise Error(
-                f"{self.transport.describe()}: descriptor {fd} was sent, but meanwhile its "
-                "number was closed or given to another file here, which is left alone",
-                ErrType.FAILED_CLOSE,
-            )
+            raise self._lost(fd)
         with nogil:
             err = close_number(number)
         if err:
@@ -501,6 +595,162 @@ cdef class Conduit:
             return open_socket(descriptor)
 
 
+    def transfer(self, *items, data=b"", bint keep=False):
+        """Send a message: bytes, and any number of descriptors with them.
+
+        Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
+        ``close()``; files are prepared as by `transfer_file`. On success each is closed through
+        its own object, and an int by its number: one that stands twice is sent twice and closed
+        once. With ``keep`` all stay open here.
+
+        ``data`` is any bytes-like object, sent whole however long it is: on a stream the
+        descriptors go with the first byte. With items and no data one NUL byte is sent, since
+        descriptors cannot go alone.
+
+        Raises `Error`, with everything open and the caller's: ``NO_FD`` and
+        `DescriptorTypeError` for an item without a descriptor; ``BAD_CTRL_MESG`` (``EINVAL``)
+        for more than `MAX_FDS` items; ``FAILED_TRANSFER`` if the message was not sent
+        (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how many
+        bytes had left, and the conduit sends no more, since the stream is broken there. Raises
+        ``FAILED_CLOSE`` if all was sent but something was not closed well here; everything else
+        is closed. `ValueError` if there is nothing to send, `TypeError` or `BufferError` if
+        ``data`` is not bytes-like or not contiguous.
+        """
+        cdef int numbers[SLOTS]
+        cdef Py_ssize_t count = len(items)
+        cdef int i
+        cdef bint plain = True
+        cdef Py_buffer payload
+        if count > CONDUIT_MAX_FDS:
+            raise from_errno(
+                EINVAL, ErrType.BAD_CTRL_MESG, f"{self.transport.describe()}: sending",
+                f"one message carries at most {CONDUIT_MAX_FDS} descriptors, not {count}",
+            )
+        for i in range(<int>count):
+            item = items[i]
+            if PyLong_Check(item):
+                numbers[i] = number_from(item)
+            elif isinstance(item, Descriptor):
+                numbers[i] = (<Descriptor>item)._held()
+            else:
+                objects.prepare(item, keep)
+                plain = False
+        if not plain:
+            # Only now that nothing runs any more which could close or reopen one.
+            for i in range(<int>count):
+                if not PyLong_Check(items[i]):
+                    numbers[i] = number_of(items[i])
+        for i in range(<int>count):
+            self._refuse_itself(numbers[i])
+        PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
+        try:
+            if payload.len:
+                self.transport.send(payload.buf, payload.len, numbers, <int>count)
+            elif count:
+                self.transport.send(b"\0", 1, numbers, <int>count)
+            else:
+                raise ValueError("there is nothing to send: neither descriptors nor data")
+        finally:
+            PyBuffer_Release(&payload)
+        if not keep and count:
+            self._close_sent(items, numbers)
+
+    cdef int _close_sent(self, tuple items, int *numbers) except -1:
+        """Close each item that was sent, once, the ones with an object through it."""
+        cdef int ours[SLOTS]
+        cdef int i, j, err, n = 0
+        cdef list owners = []
+        failure = None
+        for i in range(<int>len(items)):
+            if not PyLong_Check(items[i]):
+                if not any([items[i] is other for other in owners]):
+                    owners.append(items[i])
+                continue
+            if numbers[i] < 0:
+                failure = self._lost(items[i])
+                continue
+            for j in range(n):
+                if ours[j] == numbers[i]:
+                    break
+            else:
+                ours[n] = numbers[i]
+                n += 1
+        with nogil:
+            err = close_numbers(ours, n)
+        if err:
+            failure = from_errno(
+                err, ErrType.FAILED_CLOSE,
+                f"{self.transport.describe()}: the message was sent, but closing a descriptor here",
+            )
+        for owner in owners:
+            try:
+                if isinstance(owner, Descriptor):
+                    (<Descriptor>owner).close()
+                else:
+                    objects.close(owner)
+            except Error as exc:
+                failure = exc
+        if failure is not None:
+            raise failure
+        return 0
+
+    cdef object _lost(self, fd):
+        return Error(
+            f"{self.transport.describe()}: descriptor {fd} was sent, but meanwhile its number was "
+            "closed or given to another file here, which is left alone", ErrType.FAILED_CLOSE,
+        )
+
+    def receive(self, Py_ssize_t max_data=65536, Py_ssize_t max_fds=CONDUIT_MAX_FDS):
+        """Receive one message: what one ``recvmsg(2)`` returns.
+
+        ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
+
+        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent, maybe with no
+        bytes at all. A stream has no boundaries: what comes is what has arrived, up to the
+        descriptors of one message; bytes sent earlier without descriptors stand in front of it,
+        and a long payload comes in pieces, the descriptors with the first. Where both ends are
+        yours, take ``SOCK_SEQPACKET``.
+
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
+        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this
+        process has no room for them, and the conduit works on. `PeerClosedError` if the peer
+        closed its end. `ValueError` for an impossible limit.
+        """
+        cdef Arrival arrival
+        cdef bytes payload
+        cdef ssize_t got
+        cdef int i, count
+        cdef list descriptors = []
+        cdef Message message = Message.__new__(Message)
+        if max_data < 1:
+            raise ValueError(f"max_data must be at least 1 byte, not {max_data}")
+        if max_fds < 0:
+            raise ValueError(f"max_fds must be at least 0, not {max_fds}")
+        payload = PyBytes_FromStringAndSize(NULL, max_data)
+        got = self.transport.receive(PyBytes_AS_STRING(payload), max_data, &arrival)
+        count = arrival.count
+        if count > max_fds:
+            with nogil:
+                close_numbers(arrival.fds, count)
+            raise Error(
+                f"{self.transport.describe()}: receiving: a message came with {count} "
+                f"descriptors where at most {max_fds} were awaited, and they are closed",
+                ErrType.BAD_CTRL_MESG,
+            )
+        i = 0
+        try:
+            while i < count:
+                descriptors.append(own(arrival.fds[i]))
+                i += 1
+        except BaseException:
+            with nogil:
+                close_numbers(&arrival.fds[i], count - i)
+            raise
+        message.data = payload if got == max_data else payload[:got]
+        message.fds = tuple(descriptors)
+        return message
+
+
 cdef int raised(Descriptor descriptor) except -1:
     """The number of a descriptor made here, moved above standard error, and the caller's."""
     cdef int number = move_up(descriptor._take())
@@ -509,10 +759,15 @@ cdef int raised(Descriptor descriptor) except -1:
     return number
 
 
-cdef Conduit owner(int fd, double timeout):
+cdef Conduit owner(int fd, double timeout, str name=""):
     """A conduit that owns its number, which is closed if there can be none."""
     cdef Descriptor descriptor = own(fd)
     cdef Conduit conduit = Conduit.__new__(Conduit)
-    conduit.transport = Transport(fd, "", True, timeout)
+    conduit.transport = Transport(fd, name, True, timeout)
     descriptor._take()
     return conduit
+
+
+def accept(Conduit listening not None, timeout=None):
+    """Accept a connection on a conduit over a non-blocking listening socket; for `Listener`."""
+    return owner(listening.transport.accept(seconds_from(timeout)), -1)

@@ -12,9 +12,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <stddef.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/types.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -24,6 +28,19 @@
 #undef POLLRDHUP
 #undef SOCK_CLOEXEC
 #undef SO_DOMAIN
+/* What the BSDs have instead of SO_PEERCRED, made of it where there is nothing else. */
+static inline int getpeereid(int fd, uid_t *uid, gid_t *gid)
+{
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    int failed = getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+    *uid = peer.uid;
+    *gid = peer.gid;
+    return failed;
+}
+enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begins with the pid */
+#define LOCAL_PEERPID CONDUIT_PEERPID
+#undef SO_PEERCRED
 #elif defined(__linux__)
 #include <sys/eventfd.h>
 #define CONDUIT_EVENTFD
@@ -71,6 +88,85 @@ static inline size_t conduit_cmsg_size(struct msghdr *msg, struct cmsghdr *cmsg)
     if (said > end)
         said = end;
     return said > data ? (size_t)(said - data) : 0;
+}
+
+/* Who is connected: 0, or -1 and errno. Where the system does not tell the process, pid is 0. */
+static inline int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
+{
+#ifdef SO_PEERCRED
+    struct ucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size))
+        return -1;
+    *pid = peer.pid;
+    *uid = peer.uid;
+    *gid = peer.gid;
+#else
+    *pid = 0;
+    if (getpeereid(fd, uid, gid))
+        return -1;
+#ifdef LOCAL_PEERPID
+    socklen_t size = sizeof *pid;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERPID, pid, &size))
+        return -1;
+#endif
+#endif
+    if (*uid == (uid_t)-1) {
+        errno = ENOTCONN;
+        return -1;
+    }
+    return 0;
+}
+
+/* Make a socket, or accept a connection, close-on-exec; the number, or -1 and errno. */
+static inline int conduit_socket(int kind)
+{
+#ifdef SOCK_CLOEXEC
+    return socket(AF_UNIX, kind | SOCK_CLOEXEC, 0);
+#else
+    int fd = socket(AF_UNIX, kind, 0);
+    if (fd >= 0)
+        fcntl(fd, F_SETFD, FD_CLOEXEC);
+    return fd;
+#endif
+}
+
+static inline int conduit_accept(int fd)
+{
+#ifdef SOCK_CLOEXEC
+    return accept4(fd, NULL, NULL, SOCK_CLOEXEC);
+#else
+    int conn = accept(fd, NULL, NULL);
+    if (conn >= 0) {
+        fcntl(conn, F_SETFD, FD_CLOEXEC);
+        /* On BSDs it has O_NONBLOCK from its listener, and need not. */
+        fcntl(conn, F_SETFL, fcntl(conn, F_GETFL) & ~O_NONBLOCK);
+    }
+    return conn;
+#endif
+}
+
+/* Connect, waiting at most so many microseconds (0: for ever) for room in the listener's
+ * backlog, where the system waits at all; 0, or -1 and errno (EAGAIN when they have passed). */
+static inline int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
+{
+    struct sockaddr_un address;
+    struct timeval patience = {microseconds / 1000000, microseconds % 1000000};
+    if (length >= sizeof address.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    memset(&address, 0, sizeof address);
+    address.sun_family = AF_UNIX;
+    memcpy(address.sun_path, path, length);
+    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
+        return -1;
+    /* An abstract name, which begins with a zero byte, ends with its length. */
+    if (connect(fd, (struct sockaddr *)&address,
+                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (*path != 0))))
+        return -1;
+    patience.tv_sec = patience.tv_usec = 0;
+    return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 
 /* The address family of a socket; -1 and errno for anything else. */

@@ -1,6 +1,7 @@
 """What the C headers offer and Cython does not ship."""
 
 from cpython.pythread cimport PyThread_type_lock
+from posix.types cimport gid_t, pid_t, uid_t
 from posix.uio cimport iovec
 
 
@@ -15,8 +16,12 @@ cdef extern from "_posix.h" nogil:
         pass
 
     size_t conduit_cmsg_size(msghdr *msg, cmsghdr *cmsg)
+    int conduit_accept(int fd)
+    int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
     int conduit_domain(int fd)
+    int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int kind)
+    int conduit_socket(int kind)
     int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
     bint conduit_at_end(int fd)

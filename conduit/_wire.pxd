@@ -37,6 +37,8 @@ cdef class Transport:
     cdef int send(self, const void *data, size_t size, int *fds, int count) except -1
     cdef ssize_t receive(self, void *data, size_t size, Arrival *arrival) except -1
 
+    cdef int accept(self, double timeout) except -1
+
     cdef str describe(self)
     cdef int _identify(self) except -1
     cdef int _after_fork(self) except -1
@@ -61,3 +63,4 @@ cdef int close_number(int fd) noexcept nogil
 cdef int close_numbers(const int *fds, int count) noexcept nogil
 cdef int duplicate(int fd) noexcept nogil
 cdef int move_up(int fd) noexcept nogil
+cdef int connect_to(bytes path, int kind, double timeout, str doing) except -1

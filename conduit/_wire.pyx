@@ -6,6 +6,7 @@ and is closed under no call. All system calls of the package that touch descript
 """
 
 import os
+import sys
 from threading import get_ident, main_thread
 from time import monotonic
 
@@ -22,6 +23,7 @@ from libc.errno cimport (
     EAFNOSUPPORT,
     EAGAIN,
     EBADF,
+    ECONNABORTED,
     ECONNRESET,
     EINTR,
     EMFILE,
@@ -34,6 +36,7 @@ from libc.limits cimport INT_MAX
 from libc.math cimport INFINITY, ceil
 from libc.string cimport memcpy
 from posix.fcntl cimport F_DUPFD_CLOEXEC, F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
+from posix.types cimport gid_t, pid_t, uid_t
 from posix.uio cimport iovec
 from posix.unistd cimport close, write
 
@@ -62,12 +65,16 @@ from conduit._posix cimport (
     SOL_SOCKET,
     PyThread_acquire_lock_timed,
     cmsghdr,
+    conduit_accept,
     conduit_at_end,
     conduit_cmsg_size,
+    conduit_connect,
     conduit_control,
     conduit_domain,
+    conduit_peer,
     conduit_prepare,
     conduit_same_file,
+    conduit_socket,
     conduit_waker,
     getsockopt,
     msghdr,
@@ -124,9 +131,9 @@ cdef int duplicate(int fd) noexcept nogil:
 
 
 cdef int move_up(int fd) noexcept nogil:
-    """The same file under a number above standard error, or -1 and errno with it closed."""
+    """The same file under a number above standard error; -1 and errno with it closed, or for -1."""
     cdef int moved, err
-    if fd >= LOWEST:
+    if fd < 0 or fd >= LOWEST:
         return fd
     moved = duplicate(fd)
     err = errno
@@ -142,6 +149,68 @@ def socket_type(int fd):
     if getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
         raise OSError(errno, os.strerror(errno))
     return kind
+
+
+def peer_of(int fd):
+    """Return the (pid, uid, gid) of the process that a Unix socket is connected to.
+
+    It is who called ``connect(2)``, or ``listen(2)``, or made the pair, as they were then
+    (``SO_PEERCRED``); an `OSError` if the system does not know.
+    """
+    cdef pid_t pid = 0
+    cdef uid_t uid = 0
+    cdef gid_t gid = 0
+    if conduit_peer(fd, &pid, &uid, &gid) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return pid, uid, gid
+
+
+def address_from(path):
+    """Return the bytes of a Unix socket's address: ``@name`` is an abstract one on Linux."""
+    address = os.fsencode(path)
+    if address.startswith(b"@") and sys.platform == "linux":
+        return b"\0" + address[1:]
+    return address
+
+
+cdef int connect_to(bytes path, int kind, double timeout, str doing) except -1:
+    """A new socket connected to a path, whose number is the caller's; -1 s waits for ever."""
+    cdef const char *address = path
+    cdef size_t length = len(path)
+    cdef int fd = move_up(conduit_socket(kind)), connected, err = errno
+    cdef double deadline = INFINITY if timeout < 0 else <double>monotonic() + timeout
+    cdef double patience
+    try:
+        if fd < 0:
+            raise from_errno(err, ErrType.NO_FD, doing)
+        while True:
+            patience = max(deadline - monotonic(), 1e-6)
+            if in_main_thread():
+                patience = min(patience, SIGNAL_SLICE / 1000)
+            with nogil:
+                connected = conduit_connect(
+                    fd, address, length, <long long>(patience * 1e6) if patience < 1e9 else 0
+                )
+                err = errno
+            if connected == 0:
+                return fd
+            PyErr_CheckSignals()
+            if err not in (EAGAIN, EINTR):
+                raise from_errno(err, ErrType.NO_FD, doing)
+            if deadline <= monotonic():
+                raise from_errno(
+                    ETIMEDOUT if timeout else EAGAIN, ErrType.NO_FD, doing,
+                    "the listener's backlog was full all the time",
+                )
+    except BaseException:
+        if fd >= 0:
+            close_number(fd)
+        raise
+
+
+cdef bint in_main_thread():
+    """Whether this is the thread that runs Python's signal handlers."""
+    return get_ident() == main_thread().ident
 
 
 cdef ssize_t send_once(
@@ -398,7 +467,7 @@ cdef class Transport:
             watched[1].fd = self.wake[0]
             watched[1].events = POLLIN
         slice_ms = INT_MAX
-        if get_ident() == main_thread().ident:
+        if in_main_thread():
             slice_ms = SIGNAL_SLICE
         if blind or not events:
             slice_ms = BLIND_SLICE
@@ -409,7 +478,7 @@ cdef class Transport:
                     ETIMEDOUT, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}",
                     f"the deadline passed after {sent} bytes of the payload had left"
                     if sent else
-                    f"the deadline of {self.timeout:g} s passed, and nothing was transferred",
+                    "the deadline passed, and nothing was transferred",
                     sent=sent,
                 )
             wait_ms = <int>ceil(left * 1000) if left * 1000 < slice_ms else slice_ms
@@ -653,3 +722,33 @@ cdef class Transport:
             why = (f"a message was longer than the {size} bytes asked for, and is lost; its "
                    "descriptors are closed")
         raise from_errno(err, ErrType.BAD_CTRL_MESG, f"{self.describe()}: receiving", why)
+
+    cdef int accept(self, double timeout) except -1:
+        """Accept a connection on a listening socket with O_NONBLOCK; its number is the caller's.
+
+        ``timeout`` is in seconds: -1 waits for ever, 0 not at all.
+        """
+        cdef double deadline = INFINITY if timeout < 0 else <double>monotonic() + timeout
+        cdef int fd, err
+        self.enter()
+        try:
+            while True:
+                with nogil:
+                    fd = move_up(conduit_accept(self.fd))
+                    err = errno
+                if fd >= 0:
+                    return fd
+                if err == EAGAIN:
+                    if timeout == 0:
+                        raise from_errno(
+                            EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: accepting",
+                            "nobody is waiting to be accepted, and the timeout is 0",
+                        )
+                    self._wait(POLLIN, deadline, "accepting", 0)
+                elif err == EINTR:
+                    PyErr_CheckSignals()
+                    self._check_open("accepting")
+                elif err != ECONNABORTED:
+                    raise from_errno(err, ErrType.NO_FD, f"{self.describe()}: accepting")
+        finally:
+            self.leave()

@@ -82,25 +82,28 @@ class DescriptorTypeError(Error, TypeError):
     """An argument is of a kind that has no descriptor to give. Its type is ``NO_FD``."""
 
 
-_EVERYDAY: dict[int, type[Error]] = {
+_WAITING: dict[int, type[Error]] = {
     codes.EAGAIN: WouldBlockError,
     codes.ETIMEDOUT: TransferTimeoutError,
-    codes.EPIPE: PeerClosedError,
-    codes.ECONNRESET: PeerClosedError,
-    # What a datagram socket says once and ever after when its peer was closed.
-    codes.ECONNREFUSED: PeerClosedError,
-    codes.ENOTCONN: PeerClosedError,
 }
 
 _SENTENCES = {
     codes.EAGAIN: "it is not ready, and the timeout is 0",
+    codes.EMFILE: "this process has no room for more descriptors; close some, or raise "
+    "RLIMIT_NOFILE (ulimit -n)",
+    codes.ENFILE: "the system has no room for more open files (fs.file-max)",
+    codes.ENOTSOCK: "it is not a socket",
+}
+
+# What a transfer says when the peer is gone; a datagram socket in two ways.
+_PEER_GONE = {
     codes.EPIPE: "the peer is gone",
     codes.ECONNRESET: "the peer is gone, and left unread what was sent to it",
     codes.ECONNREFUSED: "the peer is gone",
     codes.ENOTCONN: "it has no peer, or no longer",
-    codes.EMFILE: "this process has no room for more descriptors; close some, or raise "
-    "RLIMIT_NOFILE (ulimit -n)",
-    codes.ENFILE: "the system has no room for more open files (fs.file-max)",
+}
+
+_TRANSFER_SENTENCES = {
     codes.ETOOMANYREFS: "too many descriptors of this user are on their way, unreceived; let the "
     "receivers catch up, or raise RLIMIT_NOFILE (ulimit -n)",
     codes.EMSGSIZE: "the message is longer than the socket can take at once; send less, or use "
@@ -109,7 +112,6 @@ _SENTENCES = {
     "them",
     codes.EINVAL: "the system refuses to pass one of the descriptors (an io_uring, say), or the "
     "socket is a listening one",
-    codes.ENOTSOCK: "it is not a socket",
     codes.EAFNOSUPPORT: "it is not a Unix socket, and only those carry descriptors",
 }
 
@@ -129,9 +131,14 @@ def from_errno(
     Returns:
         the error, to be raised by the caller.
     """
-    cls = _EVERYDAY.get(errno, Error)
+    cls = _WAITING.get(errno, Error)
+    sentences = _SENTENCES
+    if type is ErrType.FAILED_TRANSFER:
+        sentences = _SENTENCES | _PEER_GONE | _TRANSFER_SENTENCES
+        if errno in _PEER_GONE:
+            cls = PeerClosedError
     name = codes.errorcode.get(errno, str(errno))
-    sentence = why or _SENTENCES.get(errno)
+    sentence = why or sentences.get(errno)
     if sentence is None:
         sentence = f"{os.strerror(errno)} [{name}]"
     else:

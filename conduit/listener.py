@@ -1,0 +1,227 @@
+"""A listening Unix socket that only invited peers reach: bound safely, admitting by identity."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from conduit._conduit import Conduit, accept
+from conduit._wire import address_from
+from conduit.errors import Error, ErrType, from_errno
+from conduit.peer import Peer, same_user_or_root
+
+if TYPE_CHECKING:
+    from _typeshed import StrOrBytesPath
+
+_log = logging.getLogger("conduit")
+
+_LONGEST = 107
+"""Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
+
+
+class Listener:
+    """A Unix socket that listens at a path, or at an abstract name, for conduits.
+
+    Listener(path, mode=0o600, backlog=128, type=SOCK_STREAM, allow=None) binds and listens.
+    The socket appears at ``path`` complete, listening and with its mode, so that at no instant
+    another user can connect whom the mode keeps out. What is found there is replaced if it is a
+    socket that nobody listens on any more. ``"@name"`` is an abstract address on Linux, which
+    has no mode: there ``allow`` alone decides.
+
+    Args:
+        path: where to listen; up to 107 bytes.
+        mode: the permission bits of the socket; who may write may connect.
+        backlog: how many connections wait to be accepted.
+        type: ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
+        allow: whether a `Peer` is admitted. Without it: this process's user, and root.
+
+    Raises:
+        Error: ``NO_FD``, with the errno: ``EADDRINUSE`` if something else is at the path or
+            somebody listens there, ``ENAMETOOLONG``, ``EACCES`` and what bind(2) reports.
+    """
+
+    def __init__(
+        self,
+        path: StrOrBytesPath,
+        *,
+        mode: int = 0o600,
+        backlog: int = 128,
+        type: int = socket.SOCK_STREAM,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self._allow = same_user_or_root if allow is None else allow
+        self._process = os.getpid()
+        self._inode: tuple[int, int] | None = None
+        address = address_from(path)
+        try:
+            with socket.socket(socket.AF_UNIX, type) as sock:
+                # Another process may share it and accept first what both were told of.
+                sock.setblocking(False)
+                if address.startswith(b"\0"):
+                    sock.bind(address)
+                    sock.listen(backlog)
+                else:
+                    self._inode = _bind(sock, address, mode, backlog)
+                self._conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
+        except OSError as exc:
+            self._unlink()
+            if isinstance(exc, Error):
+                raise
+            code = exc.errno or errno.EINVAL
+            why = None if exc.strerror == os.strerror(code) else exc.strerror
+            raise from_errno(code, ErrType.NO_FD, f"listening at {self.path!r}", why) from exc
+
+    def __repr__(self) -> str:
+        return f"<conduit.Listener {self.path!r}{' closed' if self.closed else ''}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._conduit.closed
+
+    def fileno(self) -> int:
+        """Return the number of the listening socket, which stays the listener's.
+
+        It is readable when somebody waits to be accepted. `Error` (``NO_FD``) if closed.
+        """
+        return self._conduit.fileno()
+
+    def accept(self, timeout: float | None = None) -> Conduit:
+        """Wait for a connection from a peer that is allowed, and return its conduit.
+
+        A peer that is not is closed before a byte of it is read, and logged (logger
+        ``conduit``, level WARNING); the wait goes on.
+
+        Args:
+            timeout: seconds to wait in all; None for ever, 0 not at all.
+
+        Raises:
+            TransferTimeoutError, WouldBlockError: nobody came in time.
+            Error: ``NO_FD`` if the listener is or gets closed, or, with the errno, if the
+                system gives no connection: ``EMFILE`` means that this process has no room; the
+                peer goes on waiting, so close something before the next call.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            conduit = accept(self._conduit, timeout)
+            try:
+                peer = conduit.peer
+                if self._allow(peer):
+                    return conduit
+                _log.warning("%r refused %r", self, peer)
+            except BaseException:
+                conduit.close()
+                raise
+            conduit.close()
+            if deadline is not None:
+                timeout = max(deadline - time.monotonic(), 0)
+
+    def close(self) -> None:
+        """Stop listening, end the calls that wait in `accept`, and remove the path.
+
+        Only the socket that this listener made is removed, and only by the process that made
+        it: one that has replaced it, and a forked child, leave it alone. A second `close` does
+        nothing.
+
+        Raises:
+            Error: ``FAILED_CLOSE``, if the system reports a failure.
+        """
+        try:
+            self._unlink()
+        finally:
+            self._conduit.close()
+
+    def _unlink(self) -> None:
+        inode, self._inode = self._inode, None
+        if inode is not None and self._process == os.getpid():
+            with contextlib.suppress(FileNotFoundError):
+                if _inode_of(self.path) == inode:
+                    os.unlink(self.path)
+
+
+def _inode_of(path: StrOrBytesPath) -> tuple[int, int]:
+    status = os.lstat(path)
+    return status.st_dev, status.st_ino
+
+
+def _bind(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
+    """Bind and listen at a path, which shows the socket only when it is complete.
+
+    It is made in a directory that only this user can enter, and then linked to its place, which
+    fails if another was faster; a rename would replace that one unseen.
+
+    Returns:
+        the device and inode of the socket, to know it again.
+    """
+    if len(path) > _LONGEST:
+        raise OSError(
+            errno.ENAMETOOLONG, f"the path has {len(path)} bytes, and {_LONGEST} is the most"
+        )
+    with tempfile.TemporaryDirectory(prefix=b".", dir=os.path.dirname(path) or b".") as private:
+        made = os.path.join(private, b"s")
+        with _short(private) as reachable:
+            sock.bind(os.path.join(reachable, b"s"))
+        os.chmod(made, mode)
+        sock.listen(backlog)
+        _remove_stale(path, os.path.join(private, b"stale"), sock.type)
+        os.link(made, path, follow_symlinks=False)
+        return _inode_of(made)
+
+
+@contextlib.contextmanager
+def _short(directory: bytes) -> Iterator[bytes]:
+    """A name of a directory that leaves room in ``sun_path``, for a while."""
+    if len(directory) + 2 <= _LONGEST or not os.path.isdir("/proc/self/fd"):
+        yield directory
+        return
+    fd = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield b"/proc/self/fd/%d" % fd
+    finally:
+        os.close(fd)
+
+
+def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
+    """Remove a socket that nobody listens on from a path; raise EADDRINUSE for anything else."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise OSError(errno.EADDRINUSE, "something that is no socket is there")
+    with socket.socket(socket.AF_UNIX, type) as probe:
+        probe.setblocking(False)
+        # Anything but a refusal means that somebody is there: a full backlog (EAGAIN), a
+        # socket of another type (EPROTOTYPE), or one this user may not connect to (EACCES).
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "somebody listens there")
+    try:
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    if _inode_of(aside) != (found.st_dev, found.st_ino):
+        # Another listener took the place in between; it gets it back.
+        os.link(aside, path, follow_symlinks=False)
+        raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there")

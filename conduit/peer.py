@@ -1,0 +1,24 @@
+"""Who is at the other end of a Unix socket."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Peer(NamedTuple):
+    """The process that a Unix socket is connected to, as it was when it connected.
+
+    A process may connect, then drop its privileges or hand the socket to another: the uid says
+    who asked for the connection, not who writes now (unix(7), ``SO_PEERCRED``). ``pid`` is 0 if
+    the process is outside this pid namespace, or where the system does not tell it.
+    """
+
+    pid: int
+    uid: int
+    gid: int
+
+
+def same_user_or_root(peer: Peer) -> bool:
+    """Whether a peer is this process's user (the effective one) or root."""
+    return peer.uid in (0, os.geteuid())
