@@ -19,6 +19,7 @@ from conduit._posix cimport CONDUIT_MAX_FDS, conduit_socketpair
 from conduit._wire cimport (
     SLOTS,
     Arrival,
+    Shipment,
     Transport,
     close_number,
     close_numbers,
@@ -617,10 +618,25 @@ cdef class Conduit:
         ``data`` is not bytes-like or not contiguous.
         """
         cdef int numbers[SLOTS]
+        cdef int count = self._number(items, numbers, keep)
+        cdef Py_buffer payload
+        PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
+        try:
+            if payload.len:
+                self.transport.send(payload.buf, payload.len, numbers, count)
+            else:
+                _check_any(count)
+                self.transport.send(b"\0", 1, numbers, count)
+        finally:
+            PyBuffer_Release(&payload)
+        if not keep and count:
+            self._close_sent(items, numbers)
+
+    cdef int _number(self, tuple items, int *numbers, bint keep) except -1:
+        """Make the items ready to leave and put their numbers, which stay theirs, in a row."""
         cdef Py_ssize_t count = len(items)
         cdef int i
         cdef bint plain = True
-        cdef Py_buffer payload
         if count > CONDUIT_MAX_FDS:
             raise from_errno(
                 EINVAL, ErrType.BAD_CTRL_MESG, f"{self.transport.describe()}: sending",
@@ -642,18 +658,7 @@ cdef class Conduit:
                     numbers[i] = number_of(items[i])
         for i in range(<int>count):
             self._refuse_itself(numbers[i])
-        PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
-        try:
-            if payload.len:
-                self.transport.send(payload.buf, payload.len, numbers, <int>count)
-            elif count:
-                self.transport.send(b"\0", 1, numbers, <int>count)
-            else:
-                raise ValueError("there is nothing to send: neither descriptors nor data")
-        finally:
-            PyBuffer_Release(&payload)
-        if not keep and count:
-            self._close_sent(items, numbers)
+        return <int>count
 
     cdef int _close_sent(self, tuple items, int *numbers) except -1:
         """Close each item that was sent, once, the ones with an object through it."""
@@ -749,6 +754,73 @@ cdef class Conduit:
         message.data = payload if got == max_data else payload[:got]
         message.fds = tuple(descriptors)
         return message
+
+
+cdef int _check_any(int count) except -1:
+    if not count:
+        raise ValueError("there is nothing to send: neither descriptors nor data")
+    return 0
+
+
+@cython.final
+cdef class Departure:
+    """A message that leaves a conduit in as many attempts as it takes, none of which waits.
+
+    Departure(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that
+    does. For those who wait in their own way, and send one message at a time.
+    """
+
+    cdef Conduit conduit
+    cdef tuple items
+    cdef bint keep
+    cdef bint viewed
+    cdef Py_buffer payload
+    cdef int numbers[SLOTS]
+    cdef int count
+    cdef Shipment shipment
+
+    def __cinit__(self, Conduit conduit not None, tuple items not None, data, bint keep):
+        self.conduit = conduit
+        self.items = items
+        self.keep = keep
+        self.shipment = Shipment()
+        self.count = conduit._number(items, self.numbers, keep)
+        PyObject_GetBuffer(data, &self.payload, PyBUF_SIMPLE)
+        self.viewed = True
+        if self.payload.len:
+            self.shipment.load(
+                conduit.transport, self.payload.buf, self.payload.len, self.numbers, self.count
+            )
+        else:
+            _check_any(self.count)
+            self.shipment.load(conduit.transport, b"\0", 1, self.numbers, self.count)
+
+    def __dealloc__(self):
+        if self.viewed:
+            PyBuffer_Release(&self.payload)
+
+    def hold(self):
+        """Hold the descriptors from now on, whatever becomes of the caller's.
+
+        Raises `Error` (``FAILED_TRANSFER``, ``EMFILE``) if this process has no room for that.
+        """
+        self.shipment.hold()
+
+    def attempt(self):
+        """Send what the socket takes; whether all has left, and the items are closed.
+
+        Raises as `Conduit.transfer` does, but does not wait.
+        """
+        if self.shipment.start():
+            return False
+        self.shipment.abandon()
+        if not self.keep and self.count:
+            self.conduit._close_sent(self.items, self.numbers)
+        return True
+
+    def abandon(self):
+        """Give up. If some of the message has left, the conduit sends no more."""
+        self.shipment.abandon()
 
 
 cdef int raised(Descriptor descriptor) except -1:

@@ -69,6 +69,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 cdef extern from "<poll.h>" nogil:
     enum:
+        POLLHUP
         POLLIN
         POLLOUT
 

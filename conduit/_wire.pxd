@@ -44,8 +44,9 @@ cdef class Transport:
     cdef int _after_fork(self) except -1
     cdef int _take_turn(self) except -1
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
+    cdef int _check_sound(self) except -1
     cdef int _send_on(
-        self, const char *data, size_t size, int *fds, int count, ssize_t sent
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent
     ) except -1
     cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1
     cdef ssize_t _receive_once(self, void *data, size_t size, Arrival *arrival) noexcept
@@ -57,6 +58,27 @@ cdef class Transport:
     cdef ssize_t _receive_on(
         self, void *data, size_t size, Arrival *arrival, ssize_t got
     ) except -1
+
+
+cdef class Shipment:
+    cdef Transport transport
+    cdef const char *data
+    cdef size_t size
+    cdef size_t gone
+    cdef int *fds
+    cdef int *sending
+    cdef int due
+    cdef int held
+    cdef int own[SLOTS]
+
+    cdef void load(
+        self, Transport transport, const void *data, size_t size, int *fds, int count
+    ) noexcept
+    cdef int hold(self) except -1
+    cdef ssize_t send_rest(self) noexcept nogil
+    cdef int go(self, ssize_t sent) except -1
+    cdef int start(self) except -1
+    cdef void abandon(self) noexcept
 
 
 cdef int close_number(int fd) noexcept nogil

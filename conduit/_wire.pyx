@@ -54,6 +54,7 @@ from conduit._posix cimport (
     MSG_CTRUNC,
     MSG_DONTWAIT,
     MSG_TRUNC,
+    POLLHUP,
     POLLIN,
     POLLOUT,
     PY_LOCK_ACQUIRED,
@@ -469,7 +470,7 @@ cdef class Transport:
         slice_ms = INT_MAX
         if in_main_thread():
             slice_ms = SIGNAL_SLICE
-        if blind or not events:
+        if blind or events == POLLHUP:
             slice_ms = BLIND_SLICE
         while True:
             left = deadline - monotonic()
@@ -487,7 +488,7 @@ cdef class Transport:
                 err = errno
             PyErr_CheckSignals()
             self._check_open(doing)
-            if ready > 0 or not events:
+            if ready > 0 or events == POLLHUP:
                 return 0
             if ready < 0 and err != EINTR:
                 raise from_errno(
@@ -523,6 +524,14 @@ cdef class Transport:
                     f"{self.describe()}: sending", "another thread was sending all the time",
                 )
 
+    cdef int _check_sound(self) except -1:
+        if self.broken:
+            raise Error(
+                f"{self.describe()}: sending is over, since an earlier message was cut off in "
+                "its middle; close it and connect anew", ErrType.FAILED_TRANSFER,
+            )
+        return 0
+
     cdef int send(self, const void *data, size_t size, int *fds, int count) except -1:
         """Send ``size`` >= 1 bytes, all of them, the descriptors with the first.
 
@@ -538,15 +547,11 @@ cdef class Transport:
             if stream:
                 self._take_turn()
             try:
-                if self.broken:
-                    raise Error(
-                        f"{self.describe()}: sending is over, since an earlier message was cut "
-                        "off in its middle; close it and connect anew", ErrType.FAILED_TRANSFER,
-                    )
+                self._check_sound()
                 with nogil:
                     sent = send_once(self.fd, data, size, fds, count)
                 if sent != <ssize_t>size:
-                    self._send_on(<const char *>data, size, fds, count, sent)
+                    self._send_on(data, size, fds, count, sent)
             finally:
                 if stream:
                     PyThread_release_lock(self.turn)
@@ -555,58 +560,32 @@ cdef class Transport:
         return 0
 
     cdef int _send_on(
-        self, const char *data, size_t size, int *fds, int count, ssize_t sent
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent
     ) except -1:
         """Go on with a message of which a first call sent ``sent`` bytes, or failed."""
-        cdef int own[SLOTS]
-        cdef int *sending = fds
-        cdef int i, held = 0, err = 0, due = count
-        cdef size_t gone = 0
-        cdef double deadline = 0
+        cdef Shipment shipment
+        cdef double deadline
+        cdef short events
+        if sent == -EAGAIN and self.timeout == 0:
+            self._raise_send(EAGAIN, fds, count, 0)
+        shipment = Shipment.__new__(Shipment)
+        shipment.load(self, data, size, fds, count)
+        deadline = self._deadline()
         try:
-            while True:
-                if sent >= 0:
-                    gone += sent
-                    # They went with the first byte, and go no second time.
-                    due = 0
-                    if gone == size:
-                        break
-                elif sent in (-EAGAIN, -ENOBUFS):
-                    if self.timeout == 0:
-                        raise from_errno(
-                            EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
-                            f"it took {gone} of {size} bytes, and the timeout is 0" if gone
-                            else None, sent=gone,
-                        )
-                    if not deadline:
-                        deadline = self._deadline()
-                    # While this waits, another thread may close a number and open another
-                    # file under it. What is sent is what the caller gave.
-                    while held < due:
-                        own[held] = duplicate(fds[held])
-                        if own[held] < 0:
-                            err = errno
-                            self._raise_send(err, fds, due, gone)
-                        held += 1
-                        sending = own
-                    # BSDs run out of buffers (ENOBUFS) without poll() knowing when they are back.
-                    self._wait(0 if sent == -ENOBUFS else POLLOUT, deadline, "sending", gone)
-                elif sent == -EINTR:
-                    PyErr_CheckSignals()
-                    self._check_open("sending")
-                else:
-                    self._raise_send(<int>-sent, fds, due, gone)
+            events = shipment.go(sent)
+            while events:
+                if self.timeout == 0:
+                    raise from_errno(
+                        EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
+                        f"it took {shipment.gone} of {size} bytes, and the timeout is 0",
+                        sent=shipment.gone,
+                    )
+                self._wait(events, deadline, "sending", shipment.gone)
                 with nogil:
-                    sent = send_once(self.fd, data + gone, size - gone, sending, due)
-            for i in range(held):
-                if not conduit_same_file(fds[i], own[i]):
-                    fds[i] = -1
-        except BaseException:
-            self.broken = gone > 0
-            raise
+                    sent = shipment.send_rest()
+                events = shipment.go(sent)
         finally:
-            with nogil:
-                close_numbers(own, held)
+            shipment.abandon()
         return 0
 
     cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1:
@@ -752,3 +731,100 @@ cdef class Transport:
                     raise from_errno(err, ErrType.NO_FD, f"{self.describe()}: accepting")
         finally:
             self.leave()
+
+
+@cython.final
+cdef class Shipment:
+    """A message on its way, of which one system call could not take all.
+
+    It holds its own duplicates of descriptors that must wait: meanwhile another thread may close
+    a number and open another file under it, and what is sent is what the caller gave.
+    """
+
+    def __dealloc__(self):
+        self.abandon()
+
+    cdef void load(
+        self, Transport transport, const void *data, size_t size, int *fds, int count
+    ) noexcept:
+        """Say what is to be sent. The memory stays the caller's, and must stay."""
+        self.transport = transport
+        self.data = <const char *>data
+        self.size = size
+        self.fds = self.sending = fds
+        self.due = count
+
+    cdef int hold(self) except -1:
+        """Duplicate the descriptors that have not left yet."""
+        cdef int err
+        while self.held < self.due:
+            self.own[self.held] = duplicate(self.fds[self.held])
+            if self.own[self.held] < 0:
+                err = errno
+                self.transport._raise_send(err, self.fds, self.due, self.gone)
+            self.held += 1
+        self.sending = self.own
+        return 0
+
+    cdef ssize_t send_rest(self) noexcept nogil:
+        """One system call for what has not left yet; its result is for ``go``."""
+        return send_once(
+            self.transport.fd, self.data + self.gone, self.size - self.gone,
+            self.sending, self.due,
+        )
+
+    cdef int go(self, ssize_t sent) except -1:
+        """Go on after a call with this result; 0 once all is sent, else what to wait for.
+
+        That is ``POLLOUT``, or ``POLLHUP`` where there is nothing to wait for but time.
+        """
+        cdef int i
+        while True:
+            if sent >= 0:
+                self.gone += sent
+                # They went with the first byte, and go no second time.
+                self.due = 0
+                if self.gone == self.size:
+                    break
+            elif sent == -EAGAIN:
+                self.hold()
+                return POLLOUT
+            elif sent == -ENOBUFS:
+                # BSDs run out of buffers without poll() knowing when they are back.
+                self.hold()
+                return POLLHUP
+            elif sent == -EINTR:
+                PyErr_CheckSignals()
+                self.transport._check_open("sending")
+            else:
+                self.transport._raise_send(<int>-sent, self.fds, self.due, self.gone)
+            with nogil:
+                sent = self.send_rest()
+        for i in range(self.held):
+            if not conduit_same_file(self.fds[i], self.own[i]):
+                self.fds[i] = -1
+        return 0
+
+    cdef int start(self) except -1:
+        """Attempt, without waiting, to send what has not left yet; the result is that of ``go``.
+
+        For those who take turns and wait in their own way.
+        """
+        cdef ssize_t sent
+        self.transport.enter()
+        try:
+            self.transport._check_sound()
+            with nogil:
+                sent = self.send_rest()
+            return self.go(sent)
+        finally:
+            self.transport.leave()
+
+    cdef void abandon(self) noexcept:
+        """Let go of the duplicates. A message cut off in its middle ends the stream."""
+        cdef int held = self.held
+        self.held = 0
+        if 0 < self.gone < self.size:
+            self.transport.broken = True
+        with nogil:
+            close_numbers(self.own, held)

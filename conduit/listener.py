@@ -73,7 +73,7 @@ class Listener:
                     sock.listen(backlog)
                 else:
                     self._inode = _bind(sock, address, mode, backlog)
-                self._conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
+                self.conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
         except OSError as exc:
             self._unlink()
             if isinstance(exc, Error):
@@ -99,14 +99,14 @@ class Listener:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._conduit.closed
+        return self.conduit.closed
 
     def fileno(self) -> int:
         """Return the number of the listening socket, which stays the listener's.
 
         It is readable when somebody waits to be accepted. `Error` (``NO_FD``) if closed.
         """
-        return self._conduit.fileno()
+        return self.conduit.fileno()
 
     def accept(self, timeout: float | None = None) -> Conduit:
         """Wait for a connection from a peer that is allowed, and return its conduit.
@@ -125,7 +125,7 @@ class Listener:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            conduit = accept(self._conduit, timeout)
+            conduit = accept(self.conduit, timeout)
             try:
                 peer = conduit.peer
                 if self._allow(peer):
@@ -151,7 +151,7 @@ class Listener:
         try:
             self._unlink()
         finally:
-            self._conduit.close()
+            self.conduit.close()
 
     def _unlink(self) -> None:
         inode, self._inode = self._inode, None

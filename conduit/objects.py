@@ -94,9 +94,7 @@ def prepare(obj: Any, keep: bool) -> None:
         _synchronise(obj, number)
     except (OSError, ValueError) as exc:
         code = exc.errno if isinstance(exc, OSError) else None
-        raise Error(
-            f"{obj!r} was not transferred: {exc}", ErrType.FAILED_TRANSFER, code
-        ) from exc
+        raise Error(f"{obj!r} was not transferred: {exc}", ErrType.FAILED_TRANSFER, code) from exc
 
 
 def _synchronise(obj: Any, number: int) -> None:

@@ -1,0 +1,446 @@
+"""Conduits on an event loop: asyncio, uvloop and trio, through anyio.
+
+The names and meanings are those of `conduit.Conduit` and `conduit.Listener`; what can wait is a
+coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fail_after``,
+``asyncio.timeout``).
+
+Nothing here waits inside a system call, and nothing is awaited after one that received: a
+cancelled receive has either not taken the message out of the socket or returned it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, overload
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from conduit._conduit import Conduit, Departure, Message
+from conduit._wire import MAX_FDS
+from conduit.errors import Error, ErrType, WouldBlockError
+from conduit.listener import Listener
+from conduit.peer import Peer
+
+if TYPE_CHECKING:
+    from _typeshed import (
+        HasFileno,
+        OpenBinaryMode,
+        OpenBinaryModeReading,
+        OpenBinaryModeUpdating,
+        OpenBinaryModeWriting,
+        OpenTextMode,
+        ReadableBuffer,
+        StrOrBytesPath,
+    )
+
+_T = TypeVar("_T")
+
+_STRIDE = 32
+"""How many calls that need not wait a conduit lets pass before one lets other tasks run."""
+
+_BACKLOG_PAUSE = 0.01
+"""Seconds between two looks at a listener whose backlog is full: nothing tells when it is not."""
+
+
+class _Direction:
+    """The calls of one direction of a socket: whose turn it is, and when other tasks are due."""
+
+    def __init__(self, conduit: Conduit, wait: Callable[[Any], Awaitable[None]]) -> None:
+        self._conduit = conduit
+        self._wait_for = wait
+        self._turn = anyio.Lock(fast_acquire=True)
+        self._queued = 0
+        self._passed = 0
+
+    def free(self) -> bool:
+        """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
+        self._passed += 1
+        return self._passed < _STRIDE and not self._queued
+
+    async def repeat(self, attempt: Callable[[], _T]) -> _T:
+        """Return what ``attempt`` does, when it no longer raises `WouldBlockError`.
+
+        For a call that may not go ahead at once, or tried to in vain.
+        """
+        async with self.turn():
+            while True:
+                try:
+                    return attempt()
+                except WouldBlockError:
+                    await self.wait()
+
+    async def finish(self, departure: Departure) -> None:
+        """Send the rest of a message, and no other before it has left."""
+        try:
+            # Its turn may be far: from here on its descriptors are safe from the caller.
+            departure.hold()
+            async with self.turn():
+                while not departure.attempt():
+                    await self.wait()
+        finally:
+            departure.abandon()
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for one's turn, and until other tasks have run or the socket may be ready."""
+        self._queued += 1
+        try:
+            async with self._turn:
+                if self._passed >= _STRIDE:
+                    self._passed = 0
+                    await checkpoint()
+                else:
+                    await self.wait()
+                yield
+        finally:
+            self._queued -= 1
+
+    async def wait(self) -> None:
+        """Wait until the socket may be ready."""
+        self._passed = 0
+        try:
+            await self._wait_for(self._conduit.fileno())
+        except anyio.ClosedResourceError:
+            raise Error(
+                f"{self._conduit!r}: waiting ended, since it was closed meanwhile", ErrType.NO_FD
+            ) from None
+
+
+class AsyncConduit:
+    """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
+
+    AsyncConduit(conduit) takes over a blocking `Conduit`, which is from then on this one's to use
+    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does.
+
+    Several tasks may receive on it, and send on it: each message goes to one of them, whole.
+    Cancelling a call that receives loses nothing. Cancelling one that sends a long payload in
+    the middle breaks the stream: the conduit then sends no more.
+
+    A call that need not wait returns without letting other tasks run, but now and then one does
+    (every 32nd at the latest), and is where cancellation comes.
+    """
+
+    def __init__(self, conduit: Conduit | int, name: str = "") -> None:
+        if not isinstance(conduit, Conduit):
+            conduit = Conduit(conduit, name)
+        conduit.timeout = 0
+        self._conduit = conduit
+        self._sending = _Direction(conduit, anyio.wait_writable)
+        self._receiving = _Direction(conduit, anyio.wait_readable)
+
+    @classmethod
+    def from_file(cls, file: HasFileno, *, name: str = "") -> Self:
+        """Borrow the descriptor of a file; see `Conduit.from_file`."""
+        return cls(Conduit.from_file(file, name=name))
+
+    @classmethod
+    def from_conn(cls, conn: HasFileno, *, name: str = "") -> Self:
+        """Duplicate the descriptor of anything with ``fileno()``; see `Conduit.from_conn`.
+
+        That may be a socket of asyncio (``writer.get_extra_info("socket")``), anyio or trio. The
+        loop goes on reading what it had; give up that object before using this one.
+        """
+        return cls(Conduit.from_conn(conn, name=name))
+
+    @classmethod
+    def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Self, Self]:
+        """Return two connected conduits; see `Conduit.pair`."""
+        first, second = Conduit.pair(type=type)
+        return cls(first), cls(second)
+
+    @classmethod
+    async def connect(
+        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM, name: str = ""
+    ) -> Self:
+        """Connect to a listening Unix socket; see `Conduit.connect`.
+
+        Waits for room in the listener's backlog as long as the caller's deadline lets it.
+        """
+        while True:
+            await checkpoint()
+            try:
+                return cls(Conduit.connect(path, type=type, timeout=0, name=name))
+            except WouldBlockError:
+                await anyio.sleep(_BACKLOG_PAUSE)
+
+    def __repr__(self) -> str:
+        return f"<conduit.aio.AsyncConduit over {self._conduit!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def name(self) -> str:
+        """What the conduit is called in errors."""
+        return self._conduit.name
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._conduit.closed
+
+    @property
+    def peer(self) -> Peer:
+        """The process this is connected to; see `Conduit.peer`."""
+        return self._conduit.peer
+
+    def fileno(self) -> int:
+        """Return the number of the socket; see `Conduit.fileno`."""
+        return self._conduit.fileno()
+
+    async def aclose(self) -> None:
+        """Close what the conduit made, and end the calls of other tasks that wait.
+
+        Those raise `Error` (``NO_FD``). See `Conduit.close`. It is closed even if this is
+        cancelled.
+        """
+        if not self._conduit.closed:
+            anyio.notify_closing(self._conduit.fileno())
+            self._conduit.close()
+        await checkpoint()
+
+    async def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
+        """Send one descriptor by its number; see `Conduit.transfer_fd`."""
+        if self._sending.free():
+            try:
+                return self._conduit.transfer_fd(fd, keep=keep)
+            except WouldBlockError:
+                pass
+        await self.transfer(fd, keep=keep)
+
+    async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
+        """Send an open file; see `Conduit.transfer_file`."""
+        await self.transfer(file, keep=keep)
+
+    async def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
+        """Send a socket; see `Conduit.transfer_conn`."""
+        await self.transfer(conn, keep=keep)
+
+    async def transfer(
+        self, *items: int | HasFileno, data: ReadableBuffer = b"", keep: bool = False
+    ) -> None:
+        """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`."""
+        departure = Departure(self._conduit, items, data, keep)
+        if not (self._sending.free() and departure.attempt()):
+            await self._sending.finish(departure)
+
+    async def receive_fd(self) -> int:
+        """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
+        if self._receiving.free():
+            try:
+                return self._conduit.receive_fd()
+            except WouldBlockError:
+                pass
+        return await self._receiving.repeat(self._conduit.receive_fd)
+
+    @overload
+    async def receive_file(
+        self,
+        mode: None = None,
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> BinaryIO: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenTextMode,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> io.TextIOWrapper: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenBinaryMode,
+        buffering: Literal[0],
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> io.FileIO: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenBinaryModeUpdating,
+        buffering: Literal[-1, 1] = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> io.BufferedRandom: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenBinaryModeWriting,
+        buffering: Literal[-1, 1] = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> io.BufferedWriter: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenBinaryModeReading,
+        buffering: Literal[-1, 1] = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> io.BufferedReader: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: OpenBinaryMode,
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+        *,
+        name: str | None = None,
+    ) -> BinaryIO: ...
+    @overload
+    async def receive_file(
+        self,
+        mode: str | None,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> IO[Any]: ...
+    async def receive_file(
+        self,
+        mode: str | None = None,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> IO[Any]:
+        """Receive one descriptor and return a file that owns it; see `Conduit.receive_file`.
+
+        The file is an ordinary one: reading and writing it block.
+        """
+        attempt = partial(
+            self._conduit.receive_file, mode, buffering, encoding, errors, newline, name=name
+        )
+        if self._receiving.free():
+            try:
+                return attempt()
+            except WouldBlockError:
+                pass
+        return await self._receiving.repeat(attempt)
+
+    async def receive_conn(self) -> socket.socket:
+        """Receive one descriptor and return a socket that owns it; see `Conduit.receive_conn`."""
+        if self._receiving.free():
+            try:
+                return self._conduit.receive_conn()
+            except WouldBlockError:
+                pass
+        return await self._receiving.repeat(self._conduit.receive_conn)
+
+    async def receive(self, max_data: int = 65536, max_fds: int = MAX_FDS) -> Message:
+        """Receive one message; see `Conduit.receive`."""
+        if self._receiving.free():
+            try:
+                return self._conduit.receive(max_data, max_fds)
+            except WouldBlockError:
+                pass
+        return await self._receiving.repeat(partial(self._conduit.receive, max_data, max_fds))
+
+
+class AsyncListener:
+    """A Unix socket that listens for conduits, for the tasks of an event loop.
+
+    Takes what `Listener` takes, and raises as that does.
+    """
+
+    def __init__(
+        self,
+        path: StrOrBytesPath,
+        *,
+        mode: int = 0o600,
+        backlog: int = 128,
+        type: int = socket.SOCK_STREAM,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> None:
+        self._listener = Listener(path, mode=mode, backlog=backlog, type=type, allow=allow)
+        self._accepting = _Direction(self._listener.conduit, anyio.wait_readable)
+
+    def __repr__(self) -> str:
+        return f"<conduit.aio.AsyncListener over {self._listener!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def path(self) -> str | bytes:
+        """Where it listens."""
+        return self._listener.path
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._listener.closed
+
+    def fileno(self) -> int:
+        """Return the number of the listening socket; see `Listener.fileno`."""
+        return self._listener.fileno()
+
+    async def accept(self) -> AsyncConduit:
+        """Wait for a connection from a peer that is allowed; see `Listener.accept`."""
+        attempt = partial(self._listener.accept, 0)
+        if self._accepting.free():
+            try:
+                return AsyncConduit(attempt())
+            except WouldBlockError:
+                pass
+        return AsyncConduit(await self._accepting.repeat(attempt))
+
+    async def aclose(self) -> None:
+        """Stop listening, end the calls of other tasks that wait, and remove the path.
+
+        See `Listener.close`. It is closed even if this is cancelled.
+        """
+        if not self._listener.closed:
+            anyio.notify_closing(self._listener.fileno())
+            self._listener.close()
+        await checkpoint()
