@@ -43,7 +43,14 @@ enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begi
 #undef SO_PEERCRED
 #elif defined(__linux__)
 #include <sys/eventfd.h>
+#include <sys/syscall.h>
 #define CONDUIT_EVENTFD
+/* Linux 6.10 (F_DUPFD_QUERY); before, kcmp(KCMP_FILE), which a sandbox may forbid. The headers
+ * may be older than the kernel. */
+#define CONDUIT_DUPFD_QUERY (1024 + 3)
+#ifdef SYS_kcmp
+#define CONDUIT_KCMP
+#endif
 #endif
 
 #ifdef MSG_CMSG_CLOEXEC
@@ -244,10 +251,23 @@ static inline int conduit_at_end(int fd)
     return ioctl(fd, FIONREAD, &queued) != 0 || queued == 0;
 }
 
-/* Whether two numbers name the same file. */
+/* Whether two numbers are duplicates of one open file: so one opened anew on the same path, or
+ * another eventfd, is not. Where the system does not tell, as files they are the same at least. */
 static inline int conduit_same_file(int one, int other)
 {
     struct stat a, b;
+#ifdef CONDUIT_DUPFD_QUERY
+    int same = fcntl(one, CONDUIT_DUPFD_QUERY, other);
+    if (same >= 0)
+        return same;
+    if (errno == EBADF)
+        return 0;
+#endif
+#ifdef CONDUIT_KCMP
+    long order = syscall(SYS_kcmp, (long)getpid(), (long)getpid(), 0L, (long)one, (long)other);
+    if (order >= 0)
+        return order == 0;
+#endif
     return fstat(one, &a) == 0 && fstat(other, &b) == 0
         && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
