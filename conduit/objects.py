@@ -88,21 +88,34 @@ def prepare(obj: Any, keep: bool) -> None:
             ErrType.NO_FD,
         )
     try:
+        inner = _buffered(obj)
+        if inner is not None:
+            # A text file under iteration refuses; once flushed, it would tell a wrong position.
+            inner.tell()
         flush = getattr(obj, "flush", None)
         if callable(flush):
             flush()
-        _synchronise(obj, number)
+        if inner is not None:
+            _synchronise(inner, number)
     except (OSError, ValueError) as exc:
         code = exc.errno if isinstance(exc, OSError) else None
         raise Error(f"{obj!r} was not transferred: {exc}", ErrType.FAILED_TRANSFER, code) from exc
 
 
-def _synchronise(obj: Any, number: int) -> None:
-    """Set the kernel's offset to the object's position, and drop what was read ahead."""
+def _buffered(obj: Any) -> Any:
+    """Return the file that knows where the program has read to, if that is an offset."""
+    tempfile = sys.modules.get("tempfile")
+    if tempfile is not None and isinstance(obj, tempfile.SpooledTemporaryFile):
+        obj = obj._file
     buffer = getattr(obj, "buffer", obj)
     # Only over a plain file is tell() an offset of the descriptor; a GzipFile's is not.
-    if not isinstance(getattr(buffer, "raw", None), io.FileIO) or not buffer.seekable():
-        return
+    if isinstance(getattr(buffer, "raw", None), io.FileIO) and buffer.seekable():
+        return obj
+    return None
+
+
+def _synchronise(obj: Any, number: int) -> None:
+    """Set the kernel's offset to the object's position, and drop what was read ahead."""
     position = obj.tell()
     if os.lseek(number, 0, os.SEEK_CUR) == position & _POSITION:
         return
