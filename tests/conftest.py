@@ -1,0 +1,80 @@
+"""Fixtures of all tests: what fails a test that leaks, hangs or warns, and two connected ends."""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import conduit
+from helpers import KINDS, open_descriptors
+
+PATIENCE = 120
+"""Seconds after which a test hangs, and the run is ended with every thread's traceback."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "error" not in config.getini("filterwarnings"):
+        config.addinivalue_line("filterwarnings", "error")
+
+
+@pytest.fixture(scope="session")
+def terminal(pytestconfig: pytest.Config) -> Iterator[int]:
+    """Where standard error goes when pytest does not capture it."""
+    capture: Any = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        number = os.dup(2)
+    yield number
+    os.close(number)
+
+
+@pytest.fixture(autouse=True)
+def no_descriptor_leaks_and_nothing_hangs(terminal: int) -> Iterator[None]:
+    gc.collect()
+    before = open_descriptors()
+    faulthandler.dump_traceback_later(PATIENCE, exit=True, file=terminal)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+    gc.collect()
+    after = open_descriptors()
+    leaked = {number: name for number, name in after.items() if before.get(number) != name}
+    lost = {number: name for number, name in before.items() if after.get(number) != name}
+    assert not leaked, f"left open: {leaked}"
+    assert not lost, f"closed, though they belonged to others: {lost}"
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> int:
+    """A type of Unix socket: both, where the meaning is the same."""
+    value: int = request.param
+    return value
+
+
+@pytest.fixture
+def ends(kind: int) -> Iterator[tuple[conduit.Conduit, conduit.Conduit]]:
+    """Two connected conduits."""
+    one, other = conduit.Conduit.pair(type=kind)
+    with one, other:
+        yield one, other
+
+
+@pytest.fixture
+def wired(kind: int) -> Iterator[tuple[conduit.Conduit, socket.socket]]:
+    """A conduit and the plain socket at its other end."""
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with mine, peer, conduit.Conduit.from_conn(mine) as link:
+        mine.close()
+        yield link, peer
+
+
+@pytest.fixture
+def default_timeout() -> Iterator[None]:
+    """Put ``socket.setdefaulttimeout`` back to what it was."""
+    before = socket.getdefaulttimeout()
+    yield
+    socket.setdefaulttimeout(before)

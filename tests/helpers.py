@@ -1,0 +1,249 @@
+"""What the tests share: looking at descriptors, threads whose state can be seen, processes."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+KINDS = [
+    pytest.param(socket.SOCK_STREAM, id="stream"),
+    pytest.param(socket.SOCK_SEQPACKET, id="seqpacket"),
+]
+
+PORTABLE = bool(os.environ.get("CONDUIT_PORTABLE"))
+"""Whether the modules were compiled without what only Linux has; see setup.py."""
+
+GENEROUS = 30.0
+"""Seconds that nothing takes unless it hangs."""
+
+
+def open_descriptors() -> dict[int, str]:
+    """Every open descriptor, and what it is open on."""
+    found = {}
+    for entry in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found[int(entry)] = os.readlink(f"/proc/self/fd/{entry}")
+    return found
+
+
+def is_open(number: int) -> bool:
+    try:
+        fcntl.fcntl(number, fcntl.F_GETFD)
+    except OSError:
+        return False
+    return True
+
+
+def same_file(one: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(one), os.fstat(other))
+
+
+def is_private(number: int) -> bool:
+    """Whether a descriptor is close-on-exec."""
+    return bool(fcntl.fcntl(number, fcntl.F_GETFD) & fcntl.FD_CLOEXEC)
+
+
+def waits(number: int) -> bool:
+    """Whether a descriptor has no O_NONBLOCK."""
+    return not fcntl.fcntl(number, fcntl.F_GETFL) & os.O_NONBLOCK
+
+
+def memory(content: bytes = b"") -> int:
+    """A new file in memory, positioned at its beginning."""
+    number = os.memfd_create("conduit-test")
+    os.write(number, content)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number
+
+
+def content(number: int) -> bytes:
+    """All bytes of a file, whatever its offset."""
+    return os.pread(number, 1 << 16, 0)
+
+
+def send(peer: socket.socket, numbers: list[int], data: bytes = b"\0") -> None:
+    """Send a message as any other program would."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, b"".join(map(as_int, numbers)))]
+    peer.sendmsg([data], rights if numbers else [])
+
+
+def as_int(number: int) -> bytes:
+    return number.to_bytes(4, sys.byteorder)
+
+
+def fill(number: int) -> int:
+    """Send through a borrowed number until its socket takes no more; how many messages went."""
+    sent = 0
+    with borrowed(number) as sock, contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(b"\0", socket.MSG_DONTWAIT)
+            sent += 1
+    return sent
+
+
+def drain(number: int, messages: int) -> None:
+    """Take one-byte messages off a borrowed number's socket."""
+    with borrowed(number) as sock:
+        for _ in range(messages):
+            assert sock.recv(1) == b"\0"
+
+
+@contextlib.contextmanager
+def borrowed(number: int) -> Iterator[socket.socket]:
+    """A socket object for a number that it does not own."""
+    sock = socket.socket(fileno=number)
+    try:
+        yield sock
+    finally:
+        sock.detach()
+
+
+@contextlib.contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Let this process open so many more descriptors."""
+    numbers = [os.dup(0) for _ in range(count + 1)]
+    for number in numbers:
+        os.close(number)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1], hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def wait_until_polling(thread: int) -> None:
+    """Return once a thread of this process (its native id) sleeps in poll(2), or has ended."""
+    asleep = 0
+    while asleep < 100:
+        try:
+            with open(f"/proc/self/task/{thread}/wchan") as wchan:
+                where = wchan.read()
+            with open(f"/proc/self/task/{thread}/stat") as stat:
+                state = stat.read().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        if "poll" in where:
+            return
+        # A kernel that does not tell where a thread sleeps still tells that it does.
+        asleep = asleep + 1 if where in ("", "0") and state == "S" else 0
+        os.sched_yield()
+
+
+class Call(Generic[T]):
+    """A call under way in a thread of its own."""
+
+    def __init__(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> None:
+        self._outcome: tuple[T] | BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._outcome = (function(*args, **kwargs),)
+            except BaseException as exc:
+                self._outcome = exc
+
+        self.thread = threading.Thread(target=run, daemon=True)
+        self.thread.start()
+
+    def is_waiting(self) -> bool:
+        """Wait until the call waits in poll(2); False if it ended instead."""
+        assert self.thread.native_id is not None
+        wait_until_polling(self.thread.native_id)
+        return self.thread.is_alive()
+
+    def result(self) -> T:
+        """Wait for its end; return or raise what it did."""
+        self.thread.join(GENEROUS)
+        assert not self.thread.is_alive(), "the call does not end"
+        outcome = self._outcome
+        assert outcome is not None
+        # The exception's traceback holds this frame, which would hold the exception.
+        self._outcome = None
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                del outcome
+        return outcome[0]
+
+
+def interrupt_once_polling(number: int) -> Call[None]:
+    """Send a signal to the calling thread as soon as it sleeps in poll(2)."""
+    target, native = threading.get_ident(), threading.get_native_id()
+
+    def interrupt() -> None:
+        wait_until_polling(native)
+        signal.pthread_kill(target, number)
+
+    return Call(interrupt)
+
+
+@contextlib.contextmanager
+def handling(number: int, handler: Any) -> Iterator[None]:
+    """Handle a signal, and put the old handler back."""
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def in_child(function: Callable[[], None]) -> int:
+    """Fork, run a function in the child, and return the child's exit status: 0 if it returned."""
+    with warnings.catch_warnings():
+        # Forking with threads is what some tests are about.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.alarm(int(GENEROUS))
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+OTHER = str(Path(__file__).with_name("other_process.py"))
+
+
+def other_process(task: str, number: int, *args: str) -> subprocess.Popen[str]:
+    """Start the other process of a test, with the number of its end of a Unix socket."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", OTHER, task, str(number), *args],
+        pass_fds=[number],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    """Run a program in a Python of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, *args],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+        **kwargs,
+    )
