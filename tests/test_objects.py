@@ -1,0 +1,681 @@
+"""Python's file and socket objects: how they leave, and how they arrive."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import io
+import os
+import socket
+import ssl
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+import conduit
+from conduit import Conduit, Error, ErrType
+from helpers import content, is_open, memory, same_file, waits
+
+Ends = tuple[Conduit, Conduit]
+
+LINES = "erste Zeile\nzweite, mit Umläuten: äöü€\n" + "noch eine\n" * 3000
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    """Which type carries an object makes no difference to it."""
+    one, other = Conduit.pair(type=socket.SOCK_SEQPACKET)
+    with one, other:
+        yield one, other
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "lines"
+    path.write_bytes(LINES.encode())
+    return path
+
+
+def rest(link: Conduit) -> bytes:
+    """What the receiver of a file reads."""
+    with link.receive_file() as arrived:
+        data: bytes = arrived.read()
+    return data
+
+
+# Files that leave
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 2, 1500, 3002])
+def test_the_receiver_of_a_text_file_goes_on_where_the_program_was(
+    ends: Ends, lines: Path, count: int, keep: bool
+) -> None:
+    with open(lines, encoding="utf-8") as file:
+        read = "".join(file.readline() for _ in range(count))
+        ends[0].transfer_file(file, keep=keep)
+        assert file.closed is not keep
+        assert (read + rest(ends[1]).decode()) == LINES
+
+
+@pytest.mark.parametrize("count", [1, 17, 30, 35])
+def test_the_receiver_goes_on_between_characters_of_several_bytes(
+    ends: Ends, lines: Path, count: int
+) -> None:
+    with open(lines, encoding="utf-8") as file:
+        read = file.read(count)
+        ends[0].transfer_file(file)
+    assert read + rest(ends[1]).decode() == LINES
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-be", "latin-1", "cp1252"])
+def test_the_receiver_goes_on_in_other_encodings(ends: Ends, tmp_path: Path, encoding: str) -> None:
+    text = LINES.replace("€", "EUR")
+    (tmp_path / "f").write_bytes(text.encode(encoding))
+    with open(tmp_path / "f", encoding=encoding) as file:
+        read = file.readline() + file.read(5)
+        ends[0].transfer_file(file)
+    with ends[1].receive_file("r", encoding=encoding) as arrived:
+        assert read + arrived.read() == text
+
+
+def test_the_receiver_goes_on_between_lines_that_end_in_two_bytes(
+    ends: Ends, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes(b"one\r\ntwo\r\nthree\r\n" * 1000)
+    with open(tmp_path / "f", encoding="ascii") as file:
+        assert [file.readline(), file.readline()] == ["one\n", "two\n"]
+        ends[0].transfer_file(file)
+    assert rest(ends[1]).startswith(b"three\r\none\r\n")
+
+
+def test_a_text_file_under_iteration_cannot_tell_its_position_and_stays(
+    ends: Ends, lines: Path
+) -> None:
+    with open(lines, encoding="utf-8") as file:
+        for first in file:
+            with pytest.raises(Error, match="next") as caught:
+                ends[0].transfer_file(file)
+            assert caught.value.type is ErrType.FAILED_TRANSFER
+            break
+        assert first + file.read() == LINES
+
+
+def test_a_text_file_whose_iteration_ended_is_moved(ends: Ends, lines: Path) -> None:
+    with open(lines, encoding="utf-8") as file:
+        assert "".join(file) == LINES
+        ends[0].transfer_file(file)
+    assert rest(ends[1]) == b""
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 8191, 8192, 8193, 1 << 20])
+def test_the_receiver_of_a_binary_file_goes_on_where_the_program_was(
+    ends: Ends, lines: Path, size: int
+) -> None:
+    with open(lines, "rb") as file:
+        read = file.read(size)
+        ends[0].transfer_file(file)
+        assert file.closed
+    assert read + rest(ends[1]) == LINES.encode()
+
+
+def test_a_shared_reader_and_its_receiver_have_one_offset(ends: Ends, lines: Path) -> None:
+    with open(lines, "rb") as file:
+        file.readline()
+        ends[0].transfer_file(file, keep=True)
+        with ends[1].receive_file(buffering=0, mode="rb") as arrived:
+            second = arrived.read(len("zweite"))
+            assert second == b"zweite"
+        assert file.read(4) == b", mi", "nothing that was read ahead stands in between"
+
+
+def test_an_unbuffered_file_is_sent_as_it_is(ends: Ends, lines: Path) -> None:
+    with open(lines, "rb", buffering=0) as file:
+        file.seek(6)
+        ends[0].transfer_file(file)
+    assert rest(ends[1]) == LINES.encode()[6:]
+
+
+@pytest.mark.parametrize("mode", ["w", "wb", "a", "ab", "x", "xb", "w+", "w+b"])
+def test_what_was_not_written_yet_is_there_before_the_file_arrives(
+    ends: Ends, tmp_path: Path, mode: str
+) -> None:
+    with open(tmp_path / "new", mode) as file:
+        file.write(b"held back" if "b" in mode else "held back")
+        assert (tmp_path / "new").read_bytes() == b""
+        ends[0].transfer_file(file)
+    assert (tmp_path / "new").read_bytes() == b"held back"
+    with ends[1].receive_file() as arrived:
+        arrived.write(b", and more")
+    assert (tmp_path / "new").read_bytes() == b"held back, and more"
+
+
+def test_an_appended_file_stays_one(ends: Ends, lines: Path) -> None:
+    with open(lines, "ab") as file:
+        ends[0].transfer_file(file)
+    with ends[1].receive_file("ab") as arrived:
+        arrived.write(b"appended")
+    assert lines.read_bytes() == LINES.encode() + b"appended"
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_file_that_reads_and_writes_is_positioned_too(
+    ends: Ends, lines: Path, keep: bool
+) -> None:
+    with open(lines, "r+b") as file:
+        assert file.read(6) == b"erste "
+        file.write(b"ZEILE")
+        assert file.read(1) == b"\n"
+        ends[0].transfer_file(file, keep=keep)
+        with ends[1].receive_file() as arrived:
+            assert arrived.read(6) == b"zweite"
+    assert lines.read_bytes().startswith(b"erste ZEILE\nzweite")
+
+
+def test_a_text_file_that_reads_and_writes_is_positioned_too(ends: Ends, lines: Path) -> None:
+    with open(lines, "r+", encoding="utf-8") as file:
+        assert file.readline() == "erste Zeile\n"
+        ends[0].transfer_file(file)
+    assert rest(ends[1]).decode().startswith("zweite")
+
+
+def test_a_temporary_file_is_moved(ends: Ends) -> None:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"one two")
+        file.seek(0)
+        file.read(4)
+        ends[0].transfer_file(file)
+        assert file.closed
+    assert rest(ends[1]) == b"two"
+
+
+def test_a_named_temporary_file_is_moved_and_its_name_removed(ends: Ends) -> None:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"one two")
+        file.seek(0)
+        file.read(4)
+        ends[0].transfer_file(file)
+        assert not os.path.exists(file.name)
+    assert rest(ends[1]) == b"two"
+
+
+@pytest.mark.parametrize("mode", ["w+b", "w+"])
+@pytest.mark.parametrize("rolled", [False, True])
+def test_a_spooled_temporary_file_is_moved(ends: Ends, rolled: bool, mode: str) -> None:
+    file: Any = tempfile.SpooledTemporaryFile(mode=mode)
+    with file:
+        file.write(b"one two" if "b" in mode else "one two")
+        if rolled:
+            file.rollover()
+        file.seek(0)
+        file.read(4)
+        ends[0].transfer_file(file)
+    assert rest(ends[1]) == b"two"
+
+
+def test_the_offset_under_a_gzip_file_is_not_touched(ends: Ends, tmp_path: Path) -> None:
+    plain = os.urandom(50_000)
+    with gzip.open(tmp_path / "f.gz", "wb") as out:
+        out.write(plain)
+    with gzip.open(tmp_path / "f.gz", "rb") as file:
+        assert file.read(1000) == plain[:1000]
+        offset = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        ends[0].transfer_file(file, keep=True)
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == offset
+        assert file.read() == plain[1000:]
+    number = ends[1].receive_fd()
+    assert gzip.decompress(content(number)[: 1 << 16]) == plain
+    os.close(number)
+
+
+def test_a_pipe_end_is_moved_and_what_it_held_back_is_written(ends: Ends) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "wb") as out:
+        out.write(b"through the pipe")
+        ends[0].transfer_file(out)
+    ends[0].transfer_file(open(reader, "rb"))
+    arrived_writer, arrived_reader = ends[1].receive_file(), ends[1].receive_file()
+    with arrived_writer, arrived_reader:
+        assert (arrived_writer.mode, arrived_reader.mode) == ("wb", "rb")
+        arrived_writer.write(b" and through again")
+        arrived_writer.close()
+        assert arrived_reader.read() == b"through the pipe and through again"
+
+
+def test_a_file_that_does_not_own_its_number_leaves_it_to_the_owner(
+    ends: Ends, lines: Path
+) -> None:
+    number = os.open(lines, os.O_RDONLY)
+    file = open(number, "rb", closefd=False)
+    ends[0].transfer_file(file)
+    assert file.closed
+    assert is_open(number)
+    os.close(number)
+    assert rest(ends[1]) == LINES.encode()
+
+
+def test_a_file_that_cannot_be_flushed_stays_here(ends: Ends) -> None:
+    file = open("/dev/full", "wb")
+    file.write(b"no room")
+    with pytest.raises(Error) as caught:
+        ends[0].transfer_file(file)
+    assert caught.value.type is ErrType.FAILED_TRANSFER
+    assert caught.value.errno == errno.ENOSPC
+    assert isinstance(caught.value.__cause__, OSError)
+    assert not file.closed
+    with contextlib.suppress(OSError):
+        file.close()
+    assert file.closed
+    ends[0].timeout = ends[1].timeout = 0
+    with pytest.raises(conduit.WouldBlockError):
+        ends[1].receive_fd()
+
+
+def test_a_file_that_could_not_be_sent_reads_on(ends: Ends, lines: Path) -> None:
+    ends[1].close()
+    with open(lines, encoding="utf-8") as file:
+        first = file.readline()
+        with pytest.raises(conduit.PeerClosedError):
+            ends[0].transfer_file(file)
+        assert first + file.read() == LINES
+
+
+def test_a_closed_file_is_no_fd(ends: Ends, lines: Path) -> None:
+    with open(lines) as file:
+        pass
+    for keep in (False, True):
+        with pytest.raises(Error) as caught:
+            ends[0].transfer_file(file, keep=keep)
+        assert caught.value.type is ErrType.NO_FD
+        assert isinstance(caught.value.__cause__, ValueError)
+
+
+@pytest.mark.parametrize("make", [io.BytesIO, io.StringIO])
+def test_a_file_in_memory_is_no_fd(ends: Ends, make: Callable[[], Any]) -> None:
+    with pytest.raises(Error) as caught:
+        ends[0].transfer_file(make())
+    assert caught.value.type is ErrType.NO_FD
+
+
+class Odd:
+    """An object that answers fileno() with anything."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def fileno(self) -> Any:
+        return self.answer
+
+    def close(self) -> None:
+        raise AssertionError("it was not sent")
+
+
+@pytest.mark.parametrize("answer", [None, "3", 2.0, True, -1, 2**31, 2**64])
+def test_an_odd_fileno_is_no_fd(ends: Ends, answer: Any) -> None:
+    for call in (ends[0].transfer_file, ends[0].transfer_conn, Conduit.from_file):
+        with pytest.raises(Error) as caught:
+            call(Odd(answer))
+        assert caught.value.type is ErrType.NO_FD
+        assert isinstance(caught.value, TypeError) is not (type(answer) is int)
+
+
+@pytest.mark.parametrize("thing", [object(), None, 3, "f", b"f"])
+def test_an_object_without_fileno_is_no_fd(ends: Ends, thing: Any) -> None:
+    for call in (ends[0].transfer_file, ends[0].transfer_conn, Conduit.from_file):
+        with pytest.raises(conduit.DescriptorTypeError) as caught:
+            call(thing)
+        assert caught.value.type is ErrType.NO_FD
+
+
+def test_an_object_without_close_can_only_be_shared(ends: Ends) -> None:
+    class Bare:
+        def fileno(self) -> int:
+            return number
+
+    number = memory(b"bare")
+    with pytest.raises(conduit.DescriptorTypeError, match="keep=True"):
+        ends[0].transfer_conn(Bare())
+    ends[0].transfer_conn(Bare(), keep=True)
+    assert rest(ends[1]) == b"bare"
+    assert is_open(number)
+    os.close(number)
+
+
+# Files that arrive
+
+
+@pytest.mark.parametrize(
+    ("flags", "cls", "mode"),
+    [
+        (os.O_RDONLY, io.BufferedReader, "rb"),
+        (os.O_WRONLY, io.BufferedWriter, "wb"),
+        (os.O_RDWR, io.BufferedRandom, "rb+"),
+    ],
+)
+def test_without_a_mode_a_file_is_binary_and_allows_what_the_descriptor_does(
+    ends: Ends, lines: Path, flags: int, cls: type[Any], mode: str
+) -> None:
+    ends[0].transfer_fd(os.open(lines, flags))
+    with ends[1].receive_file() as arrived:
+        assert type(arrived) is cls
+        assert arrived.mode == mode
+        assert arrived.readable() == ("r" in mode)
+        assert arrived.writable() == (mode != "rb")
+    assert lines.read_bytes() == LINES.encode(), "nothing was truncated"
+
+
+@pytest.mark.parametrize(
+    ("mode", "cls"),
+    [
+        ("r", io.TextIOWrapper),
+        ("w", io.TextIOWrapper),
+        ("a", io.TextIOWrapper),
+        ("x", io.TextIOWrapper),
+        ("rt", io.TextIOWrapper),
+        ("r+", io.TextIOWrapper),
+        ("rb", io.BufferedReader),
+        ("wb", io.BufferedWriter),
+        ("ab", io.BufferedWriter),
+        ("xb", io.BufferedWriter),
+        ("r+b", io.BufferedRandom),
+        ("w+b", io.BufferedRandom),
+        ("+br", io.BufferedRandom),
+    ],
+)
+def test_with_a_mode_a_file_is_what_open_makes_and_nothing_is_truncated(
+    ends: Ends, lines: Path, mode: str, cls: type[Any]
+) -> None:
+    ends[0].transfer_fd(os.open(lines, os.O_RDWR))
+    with ends[1].receive_file(mode) as arrived:
+        assert type(arrived) is cls
+    assert lines.read_bytes() == LINES.encode()
+
+
+def test_a_file_has_the_name_it_was_given(ends: Ends, lines: Path) -> None:
+    for mode in (None, "r", "rb"):
+        ends[0].transfer_fd(os.open(lines, os.O_RDONLY))
+        with ends[1].receive_file(mode, name="the log") as arrived:
+            assert arrived.name == "the log"
+    for mode in (None, "r", "rb"):
+        ends[0].transfer_fd(os.open(lines, os.O_RDONLY))
+        with ends[1].receive_file(mode) as arrived:
+            assert arrived.name == arrived.fileno()
+
+
+def test_text_arguments_are_those_of_open(ends: Ends, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes("ä\r\nb".encode("latin-1"))
+    ends[0].transfer_fd(os.open(path, os.O_RDONLY))
+    with ends[1].receive_file("r", encoding="latin-1", newline="") as arrived:
+        assert (arrived.encoding, arrived.read()) == ("latin-1", "ä\r\nb")
+    ends[0].transfer_fd(os.open(path, os.O_RDONLY))
+    with ends[1].receive_file("r", 1, "utf-8", "replace") as arrived:
+        assert arrived.line_buffering
+        assert arrived.errors == "replace"
+        assert arrived.read() == "�\nb"
+        assert arrived.mode == "r"
+
+
+def test_buffering_is_that_of_open(ends: Ends, lines: Path) -> None:
+    ends[0].transfer_fd(os.open(lines, os.O_RDONLY))
+    with ends[1].receive_file("rb", 0) as raw:
+        assert type(raw) is io.FileIO
+        assert raw.read(5) == b"erste"
+    ends[0].transfer_fd(os.open(lines, os.O_RDONLY))
+    with ends[1].receive_file("rb", 4) as arrived:
+        assert arrived.read(1) == b"e"
+        assert os.lseek(arrived.fileno(), 0, os.SEEK_CUR) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("q",), ValueError),
+        (("",), ValueError),
+        (("rw",), ValueError),
+        (("rbt",), ValueError),
+        (("rr",), ValueError),
+        ((5,), TypeError),
+        (("r", 0), ValueError),
+        (("rb", -1, "utf-8"), ValueError),
+        (("rb", -1, None, "strict"), ValueError),
+        (("rb", -1, None, None, "\n"), ValueError),
+        ((None, -1, "utf-8"), ValueError),
+        (("r", -1, "no such encoding"), LookupError),
+        (("r", -1, "utf-8", None, "wrong"), ValueError),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_received(
+    ends: Ends, arguments: tuple[Any, ...], error: type[Exception]
+) -> None:
+    ends[0].transfer_fd(memory(b"still there"))
+    with pytest.raises(error) as caught:
+        ends[1].receive_file(*arguments)
+    assert not isinstance(caught.value, Error)
+    assert rest(ends[1]) == b"still there"
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        (os.O_RDONLY, "w"),
+        (os.O_RDONLY, "r+b"),
+        (os.O_RDONLY, "ab"),
+        (os.O_WRONLY, "r"),
+        (os.O_WRONLY, "rb"),
+        (os.O_WRONLY, "w+b"),
+    ],
+)
+def test_a_mode_the_descriptor_does_not_allow_is_a_bad_clone(
+    ends: Ends, lines: Path, flags: int, mode: str
+) -> None:
+    ends[0].transfer_fd(os.open(lines, flags))
+    with pytest.raises(Error) as caught:
+        ends[1].receive_file(mode)
+    assert caught.value.type is ErrType.BAD_CLONE
+    assert repr(mode) in str(caught.value)
+    assert lines.read_bytes() == LINES.encode()
+
+
+def test_a_directory_is_no_file(ends: Ends, tmp_path: Path) -> None:
+    for mode in (None, "r", "rb"):
+        ends[0].transfer_fd(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY))
+        with pytest.raises(Error) as caught:
+            ends[1].receive_file(mode)
+        assert caught.value.type is ErrType.BAD_CLONE
+        assert caught.value.errno == errno.EISDIR
+
+
+@pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="this system has no O_PATH")
+def test_a_descriptor_that_only_names_a_file_is_no_file_but_travels(
+    ends: Ends, lines: Path
+) -> None:
+    number = os.open(lines, os.O_PATH)
+    ends[0].transfer_fd(number, keep=True)
+    with pytest.raises(Error, match="O_PATH") as caught:
+        ends[1].receive_file()
+    assert caught.value.type is ErrType.BAD_CLONE
+    ends[0].transfer_fd(number, keep=True)
+    arrived = ends[1].receive_fd()
+    assert same_file(arrived, number)
+    os.close(arrived)
+    os.close(number)
+
+
+def test_a_socket_arrives_as_a_file_that_reads_and_writes(ends: Ends) -> None:
+    one, other = socket.socketpair()
+    with other:
+        ends[0].transfer_conn(one)
+        with ends[1].receive_file() as arrived:
+            assert arrived.readable()
+            assert arrived.writable()
+            assert not arrived.seekable()
+            assert arrived.fileno() >= 0
+            other.sendall(b"question\n")
+            assert arrived.readline() == b"question\n"
+            arrived.write(b"answer\n")
+            arrived.flush()
+            assert other.recv(64) == b"answer\n"
+            arrived.write(b"at the close")
+        assert arrived.closed
+        assert other.recv(64) == b"at the close"
+        assert other.recv(64) == b""
+
+
+def test_a_file_that_goes_both_ways_can_be_sent_on(ends: Ends) -> None:
+    one, other = socket.socketpair()
+    with other:
+        ends[0].transfer_conn(one)
+        arrived = ends[1].receive_file(name="both ways")
+        assert arrived.name == "both ways"
+        assert arrived.mode == "rb+"
+        arrived.write(b"held back")
+        ends[1].transfer_file(arrived)
+        assert arrived.closed
+        with ends[0].receive_file() as again:
+            again.write(b", and more")
+        assert other.recv(64, socket.MSG_WAITALL) == b"held back, and more"
+
+
+def test_a_terminal_arrives_as_a_file_in_text_and_in_binary(ends: Ends) -> None:
+    master, slave = os.openpty()
+    ends[0].transfer_fd(slave)
+    with ends[1].receive_file("r+", encoding="utf-8") as arrived:
+        assert arrived.isatty()
+        assert arrived.line_buffering
+        os.write(master, "wörter\n".encode())
+        assert arrived.readline() == "wörter\n"
+        assert os.read(master, 64) == "wörter\r\n".encode(), "the echo"
+        arrived.write("zurück\n")
+        assert os.read(master, 64) == "zurück\r\n".encode()
+        ends[0].transfer_fd(master)
+        with ends[1].receive_file() as terminal:
+            arrived.write("to the other end\n")
+            assert terminal.readline() == b"to the other end\r\n"
+
+
+def test_a_received_file_can_be_sent_on(ends: Ends, lines: Path) -> None:
+    ends[0].transfer_fd(os.open(lines, os.O_RDONLY))
+    arrived = ends[1].receive_file("r", encoding="utf-8")
+    assert arrived.readline() == "erste Zeile\n"
+    ends[1].transfer_file(arrived)
+    assert rest(ends[0]).decode().startswith("zweite")
+
+
+# Sockets
+
+
+def inet6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+SOCKETS = [
+    (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP),
+    (socket.AF_INET6, socket.SOCK_DGRAM, socket.IPPROTO_UDP),
+    (socket.AF_UNIX, socket.SOCK_STREAM, 0),
+    (socket.AF_UNIX, socket.SOCK_DGRAM, 0),
+    (socket.AF_UNIX, socket.SOCK_SEQPACKET, 0),
+]
+
+
+@pytest.mark.parametrize("default", [None, 0.0, 7.0])
+@pytest.mark.parametrize("waiting", [True, False])
+@pytest.mark.parametrize(("family", "kind", "proto"), SOCKETS)
+def test_a_socket_arrives_as_what_it_is_and_with_the_truth_about_waiting(
+    ends: Ends,
+    default_timeout: None,
+    family: int,
+    kind: int,
+    proto: int,
+    waiting: bool,
+    default: float | None,
+) -> None:
+    if family == socket.AF_INET6 and not inet6():
+        pytest.skip("no IPv6 here")
+    with socket.socket(family, kind) as sock:
+        sock.setblocking(waiting)
+        socket.setdefaulttimeout(default)
+        ends[0].transfer_conn(sock, keep=True)
+        with ends[1].receive_conn() as arrived:
+            assert type(arrived) is socket.socket
+            assert (arrived.family, arrived.type, arrived.proto) == (family, kind, proto)
+            assert arrived.gettimeout() == (None if waiting else 0.0)
+            assert waits(arrived.fileno()) is waiting
+        assert waits(sock.fileno()) is waiting, "the flag is the sender's as well"
+
+
+def test_a_socket_with_a_timeout_is_non_blocking_on_arrival(ends: Ends) -> None:
+    with socket.socket() as sock:
+        sock.settimeout(5)
+        ends[0].transfer_conn(sock, keep=True)
+        with ends[1].receive_conn() as arrived:
+            assert arrived.gettimeout() == 0.0
+        assert sock.gettimeout() == 5
+
+
+def test_a_listener_accepts_on_arrival(ends: Ends) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    address = listener.getsockname()
+    ends[0].transfer_conn(listener)
+    with ends[1].receive_conn() as arrived, socket.create_connection(address) as client:
+        assert arrived.getsockname() == address
+        server, _ = arrived.accept()
+        with server:
+            server.sendall(b"welcome")
+            assert client.recv(64) == b"welcome"
+
+
+def test_what_is_no_socket_is_a_bad_clone_and_closed(ends: Ends) -> None:
+    reader, writer = os.pipe()
+    ends[0].transfer_fd(writer)
+    with pytest.raises(Error) as caught:
+        ends[1].receive_conn()
+    assert caught.value.type is ErrType.BAD_CLONE
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+
+
+def test_a_tls_socket_is_refused_and_told_why(ends: Ends) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        plain = socket.create_connection(listener.getsockname())
+        accepted, _ = listener.accept()
+    with accepted, context.wrap_socket(plain, do_handshake_on_connect=False) as secure:
+        for call in (
+            ends[0].transfer_conn,
+            ends[0].transfer_file,
+            lambda sock: ends[0].transfer_conn(sock, keep=True),
+            Conduit.from_conn,
+        ):
+            with pytest.raises(conduit.DescriptorTypeError, match="TLS") as caught:
+                call(secure)
+            assert caught.value.type is ErrType.NO_FD
+        assert secure.fileno() >= 0
+    ends[1].timeout = 0
+    with pytest.raises(conduit.WouldBlockError):
+        ends[1].receive_conn()
+
+
+def test_a_moved_socket_whose_makefile_is_open_is_closed_with_it(ends: Ends) -> None:
+    one, other = socket.socketpair()
+    with other:
+        file: IO[bytes] = one.makefile("rb")
+        ends[0].transfer_conn(one)
+        with ends[1].receive_conn() as arrived:
+            arrived.sendall(b"moved")
+            assert other.recv(64) == b"moved"
+        file.close()
+        assert one.fileno() == -1
+        assert other.recv(64) == b""
