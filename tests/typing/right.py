@@ -1,0 +1,108 @@
+"""A user's program, which is only type-checked: every precise type is asserted."""
+
+import io
+import socket
+from typing import IO, Any, BinaryIO, assert_type
+
+import conduit
+from conduit import Conduit, Descriptor, ErrType
+
+
+def constructors(sock: socket.socket, file: IO[bytes]) -> None:
+    assert_type(Conduit(3), Conduit)
+    assert_type(Conduit(3, "name"), Conduit)
+    assert_type(Conduit(fd=3, name="name"), Conduit)
+    assert_type(Conduit.from_file(file), Conduit)
+    assert_type(Conduit.from_conn(sock), Conduit)
+    assert_type(Conduit.pair(), tuple[Conduit, Conduit])
+    assert_type(Conduit.pair(type=socket.SOCK_SEQPACKET), tuple[Conduit, Conduit])
+    with Conduit(3) as link:
+        assert_type(link, Conduit)
+
+
+def attributes(link: Conduit) -> None:
+    assert_type(link.name, str)
+    assert_type(link.closed, bool)
+    assert_type(link.timeout, float | None)
+    link.timeout = None
+    link.timeout = 1
+    link.timeout = 0.5
+    assert_type(link.fileno(), int)
+    Conduit.from_conn(link)
+
+
+def sending(link: Conduit, sock: socket.socket, text: io.TextIOWrapper, raw: io.FileIO) -> None:
+    link.transfer_fd(3)
+    link.transfer_fd(3, keep=True)
+    link.transfer_file(text)
+    link.transfer_file(raw, keep=True)
+    link.transfer_conn(sock)
+    link.transfer_conn(link, keep=False)
+
+
+def numbers_and_sockets(link: Conduit) -> None:
+    assert_type(link.receive_fd(), int)
+    assert_type(link.receive_conn(), socket.socket)
+
+
+def files(link: Conduit, mode: str, optional: str | None, size: int) -> None:
+    assert_type(link.receive_file(), BinaryIO)
+    assert_type(link.receive_file(None), BinaryIO)
+    assert_type(link.receive_file(name="log"), BinaryIO)
+    assert_type(link.receive_file("r"), io.TextIOWrapper)
+    assert_type(link.receive_file(mode="r"), io.TextIOWrapper)
+    assert_type(link.receive_file("w"), io.TextIOWrapper)
+    assert_type(link.receive_file("r+"), io.TextIOWrapper)
+    assert_type(link.receive_file("rt", encoding="utf-8", newline=""), io.TextIOWrapper)
+    assert_type(link.receive_file("r", 1, "utf-8", "replace", "\n"), io.TextIOWrapper)
+    assert_type(link.receive_file("r", name="log"), io.TextIOWrapper)
+    assert_type(link.receive_file("rb"), io.BufferedReader)
+    assert_type(link.receive_file("rb", name="log"), io.BufferedReader)
+    assert_type(link.receive_file("wb"), io.BufferedWriter)
+    assert_type(link.receive_file("ab"), io.BufferedWriter)
+    assert_type(link.receive_file("xb"), io.BufferedWriter)
+    assert_type(link.receive_file("r+b"), io.BufferedRandom)
+    assert_type(link.receive_file("w+b"), io.BufferedRandom)
+    assert_type(link.receive_file("rb", 0), io.FileIO)
+    assert_type(link.receive_file("r+b", buffering=0), io.FileIO)
+    assert_type(link.receive_file("rb", size), BinaryIO)
+    assert_type(link.receive_file(mode), IO[Any])
+    assert_type(link.receive_file(optional, -1, "utf-8"), IO[Any])
+
+
+def descriptors(number: int) -> None:
+    with Descriptor(number) as descriptor:
+        assert_type(descriptor, Descriptor)
+        assert_type(descriptor.fileno(), int)
+        assert_type(descriptor.closed, bool)
+        assert_type(descriptor.to_file(), BinaryIO)
+        assert_type(descriptor.to_file("r"), io.TextIOWrapper)
+        assert_type(descriptor.to_file("rb"), io.BufferedReader)
+        assert_type(descriptor.to_file("wb"), io.BufferedWriter)
+        assert_type(descriptor.to_file("r+b"), io.BufferedRandom)
+        assert_type(descriptor.to_file("rb", 0), io.FileIO)
+        assert_type(descriptor.to_conn(), socket.socket)
+        assert_type(descriptor.detach(), int)
+
+
+def errors(link: Conduit) -> int:
+    try:
+        return link.receive_fd()
+    except conduit.PeerClosedError as exc:
+        end: EOFError = exc
+        raise end
+    except conduit.TransferTimeoutError as exc:
+        late: TimeoutError = exc
+        raise late
+    except conduit.WouldBlockError as exc:
+        busy: BlockingIOError = exc
+        raise busy
+    except conduit.Error as exc:
+        assert_type(exc.type, ErrType)
+        assert_type(exc.sent, int)
+        assert_type(exc.errno, int | None)
+        system: OSError = exc
+        raise system
+
+
+assert_type(conduit.MAX_FDS, int)
