@@ -10,8 +10,11 @@ cimport cython
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport PyErr_WarnEx
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.object cimport PyObject_AsFileDescriptor
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EINVAL, errno
 from libc.math cimport isnan
 
@@ -93,16 +96,14 @@ cdef class Descriptor:
         self.close()
         self.number = number
 
-    def __del__(self):
-        if self.number >= 0:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
-            self.close()
-
     def __dealloc__(self):
-        cdef int number = self._take()
+        cdef int number = self.number
         if number >= 0:
             with nogil:
                 close_number(number)
+            # Not warnings.warn(source=self): a reference must not outlive this. A warning that
+            # is an error cannot be raised from here, and is reported as unraisable.
+            PyErr_WarnEx(ResourceWarning, b"unclosed conduit.Descriptor %d" % number, 1)
 
     def __repr__(self):
         return f"<conduit.Descriptor {'closed' if self.number < 0 else self.number}>"
@@ -481,15 +482,11 @@ cdef class Conduit:
         (that file is left alone).
         """
         cdef int number = number_from(fd)
-        cdef int err = 0
+        cdef int err
         self._refuse_itself(number)
-        self.transport.send(b"\0", 1, &number, 1)
-        if keep:
-            return
-        if number < 0:
+        err = self.transport.send(b"\0", 1, &number, 1, not keep)
+        if number < 0 and not keep:
             raise self._lost(fd)
-        with nogil:
-            err = close_number(number)
         if err:
             raise from_errno(
                 err, ErrType.FAILED_CLOSE,
@@ -526,7 +523,7 @@ cdef class Conduit:
         objects.prepare(obj, keep)
         number = number_of(obj)
         self._refuse_itself(number)
-        self.transport.send(b"\0", 1, &number, 1)
+        self.transport.send(b"\0", 1, &number, 1, False)
         if not keep:
             objects.close(obj)
         return 0
@@ -623,10 +620,10 @@ cdef class Conduit:
         PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
         try:
             if payload.len:
-                self.transport.send(payload.buf, payload.len, numbers, count)
+                self.transport.send(payload.buf, payload.len, numbers, count, False)
             else:
                 _check_any(count)
-                self.transport.send(b"\0", 1, numbers, count)
+                self.transport.send(b"\0", 1, numbers, count, False)
         finally:
             PyBuffer_Release(&payload)
         if not keep and count:
@@ -725,7 +722,8 @@ cdef class Conduit:
         cdef bytes payload
         cdef ssize_t got
         cdef int i, count
-        cdef list descriptors = []
+        cdef tuple fds
+        cdef Descriptor descriptor
         cdef Message message = Message.__new__(Message)
         if max_data < 1:
             raise ValueError(f"max_data must be at least 1 byte, not {max_data}")
@@ -744,15 +742,18 @@ cdef class Conduit:
             )
         i = 0
         try:
+            fds = PyTuple_New(count)
             while i < count:
-                descriptors.append(own(arrival.fds[i]))
+                descriptor = own(arrival.fds[i])
+                Py_INCREF(descriptor)
+                PyTuple_SET_ITEM(fds, i, descriptor)
                 i += 1
         except BaseException:
             with nogil:
                 close_numbers(&arrival.fds[i], count - i)
             raise
+        message.fds = fds
         message.data = payload if got == max_data else payload[:got]
-        message.fds = tuple(descriptors)
         return message
 
 

@@ -28,21 +28,28 @@ cdef class Transport:
     cdef bint broken
     cdef int users
     cdef int wake[2]
+    cdef bint sending
+    cdef bint called
+    cdef int waiting
     cdef PyThread_type_lock turn
     cdef unsigned long forks
 
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef int shut(self)
-    cdef int send(self, const void *data, size_t size, int *fds, int count) except -1
+    cdef int send(
+        self, const void *data, size_t size, int *fds, int count, bint move
+    ) except -1
     cdef ssize_t receive(self, void *data, size_t size, Arrival *arrival) except -1
 
     cdef int accept(self, double timeout) except -1
 
     cdef str describe(self)
     cdef int _identify(self) except -1
-    cdef int _after_fork(self) except -1
+    cdef void _after_fork(self) noexcept
+    cdef bint _free(self) noexcept
     cdef int _take_turn(self) except -1
+    cdef void _pass_turn(self) noexcept
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
     cdef int _check_sound(self) except -1
     cdef int _send_on(

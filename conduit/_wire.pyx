@@ -117,10 +117,10 @@ cdef int close_number(int fd) noexcept nogil:
 
 
 cdef int close_numbers(const int *fds, int count) noexcept nogil:
-    """Close numbers, each once; 0 or the first errno."""
+    """Close numbers, each once, but for those that are -1; 0 or the first errno."""
     cdef int i, err, first = 0
     for i in range(count):
-        err = close_number(fds[i])
+        err = close_number(fds[i]) if fds[i] >= 0 else 0
         if err and not first:
             first = err
     return first
@@ -330,9 +330,6 @@ cdef class Transport:
         self.closed = fd < 0
         self.wake[0] = self.wake[1] = -1
         self.forks = forks
-        self.turn = PyThread_allocate_lock()
-        if self.turn == NULL:
-            raise MemoryError
 
     def __dealloc__(self):
         self.shut()
@@ -408,7 +405,7 @@ cdef class Transport:
                 close_number(wake[1])
         return err
 
-    cdef int _after_fork(self) except -1:
+    cdef void _after_fork(self) noexcept:
         """Forget the parent's calls: none of its threads is here, and its waker is not ours."""
         self.forks = forks
         self.users = 0
@@ -417,14 +414,11 @@ cdef class Transport:
             if self.wake[1] != self.wake[0]:
                 close_number(self.wake[1])
             self.wake[0] = self.wake[1] = -1
-        if PyThread_acquire_lock(self.turn, NOWAIT_LOCK):
-            PyThread_release_lock(self.turn)
-            return 0
-        # Held by a thread of the parent for ever; a new one, and the old one's memory is lost.
-        self.turn = PyThread_allocate_lock()
-        if self.turn == NULL:
-            raise MemoryError
-        return 0
+        self.sending = self.called = False
+        if self.waiting:
+            # Whoever waits on it is in the parent: its memory is lost.
+            self.waiting = 0
+            self.turn = NULL
 
     cdef int _identify(self) except -1:
         """Check, once, that the number is that of a Unix socket, and make it fit."""
@@ -498,31 +492,64 @@ cdef class Transport:
     cdef double _deadline(self):
         return INFINITY if self.timeout < 0 else <double>monotonic() + self.timeout
 
+    cdef bint _free(self) noexcept:
+        """Take the turn if nobody has it."""
+        cdef bint free
+        with cython.critical_section(self):
+            free = not self.sending
+            self.sending = True
+        return free
+
     cdef int _take_turn(self) except -1:
-        """Wait until no other call of this process is sending: a long payload takes many calls."""
+        """Wait until no other call of this process is sending: a long payload takes many calls.
+
+        Whoever passes the turn releases the lock, which is never held otherwise than by being
+        waited on, so that taking a free turn costs no system's lock.
+        """
+        cdef double deadline, left
         cdef int got
-        cdef long long microseconds = -1
-        if PyThread_acquire_lock(self.turn, NOWAIT_LOCK):
+        if self._free():
             return 0
-        deadline = self._deadline()
-        while True:
-            if self.timeout >= 0:
+        with cython.critical_section(self):
+            if self.turn == NULL:
+                self.turn = PyThread_allocate_lock()
+                if self.turn != NULL:
+                    PyThread_acquire_lock(self.turn, NOWAIT_LOCK)
+            self.waiting += 1
+        try:
+            if self.turn == NULL:
+                raise MemoryError
+            deadline = self._deadline()
+            while not self._free():
                 # At a timeout of 0, a moment: who sends now does not wait either.
-                microseconds = <long long>(min(max(deadline - monotonic(), 0.001), 3600.0) * 1e6)
-            with nogil:
-                got = PyThread_acquire_lock_timed(self.turn, microseconds, True)
-            if got == PY_LOCK_ACQUIRED:
-                if self.closed:
-                    PyThread_release_lock(self.turn)
-                    self._check_open("sending")
-                return 0
-            if got == PY_LOCK_INTR:
-                PyErr_CheckSignals()
-            elif deadline <= monotonic():
-                raise from_errno(
-                    ETIMEDOUT if self.timeout else EAGAIN, ErrType.FAILED_TRANSFER,
-                    f"{self.describe()}: sending", "another thread was sending all the time",
-                )
+                left = max(deadline - <double>monotonic(), 0.001)
+                with nogil:
+                    got = PyThread_acquire_lock_timed(
+                        self.turn, <long long>(min(left, 3600.0) * 1e6), True
+                    )
+                if got == PY_LOCK_ACQUIRED:
+                    self.called = False
+                elif got == PY_LOCK_INTR:
+                    PyErr_CheckSignals()
+                elif deadline <= monotonic():
+                    raise from_errno(
+                        ETIMEDOUT if self.timeout else EAGAIN, ErrType.FAILED_TRANSFER,
+                        f"{self.describe()}: sending", "another thread was sending all the time",
+                    )
+        finally:
+            with cython.critical_section(self):
+                self.waiting -= 1
+        if self.closed:
+            self._pass_turn()
+            self._check_open("sending")
+        return 0
+
+    cdef void _pass_turn(self) noexcept:
+        with cython.critical_section(self):
+            self.sending = False
+            if self.waiting and not self.called:
+                self.called = True
+                PyThread_release_lock(self.turn)
 
     cdef int _check_sound(self) except -1:
         if self.broken:
@@ -532,14 +559,18 @@ cdef class Transport:
             )
         return 0
 
-    cdef int send(self, const void *data, size_t size, int *fds, int count) except -1:
+    cdef int send(
+        self, const void *data, size_t size, int *fds, int count, bint move
+    ) except -1:
         """Send ``size`` >= 1 bytes, all of them, the descriptors with the first.
 
-        Takes no ownership. On success, a number in ``fds`` that another thread closed or gave to
-        another file while this call waited is -1 (the descriptor itself was sent). On failure
-        nothing is closed and ``fds`` is as it was.
+        With ``move`` the numbers are closed on success, and the result is 0 or the errno of
+        closing them. On success, a number that another thread closed or gave to another file
+        while this call waited is -1 in ``fds`` and not closed (the descriptor itself was sent).
+        On failure nothing is closed and ``fds`` is as it was.
         """
         cdef ssize_t sent
+        cdef int err = 0
         cdef bint stream
         self.enter()
         stream = self.kind == SOCK_STREAM
@@ -550,14 +581,19 @@ cdef class Transport:
                 self._check_sound()
                 with nogil:
                     sent = send_once(self.fd, data, size, fds, count)
+                    if move and sent == <ssize_t>size:
+                        err = close_numbers(fds, count)
                 if sent != <ssize_t>size:
                     self._send_on(data, size, fds, count, sent)
+                    if move:
+                        with nogil:
+                            err = close_numbers(fds, count)
             finally:
                 if stream:
-                    PyThread_release_lock(self.turn)
+                    self._pass_turn()
         finally:
             self.leave()
-        return 0
+        return err
 
     cdef int _send_on(
         self, const void *data, size_t size, int *fds, int count, ssize_t sent
