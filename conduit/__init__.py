@@ -7,6 +7,7 @@ from conduit.errors import (
     Error,
     ErrType,
     PeerClosedError,
+    TakeoverError,
     TransferTimeoutError,
     WouldBlockError,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Message",
     "Peer",
     "PeerClosedError",
+    "TakeoverError",
     "TransferTimeoutError",
     "WouldBlockError",
 ]

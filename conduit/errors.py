@@ -78,6 +78,10 @@ class WouldBlockError(Error, BlockingIOError):
     """The timeout is 0 and the socket is not ready. Nothing was transferred."""
 
 
+class TakeoverError(Error):
+    """A predecessor does not hand over, or a successor does not take over."""
+
+
 class DescriptorTypeError(Error, TypeError):
     """An argument is of a kind that has no descriptor to give. Its type is ``NO_FD``."""
 

@@ -21,7 +21,7 @@ from conduit.errors import Error, ErrType, from_errno
 from conduit.peer import Peer, same_user_or_root
 
 if TYPE_CHECKING:
-    from _typeshed import StrOrBytesPath
+    from _typeshed import HasFileno, StrOrBytesPath
 
 _log = logging.getLogger("conduit")
 
@@ -72,15 +72,43 @@ class Listener:
                     sock.bind(address)
                     sock.listen(backlog)
                 else:
-                    self._inode = _bind(sock, address, mode, backlog)
+                    self._inode = bind_path(sock, address, mode, backlog)
                 self.conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
         except OSError as exc:
-            self._unlink()
+            if self._inode is not None:
+                unlink_own(self.path, self._inode)
             if isinstance(exc, Error):
                 raise
             code = exc.errno or errno.EINVAL
             why = None if exc.strerror == os.strerror(code) else exc.strerror
             raise from_errno(code, ErrType.NO_FD, f"listening at {self.path!r}", why) from exc
+
+    @classmethod
+    def from_conn(
+        cls,
+        conn: HasFileno,
+        path: StrOrBytesPath,
+        *,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> Self:
+        """Listen on a socket that listens at a path already: one received, or inherited.
+
+        Its descriptor is duplicated. It becomes non-blocking, and `close` removes the path.
+
+        Raises:
+            Error: as `Conduit.from_conn`.
+        """
+        self = cls.__new__(cls)
+        self.path = os.fspath(path)
+        self._allow = same_user_or_root if allow is None else allow
+        self._process = os.getpid()
+        self._inode = None
+        if not address_from(path).startswith(b"\0"):
+            with contextlib.suppress(FileNotFoundError):
+                self._inode = inode_of(self.path)
+        self.conduit = Conduit.from_conn(conn, name=f"listening at {self.path!r}")
+        os.set_blocking(self.conduit.fileno(), False)
+        return self
 
     def __repr__(self) -> str:
         return f"<conduit.Listener {self.path!r}{' closed' if self.closed else ''}>"
@@ -138,35 +166,43 @@ class Listener:
             if deadline is not None:
                 timeout = max(deadline - time.monotonic(), 0)
 
-    def close(self) -> None:
+    def close(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls that wait in `accept`, and remove the path.
 
         Only the socket that this listener made is removed, and only by the process that made
-        it: one that has replaced it, and a forked child, leave it alone. A second `close` does
+        it: one that has replaced it, and a forked child, leave it alone. Without ``unlink`` it
+        stays, for another process that listens on the same socket. A second `close` does
         nothing.
 
         Raises:
             Error: ``FAILED_CLOSE``, if the system reports a failure.
         """
+        inode, self._inode = self._inode, None
         try:
-            self._unlink()
+            if unlink and inode is not None and self._process == os.getpid():
+                unlink_own(self.path, inode)
+        except OSError as exc:
+            raise from_errno(
+                exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
+            ) from exc
         finally:
             self.conduit.close()
 
-    def _unlink(self) -> None:
-        inode, self._inode = self._inode, None
-        if inode is not None and self._process == os.getpid():
-            with contextlib.suppress(FileNotFoundError):
-                if _inode_of(self.path) == inode:
-                    os.unlink(self.path)
+
+def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
+    """Remove a path, if it still is the file of this device and inode."""
+    with contextlib.suppress(FileNotFoundError):
+        if inode_of(path) == inode:
+            os.unlink(path)
 
 
-def _inode_of(path: StrOrBytesPath) -> tuple[int, int]:
+def inode_of(path: StrOrBytesPath) -> tuple[int, int]:
+    """Return the device and inode of a path, by which to know it again."""
     status = os.lstat(path)
     return status.st_dev, status.st_ino
 
 
-def _bind(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
+def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
     """Bind and listen at a path, which shows the socket only when it is complete.
 
     It is made in a directory that only this user can enter, and then linked to its place, which
@@ -184,10 +220,11 @@ def _bind(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[in
         with _short(private) as reachable:
             sock.bind(os.path.join(reachable, b"s"))
         os.chmod(made, mode)
-        sock.listen(backlog)
+        if sock.type != socket.SOCK_DGRAM:
+            sock.listen(backlog)
         _remove_stale(path, os.path.join(private, b"stale"), sock.type)
         os.link(made, path, follow_symlinks=False)
-        return _inode_of(made)
+        return inode_of(made)
 
 
 @contextlib.contextmanager
@@ -221,7 +258,7 @@ def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if _inode_of(aside) != (found.st_dev, found.st_ino):
+    if inode_of(aside) != (found.st_dev, found.st_ino):
         # Another listener took the place in between; it gets it back.
         os.link(aside, path, follow_symlinks=False)
         raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there")

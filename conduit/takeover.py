@@ -1,0 +1,624 @@
+"""Zero-downtime restart: a new process takes over the sockets of the one that runs.
+
+The protocol between the two is written down in ``docs/takeover.md``.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import json
+import logging
+import os
+import socket
+import stat
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
+
+from conduit._conduit import Conduit, Descriptor
+from conduit._wire import address_from
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    TakeoverError,
+    TransferTimeoutError,
+)
+from conduit.listener import Listener, bind_path, inode_of, unlink_own
+from conduit.peer import Peer, same_user_or_root
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno, StrOrBytesPath
+
+_log = logging.getLogger("conduit.takeover")
+
+VERSION = 1
+"""The version of the protocol that this module speaks."""
+
+_TYPE = socket.SOCK_STREAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
+
+_SOCKETS_A_MESSAGE = 100
+"""So many names fit in a packet with the descriptors, however long they are."""
+
+_LONGEST_NAME = 255
+"""Bytes of a socket's name."""
+
+_LONGEST_INLINE = 32 * 1024
+"""Bytes of state that travel in a message; more of it travels as a file in memory."""
+
+_LONGEST_MESSAGE = 128 * 1024
+"""Bytes; under the send buffer of a Unix socket, which limits a packet."""
+
+_GREETING = 10.0
+"""Seconds within which either side must answer what it can answer at once."""
+
+_PAUSE = 0.1
+"""Seconds between two attempts to accept while there is no room for a connection."""
+
+
+class Takeover:
+    """This process's place in a line of servers, each of which takes over from the last.
+
+    Takeover(path, timeout=60.0, allow=None) connects to the predecessor that listens at ``path``
+    and receives its sockets and its state; if there is none, it begins to listen there itself.
+    Then, in this order: `listen` for each socket, `ready` when requests are served, `wait` for a
+    successor, drain, `close` (or leave the ``with``).
+
+    Until `ready` returns, the predecessor goes on serving, and does so for ever if this process
+    dies, closes, or takes longer than the predecessor's timeout. If the predecessor dies instead,
+    this process has all it received, and `ready` makes it the owner.
+
+    A thread answers successors from the beginning; what is not possible yet is refused at once,
+    with a reason. Successors are served while this process serves, whatever it does meanwhile.
+
+    Args:
+        path: of the control socket; ``"@name"`` is abstract on Linux. It is the same for all who
+            follow each other.
+        timeout: seconds that a successor of this process may take from its first word until it
+            is ready.
+        allow: whether a `Peer`, predecessor or successor, is dealt with. Without it: this
+            process's user, and root.
+
+    Attributes:
+        path: as given.
+        predecessor: the `Peer` whose sockets were received; None at a fresh start.
+        state: the bytes that it offered; empty if it did not.
+        dropped: the names of sockets that it had and this process did not ask for, which are
+            closed here; filled by `ready`.
+
+    Raises:
+        TakeoverError: the predecessor refuses (another takeover is under way, it is not ready
+            itself, its protocol is another), or is of another user.
+        Error: the control socket can neither be reached nor made.
+    """
+
+    path: str | bytes
+    predecessor: Peer | None
+    state: bytes
+    dropped: tuple[str, ...]
+
+    def __init__(
+        self,
+        path: StrOrBytesPath,
+        *,
+        timeout: float = 60.0,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> None:
+        self.path = os.fspath(path)
+        self.predecessor = None
+        self.state = b""
+        self.dropped = ()
+        self._timeout = timeout
+        self._allow = same_user_or_root if allow is None else allow
+        self._inherited: dict[str, _Held] = {}
+        self._held: dict[str, _Held] = {}
+        self._paths: dict[str, tuple[int, int]] = {}
+        self._offered = b""
+        self._control: Listener | None = None
+        self._channel: _Channel | None = None
+        # Guards what the threads that answer successors share with the caller's.
+        self._lock = threading.Lock()
+        self._refusal = "it is not ready itself yet"
+        self._successor: _Channel | None = None
+        self._handed_over = threading.Event()
+        self._bell = os.pipe()
+        try:
+            self._find()
+        except BaseException:
+            self.close()
+            raise
+
+    def __repr__(self) -> str:
+        return f"<conduit.takeover.Takeover {self.path!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def listen(
+        self,
+        host: str,
+        port: int | None = None,
+        *,
+        name: str | None = None,
+        type: int = socket.SOCK_STREAM,
+        backlog: int = 128,
+        mode: int = 0o600,
+    ) -> socket.socket:
+        """Return a socket at an address: the predecessor's if it has it, otherwise a fresh one.
+
+        The predecessor's is taken if it has the same name, address and type. It is the very
+        same socket: its options are as they were, and connections that wait in its queue are
+        accepted here. So is its blocking mode, which both processes share while both run: leave
+        it as it is, or set it to what the predecessor's server uses.
+
+        Args:
+            host: an address to bind or a host name; ``""`` is every address. With no port, the
+                path of a Unix socket (``"@name"`` is abstract on Linux).
+            port: a number; 0 lets the system choose, or takes whatever port the predecessor's
+                socket of that name has.
+            name: by which a successor asks for it; ``host:port`` or the path if not given.
+            type: ``SOCK_STREAM``, which listens, or ``SOCK_DGRAM``, which is bound only.
+            backlog: for a fresh one: how many connections wait to be accepted.
+            mode: for a fresh Unix socket: the permission bits of its path.
+
+        Returns:
+            a socket object, which the caller owns. This object keeps a duplicate for a
+            successor, and with it the socket open, until it is closed or has handed over.
+
+        Raises:
+            ValueError: the name is taken in this process, or longer than 255 bytes.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had.
+        """
+        if name is None:
+            name = host if port is None else f"{host}:{port}"
+        if name in self._held:
+            raise ValueError(f"there is a socket named {name!r} already")
+        if len(name.encode()) > _LONGEST_NAME:
+            raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
+        path = host if port is None else None
+        try:
+            old = self._inherited.get(name)
+            if old is not None and _is_at(old, host, port, type):
+                sock = self._inherited.pop(name).sock
+            elif port is None:
+                sock = self._bind_path(host, type, mode, backlog)
+            else:
+                sock = _bind_host(host, port, type, backlog)
+            with _closed_on_error(sock), self._lock:
+                self._held[name] = _Held(sock.dup(), path)
+        except OSError as exc:
+            if isinstance(exc, Error):
+                raise
+            raise Error(
+                f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+            ) from exc
+        return sock
+
+    def offer(self, state: bytes) -> None:
+        """Offer bytes, of any number, to the successor, which finds them in its ``state``."""
+        self._offered = bytes(state)
+
+    def ready(self) -> tuple[str, ...]:
+        """Say that requests are served: the predecessor drains, and a successor may come.
+
+        The predecessor's sockets that were not asked for are closed.
+
+        Returns:
+            their names, which are also in ``dropped``.
+
+        Raises:
+            TakeoverError: the predecessor does not hand over any more, since this took too long
+                for it, and goes on serving. This process must not serve: close it.
+        """
+        if self._channel is not None:
+            channel, self._channel = self._channel, None
+            with channel:
+                self._take_over(channel)
+            self._answer()
+        self.dropped = tuple(self._inherited)
+        for old in self._inherited.values():
+            old.sock.close()
+        self._inherited.clear()
+        if self.dropped:
+            _log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
+        for held in self._held.values():
+            if held.path is not None and not held.path.startswith("@"):
+                with contextlib.suppress(OSError):
+                    self._paths[held.path] = inode_of(held.path)
+        with self._lock:
+            self._refusal = ""
+        return self.dropped
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a successor is ready: from now on it serves, and this process drains.
+
+        Args:
+            timeout: seconds; None for ever.
+
+        Returns:
+            whether there is one.
+        """
+        return self._handed_over.wait(timeout)
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when `wait` would return.
+
+        It stays this object's. An event loop may watch it; there is nothing to read from it.
+        """
+        return self._bell[0]
+
+    def close(self) -> None:
+        """Leave the line, and close what this object holds. A second time does nothing.
+
+        A predecessor that has not handed over goes on serving. If nobody follows, the paths of
+        the control socket and of Unix sockets that this process owns are removed. A takeover
+        under way ends with the successor the owner.
+        """
+        with self._lock:
+            self._refusal = "it is closing"
+            successor, self._successor = self._successor, None
+            followed = self._handed_over.is_set() or successor is not None
+            held = [*self._held.values(), *self._inherited.values()]
+            self._held.clear()
+            self._inherited.clear()
+            bell, self._bell = self._bell, (-1, -1)
+        if self._control is not None:
+            # Before the successor is let go: the path must not vanish under it. Nor may it
+            # where the predecessor is still the owner.
+            self._control.close(unlink=not followed and self._channel is None)
+        if not followed:
+            for path, inode in self._paths.items():
+                unlink_own(path, inode)
+        self._paths.clear()
+        for old in held:
+            old.sock.close()
+        for channel in (successor, self._channel):
+            if channel is not None:
+                channel.close()
+        self._channel = None
+        for number in bell:
+            if number >= 0:
+                os.close(number)
+
+    def _bind_path(self, path: str, type: int, mode: int, backlog: int) -> socket.socket:
+        with _closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
+            address = address_from(path)
+            if address.startswith(b"\0"):
+                sock.bind(address)
+                if type != socket.SOCK_DGRAM:
+                    sock.listen(backlog)
+            else:
+                self._paths[path] = bind_path(sock, address, mode, backlog)
+            return sock
+
+    # Towards the predecessor.
+
+    def _find(self) -> None:
+        """Receive what the predecessor has, or take the free place."""
+        conduit = self._connect()
+        if conduit is None:
+            self._answer()
+            return
+        self._channel = _Channel(conduit)
+        peer = conduit.peer
+        if not self._allow(peer):
+            raise TakeoverError(
+                f"{self.path!r} is served by {peer}, who is not allowed",
+                ErrType.FAILED_TRANSFER,
+            )
+        try:
+            self._inherit(self._channel)
+        except PeerClosedError:
+            _log.warning("the predecessor died; going on with what came from it")
+            if self._control is None:
+                self._control = Listener(self.path, type=_TYPE, allow=self._allow)
+        self.predecessor = peer
+
+    def _connect(self) -> Conduit | None:
+        """Connect to the predecessor; if there is none, listen in its place."""
+        while True:
+            try:
+                return Conduit.connect(self.path, type=_TYPE, timeout=_GREETING)
+            except Error as exc:
+                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                    raise
+            try:
+                self._control = Listener(self.path, type=_TYPE, allow=self._allow)
+            except Error as exc:
+                # Somebody was faster, and is the predecessor then.
+                if exc.errno != errno.EADDRINUSE or not _is_socket(self.path):
+                    raise
+            else:
+                return None
+
+    def _inherit(self, channel: _Channel) -> None:
+        channel.send("hello", version=VERSION)
+        while self._control is None:
+            with channel.receive(_GREETING) as message:
+                if message.kind == "sockets":
+                    for (name, path), fd in zip(message["sockets"], message.fds, strict=True):
+                        self._inherited[name] = _Held(fd.to_conn(), path)
+                elif message.kind == "state":
+                    self.state = message.read_body()
+                elif message.kind == "control":
+                    with message.fds[0].to_conn() as sock:
+                        self._control = Listener.from_conn(sock, self.path, allow=self._allow)
+                else:
+                    raise message.unexpected()
+
+    def _take_over(self, channel: _Channel) -> None:
+        """Become the owner, or raise if the predecessor stays it."""
+        try:
+            channel.send("ready")
+            with channel.receive(_GREETING) as message:
+                if message.kind != "confirmed":
+                    raise message.unexpected()
+            channel.send("done")
+        except PeerClosedError:
+            # Unless it left a refusal, there is no other owner any more.
+            with contextlib.suppress(PeerClosedError), channel.receive(0) as message:
+                raise message.unexpected() from None
+            _log.warning("the predecessor died before it handed over; going on without it")
+
+    # Towards successors, in threads.
+
+    def _answer(self) -> None:
+        threading.Thread(
+            target=self._accept, args=(self._control,), name="conduit-takeover", daemon=True
+        ).start()
+
+    def _accept(self, control: Listener) -> None:
+        while True:
+            try:
+                channel = _Channel(control.accept())
+            except Error as exc:
+                if control.closed:
+                    return
+                # No room for a connection just now; who waits goes on waiting.
+                _log.warning("%s", exc)
+                time.sleep(_PAUSE)
+                continue
+            threading.Thread(
+                target=self._deal, args=(channel, control), name="conduit-successor", daemon=True
+            ).start()
+
+    def _deal(self, channel: _Channel, control: Listener) -> None:
+        """Answer one successor, to the end."""
+        with channel:
+            try:
+                self._hand_over(channel, control)
+            except Error as exc:
+                if channel.closed:
+                    return
+                _log.warning("a takeover failed, and this process goes on serving: %s", exc)
+                with contextlib.suppress(Error):
+                    channel.send("refused", reason=str(exc))
+            finally:
+                with self._lock:
+                    if self._successor is channel:
+                        self._successor = None
+
+    def _hand_over(self, channel: _Channel, control: Listener) -> None:
+        with channel.receive(_GREETING) as message:
+            if message.kind != "hello":
+                raise message.unexpected()
+            version = message["version"]
+        deadline = time.monotonic() + self._timeout
+        with self._lock:
+            refusal = self._refusal
+            if not refusal and self._successor is not None:
+                refusal = "another takeover is under way"
+            if not refusal and version != VERSION:
+                refusal = f"it speaks version {VERSION} of the protocol, not {version}"
+            if not refusal:
+                self._successor = channel
+                held = list(self._held.items())
+        if refusal:
+            channel.send("refused", reason=refusal)
+            return
+        for first in range(0, len(held), _SOCKETS_A_MESSAGE):
+            part = held[first : first + _SOCKETS_A_MESSAGE]
+            channel.send(
+                "sockets",
+                *(old.sock for _, old in part),
+                sockets=[(name, old.path) for name, old in part],
+            )
+        channel.send_body("state", self._offered)
+        channel.send("control", control.conduit)
+        with channel.receive(deadline - time.monotonic()) as message:
+            if message.kind != "ready":
+                raise message.unexpected()
+        channel.send("confirmed")
+        with channel.last_word(_GREETING) as message:
+            if message.kind != "done":
+                raise message.unexpected()
+        with self._lock:
+            self._refusal = "it has handed over already"
+            self._handed_over.set()
+            if self._bell[1] >= 0:
+                os.write(self._bell[1], b"!")
+        control.close(unlink=False)
+
+
+class _Held(NamedTuple):
+    """A socket that is kept for a successor, and the path of a Unix one."""
+
+    sock: socket.socket
+    path: str | None
+
+
+class _Message:
+    """One message of the protocol, as it arrived: a line of JSON, then bytes, and descriptors."""
+
+    def __init__(self, data: bytes, fds: Sequence[Descriptor]) -> None:
+        self.fds = fds
+        head, _, self._body = data.partition(b"\n")
+        try:
+            self._fields = json.loads(head)
+            self.kind = self._fields["kind"]
+        except (ValueError, TypeError, KeyError) as exc:
+            self.__exit__()
+            raise TakeoverError(
+                f"a message that is not of the takeover protocol: {data[:60]!r}",
+                ErrType.FAILED_TRANSFER,
+            ) from exc
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for fd in self.fds:
+            fd.close()
+
+    def __getitem__(self, field: str) -> Any:
+        return self._fields.get(field)
+
+    def read_body(self) -> bytes:
+        """Return the bytes that came with it, in it or as a file."""
+        if not self.fds:
+            return self._body
+        with self.fds[0].to_file("r+b") as file:
+            file.seek(0)
+            return file.read()
+
+    def unexpected(self) -> TakeoverError:
+        """The error for a message that is not what was awaited: mostly a refusal."""
+        if self.kind == "refused":
+            return TakeoverError(
+                f"the other side refuses: {self['reason']}", ErrType.FAILED_TRANSFER
+            )
+        return TakeoverError(
+            f"the other side said {self.kind!r} where that means nothing", ErrType.FAILED_TRANSFER
+        )
+
+
+class _Channel:
+    """The conversation of two processes about a takeover, message by message."""
+
+    def __init__(self, conduit: Conduit) -> None:
+        self._conduit = conduit
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._conduit.closed
+
+    def close(self) -> None:
+        self._conduit.close()
+
+    def send(self, kind: str, *items: HasFileno, **fields: object) -> None:
+        """Send a message; the items stay here."""
+        self._send(json.dumps({"kind": kind, **fields}).encode() + b"\n", *items)
+
+    def send_body(self, kind: str, body: bytes) -> None:
+        """Send a message with bytes; many of them as a file."""
+        head = json.dumps({"kind": kind}).encode() + b"\n"
+        if len(body) <= _LONGEST_INLINE:
+            self._send(head + body)
+            return
+        with _memory_file() as file:
+            file.write(body)
+            self._send(head, file)
+
+    def _send(self, data: bytes, *items: HasFileno) -> None:
+        self._conduit.timeout = _GREETING
+        if _TYPE == socket.SOCK_STREAM:
+            data = len(data).to_bytes(4, "big") + data
+        self._conduit.transfer(*items, data=data, keep=True)
+
+    def receive(self, timeout: float) -> _Message:
+        """Wait so many seconds for a message."""
+        self._conduit.timeout = max(timeout, 0.001)
+        if _TYPE != socket.SOCK_STREAM:
+            message = self._conduit.receive(_LONGEST_MESSAGE)
+            return _Message(message.data, message.fds)
+        message = self._conduit.receive(4)
+        size = int.from_bytes(self._fill(message.data, 4), "big")
+        return _Message(self._fill(b"", size), message.fds)
+
+    def _fill(self, data: bytes, size: int) -> bytes:
+        while len(data) < size:
+            data += self._conduit.receive(size - len(data), 0).data
+        return data
+
+    def last_word(self, timeout: float) -> _Message:
+        """Wait as ``receive`` does; what has not come then can no longer be sent over there."""
+        try:
+            return self.receive(timeout)
+        except TransferTimeoutError:
+            with socket.socket(fileno=os.dup(self._conduit.fileno())) as sock:
+                sock.shutdown(socket.SHUT_RD)
+            return self.receive(0)
+
+
+@contextlib.contextmanager
+def _closed_on_error(sock: socket.socket) -> Iterator[socket.socket]:
+    try:
+        yield sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _memory_file() -> IO[bytes]:
+    """An empty file that is in no directory."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("conduit-state", os.MFD_CLOEXEC), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _is_socket(path: str | bytes) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _resolve(host: str, port: int, type: int) -> tuple[int, Any]:
+    """The family and address to bind to."""
+    family, _, _, _, address = socket.getaddrinfo(
+        host or None, port, type=type, flags=socket.AI_PASSIVE
+    )[0]
+    return family, address
+
+
+def _bind_host(host: str, port: int, type: int, backlog: int) -> socket.socket:
+    family, address = _resolve(host, port, type)
+    with _closed_on_error(socket.socket(family, type)) as sock:
+        if type == socket.SOCK_STREAM:
+            # Connections of the last server that linger are no reason not to start.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        if type == socket.SOCK_STREAM:
+            sock.listen(backlog)
+        return sock
+
+
+def _is_at(held: _Held, host: str, port: int | None, type: int) -> bool:
+    """Whether a socket is the one that is asked for."""
+    if held.sock.type != type:
+        return False
+    if port is None or held.path is not None:
+        return port is None and held.path == host
+    family, address = _resolve(host, port, type)
+    here = held.sock.getsockname()
+    return bool(held.sock.family == family and here[0] == address[0] and port in (0, here[1]))
