@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, overload
 
 import anyio
+from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from conduit._conduit import Conduit, Departure, Message
@@ -27,6 +28,7 @@ from conduit._wire import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
 from conduit.listener import Listener
 from conduit.peer import Peer
+from conduit.takeover import Takeover
 
 if TYPE_CHECKING:
     from _typeshed import (
@@ -377,6 +379,74 @@ class AsyncConduit:
             except WouldBlockError:
                 pass
         return await self._receiving.repeat(partial(self._conduit.receive, max_data, max_fds))
+
+
+class AsyncTakeover:
+    """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
+
+    Takes what `Takeover` takes. ``async with`` finds the predecessor; then, in this order,
+    `listen`, `ready`, `wait`. What may take a while runs in a worker thread, and is not
+    interrupted by cancellation.
+    """
+
+    def __init__(
+        self,
+        path: StrOrBytesPath,
+        *,
+        timeout: float = 60.0,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> None:
+        self._enter = partial(Takeover, path, timeout=timeout, allow=allow)
+        self._entered: Takeover | None = None
+
+    @property
+    def takeover(self) -> Takeover:
+        """The `Takeover` that was entered: its ``state``, ``predecessor``, ``offer()``..."""
+        if self._entered is None:
+            raise RuntimeError("this AsyncTakeover is to be entered first, with async with")
+        return self._entered
+
+    async def __aenter__(self) -> Self:
+        self._entered = await to_thread.run_sync(self._enter)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def listen(
+        self,
+        host: str,
+        port: int | None = None,
+        *,
+        name: str | None = None,
+        type: int = socket.SOCK_STREAM,
+        backlog: int = 128,
+        mode: int = 0o600,
+    ) -> socket.socket:
+        """Return a socket at an address, the predecessor's if it has it; see `Takeover.listen`."""
+        listen = self.takeover.listen
+        return await to_thread.run_sync(
+            partial(listen, host, port, name=name, type=type, backlog=backlog, mode=mode)
+        )
+
+    async def ready(self) -> tuple[str, ...]:
+        """Say that requests are served; see `Takeover.ready`."""
+        return await to_thread.run_sync(self.takeover.ready)
+
+    async def wait(self) -> None:
+        """Wait until a successor is ready; see `Takeover.wait`."""
+        await anyio.wait_readable(self.takeover.fileno())
+
+    async def aclose(self) -> None:
+        """Leave the line; see `Takeover.close`. It is closed even if this is cancelled."""
+        if self._entered is not None:
+            with anyio.CancelScope(shield=True):
+                await to_thread.run_sync(self._entered.close)
 
 
 class AsyncListener:

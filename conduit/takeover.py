@@ -126,6 +126,8 @@ class Takeover:
         self._lock = threading.Lock()
         self._refusal = "it is not ready itself yet"
         self._successor: _Channel | None = None
+        self._talks: dict[threading.Thread, _Channel] = {}
+        self._answering: threading.Thread | None = None
         self._handed_over = threading.Event()
         self._bell = os.pipe()
         try:
@@ -286,10 +288,16 @@ class Takeover:
         self._paths.clear()
         for old in held:
             old.sock.close()
-        for channel in (successor, self._channel):
-            if channel is not None:
-                channel.close()
-        self._channel = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._answering is not None:
+            self._answering.join()
+        with self._lock:
+            talks = dict(self._talks)
+        for thread, channel in talks.items():
+            channel.close()
+            thread.join()
         for number in bell:
             if number >= 0:
                 os.close(number)
@@ -377,9 +385,10 @@ class Takeover:
     # Towards successors, in threads.
 
     def _answer(self) -> None:
-        threading.Thread(
+        self._answering = threading.Thread(
             target=self._accept, args=(self._control,), name="conduit-takeover", daemon=True
-        ).start()
+        )
+        self._answering.start()
 
     def _accept(self, control: Listener) -> None:
         while True:
@@ -392,9 +401,12 @@ class Takeover:
                 _log.warning("%s", exc)
                 time.sleep(_PAUSE)
                 continue
-            threading.Thread(
+            thread = threading.Thread(
                 target=self._deal, args=(channel, control), name="conduit-successor", daemon=True
-            ).start()
+            )
+            with self._lock:
+                self._talks[thread] = channel
+            thread.start()
 
     def _deal(self, channel: _Channel, control: Listener) -> None:
         """Answer one successor, to the end."""
@@ -409,6 +421,7 @@ class Takeover:
                     channel.send("refused", reason=str(exc))
             finally:
                 with self._lock:
+                    self._talks.pop(threading.current_thread(), None)
                     if self._successor is channel:
                         self._successor = None
 
