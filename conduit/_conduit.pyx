@@ -324,15 +324,18 @@ cdef class Conduit:
         self.transport = Transport(number_from(fd), name)
 
     @classmethod
-    def from_file(cls, file, *, str name not None=""):
+    def from_file(cls, file, *, str name=None):
         """Borrow the descriptor of a file or any object with ``fileno()``.
 
         The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
-        lets go of it and leaves it open.
+        lets go of it and leaves it open. Without a name, it has the file's.
 
         Raises `Error` (``NO_FD``) if the object has no descriptor.
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
+        if name is None:
+            own_name = getattr(file, "name", "")
+            name = own_name if isinstance(own_name, str) else ""
         conduit.transport = Transport(objects.number_of(file), name)
         conduit.lender = file
         return conduit

@@ -138,7 +138,7 @@ class AsyncConduit:
         self._receiving = _Direction(conduit, anyio.wait_readable)
 
     @classmethod
-    def from_file(cls, file: HasFileno, *, name: str = "") -> Self:
+    def from_file(cls, file: HasFileno, *, name: str | None = None) -> Self:
         """Borrow the descriptor of a file; see `Conduit.from_file`."""
         return cls(Conduit.from_file(file, name=name))
 
