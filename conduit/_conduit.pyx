@@ -35,7 +35,7 @@ from _socket import socket as c_socket
 
 from conduit import objects
 from conduit._wire import address_from, peer_of
-from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno
+from conduit.errors import DescriptorTypeError, Error, ErrType, blame, from_errno
 from conduit.peer import Peer
 
 
@@ -225,6 +225,9 @@ cdef class Message:
     def __cinit__(self, bytes data not None=b"", fds=()):
         self.data = data
         self.fds = tuple(fds)
+        for descriptor in self.fds:
+            if not isinstance(descriptor, Descriptor):
+                raise TypeError(f"fds must hold Descriptors, not {descriptor!r}")
 
     def __repr__(self):
         return f"<conduit.Message of {len(self.data)} bytes and {len(self.fds)} descriptors>"
@@ -241,16 +244,21 @@ cdef class Message:
         Raises `Error` (``FAILED_CLOSE``), once all are closed, if the system reports a failure.
         """
         cdef int numbers[SLOTS]
-        cdef int count = 0, err
+        cdef int count = 0, err, failed = 0
         cdef Descriptor descriptor
+        cdef Py_ssize_t left = len(self.fds)
         for descriptor in self.fds:
-            if count < SLOTS and descriptor.number >= 0:
-                numbers[count] = descriptor._take()
+            left -= 1
+            numbers[count] = descriptor._take()
+            if numbers[count] >= 0:
                 count += 1
-        with nogil:
-            err = close_numbers(numbers, count)
-        if err:
-            raise from_errno(err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
+            if count == SLOTS or not left:
+                with nogil:
+                    err = close_numbers(numbers, count)
+                failed = failed or err
+                count = 0
+        if failed:
+            raise from_errno(failed, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
 
 
 cdef Descriptor own(int number):
@@ -642,20 +650,26 @@ cdef class Conduit:
                 EINVAL, ErrType.BAD_CTRL_MESG, f"{self.transport.describe()}: sending",
                 f"one message carries at most {CONDUIT_MAX_FDS} descriptors, not {count}",
             )
-        for i in range(<int>count):
-            item = items[i]
-            if PyLong_Check(item):
-                numbers[i] = number_from(item)
-            elif isinstance(item, Descriptor):
-                numbers[i] = (<Descriptor>item)._held()
-            else:
-                objects.prepare(item, keep)
-                plain = False
-        if not plain:
-            # Only now that nothing runs any more which could close or reopen one.
+        i = 0
+        try:
             for i in range(<int>count):
-                if not PyLong_Check(items[i]):
-                    numbers[i] = number_of(items[i])
+                item = items[i]
+                if PyLong_Check(item):
+                    numbers[i] = number_from(item)
+                elif isinstance(item, Descriptor):
+                    numbers[i] = (<Descriptor>item)._held()
+                else:
+                    objects.prepare(item, keep)
+                    plain = False
+            if not plain:
+                # Only now that nothing runs any more which could close or reopen one.
+                for i in range(<int>count):
+                    if not PyLong_Check(items[i]):
+                        numbers[i] = number_of(items[i])
+        except Error as exc:
+            if count > 1:
+                blame(exc, f"item {i + 1} of {count}")
+            raise
         for i in range(<int>count):
             self._refuse_itself(numbers[i])
         return <int>count
@@ -663,13 +677,19 @@ cdef class Conduit:
     cdef int _close_sent(self, tuple items, int *numbers) except -1:
         """Close each item that was sent, once, the ones with an object through it."""
         cdef int ours[SLOTS]
-        cdef int i, j, err, n = 0
+        cdef int i, j, err, through_objects, n = 0
         cdef list owners = []
         failure = None
         for i in range(<int>len(items)):
             if not PyLong_Check(items[i]):
                 if not any([items[i] is other for other in owners]):
                     owners.append(items[i])
+                ours[n] = numbers[i]
+                n += 1
+        # A number that stands for an object as well is left to the object.
+        through_objects = n
+        for i in range(<int>len(items)):
+            if not PyLong_Check(items[i]):
                 continue
             if numbers[i] < 0:
                 failure = self._lost(items[i])
@@ -681,7 +701,7 @@ cdef class Conduit:
                 ours[n] = numbers[i]
                 n += 1
         with nogil:
-            err = close_numbers(ours, n)
+            err = close_numbers(&ours[through_objects], n - through_objects)
         if err:
             failure = from_errno(
                 err, ErrType.FAILED_CLOSE,
@@ -693,8 +713,10 @@ cdef class Conduit:
                     (<Descriptor>owner).close()
                 else:
                     objects.close(owner)
-            except Error as exc:
-                failure = exc
+            except BaseException as exc:
+                # An interrupt is raised too, once nothing is left open.
+                if failure is None or not isinstance(exc, Error):
+                    failure = exc
         if failure is not None:
             raise failure
         return 0

@@ -119,6 +119,11 @@ _TRANSFER_SENTENCES = {
 }
 
 
+def blame(error: Error, culprit: str) -> None:
+    """Let an error's sentence begin with what is to blame for it, such as one item of several."""
+    error._message = f"{culprit}: {error._message}"
+
+
 def from_errno(
     errno: int, type: ErrType, what: str, why: str | None = None, *, sent: int = 0
 ) -> Error:
