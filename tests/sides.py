@@ -1,0 +1,110 @@
+"""Processes that a test runs beside itself, as this user or as another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from helpers import GENEROUS, memory
+
+NOBODY = 65534
+
+needs_root = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can run a process of another user"
+)
+
+ALL_KINDS = [
+    pytest.param(socket.SOCK_STREAM, id="stream"),
+    pytest.param(socket.SOCK_SEQPACKET, id="seqpacket"),
+    pytest.param(socket.SOCK_DGRAM, id="dgram"),
+]
+
+PACKET_KINDS = ALL_KINDS[1:]
+
+
+@contextlib.contextmanager
+def beside(function: Callable[[], None], *, user: int | None = None) -> Iterator[int]:
+    """Run a function in a forked child meanwhile, and see that it returns there.
+
+    With ``user``, the child is a process of that user and of no group of ours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            signal.alarm(int(GENEROUS))
+            if user is not None:
+                os.setgroups([])
+                os.setgid(user)
+                os.setuid(user)
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    try:
+        yield pid
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert status == 0, f"the other process ended with {status}; its standard error says why"
+
+
+def wait_until_process_polls(pid: int) -> None:
+    """Return once another process of one thread sleeps in poll(2), or has ended."""
+    asleep = 0
+    while asleep < 100:
+        with open(f"/proc/{pid}/wchan") as wchan, open(f"/proc/{pid}/stat") as stat:
+            where, state = wchan.read(), stat.read().rpartition(")")[2].split()[0]
+        if "poll" in where or state == "Z":
+            return
+        # A kernel that does not tell where a process sleeps still tells that it does.
+        asleep = asleep + 1 if where in ("", "0") and state == "S" else 0
+        os.sched_yield()
+
+
+@contextlib.contextmanager
+def public_directory() -> Iterator[str]:
+    """A directory that every user can enter, read and write."""
+    with tempfile.TemporaryDirectory() as path:
+        os.chmod(path, 0o777)
+        yield path
+
+
+def identity(number: int) -> tuple[int, int]:
+    status = os.fstat(number)
+    return status.st_dev, status.st_ino
+
+
+def files(count: int) -> list[int]:
+    """So many new files in memory, each with its place in the list as content."""
+    return [memory(b"%d" % place) for place in range(count)]
+
+
+def close_all(numbers: list[int]) -> None:
+    for number in numbers:
+        os.close(number)
+
+
+def is_at_eof(pipe: int) -> bool:
+    """Whether nobody holds the writing end of a pipe any more; closes the reading one."""
+    os.set_blocking(pipe, False)
+    try:
+        return os.read(pipe, 1) == b""
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(pipe)

@@ -1,0 +1,316 @@
+"""One descriptor that an object owns."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import io
+import os
+import select
+import socket
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType
+from helpers import is_open, is_private, memory, same_file, waits
+from sides import is_at_eof
+
+
+def test_closing_closes_the_number_and_a_second_time_does_nothing() -> None:
+    number = memory()
+    descriptor = Descriptor(number)
+    assert descriptor.fileno() == number
+    assert not descriptor.closed
+    descriptor.close()
+    assert descriptor.closed
+    assert not is_open(number)
+    reused = os.dup(0)
+    descriptor.close()
+    os.close(reused)
+    assert reused == number
+
+
+def test_leaving_it_as_a_context_manager_closes_it() -> None:
+    with Descriptor(memory()) as descriptor:
+        number = descriptor.fileno()
+    assert descriptor.closed
+    assert not is_open(number)
+
+
+def test_dropping_it_open_closes_it_and_warns() -> None:
+    out, into = os.pipe()
+    with pytest.warns(ResourceWarning, match=f"unclosed <conduit.Descriptor {into}>"):
+        Descriptor(into)
+    assert is_at_eof(out)
+
+
+def test_dropping_it_closed_warns_nobody() -> None:
+    Descriptor(memory()).close()
+    gc.collect()
+
+
+def test_a_detached_number_is_the_callers() -> None:
+    number = memory()
+    descriptor = Descriptor(number)
+    assert descriptor.detach() == number
+    assert descriptor.closed
+    descriptor.close()
+    del descriptor
+    assert is_open(number)
+    os.close(number)
+
+
+@pytest.mark.parametrize("use", ["fileno", "detach", "to_file", "to_conn"])
+def test_a_closed_one_has_nothing_to_give(use: str) -> None:
+    descriptor = Descriptor(memory())
+    descriptor.close()
+    with pytest.raises(Error, match="closed") as caught:
+        getattr(descriptor, use)()
+    assert caught.value.type is ErrType.NO_FD
+
+
+def test_a_closed_one_has_no_kind() -> None:
+    descriptor = Descriptor(memory())
+    descriptor.close()
+    with pytest.raises(Error) as caught:
+        _ = descriptor.kind
+    assert caught.value.type is ErrType.NO_FD
+
+
+def test_a_number_closed_elsewhere_is_reported_once() -> None:
+    descriptor = Descriptor(memory())
+    os.close(descriptor.fileno())
+    with pytest.raises(Error) as caught:
+        _ = descriptor.kind
+    assert caught.value.errno == errno.EBADF
+    with pytest.raises(Error) as caught:
+        descriptor.close()
+    assert caught.value.type is ErrType.FAILED_CLOSE
+    assert caught.value.errno == errno.EBADF
+    descriptor.close()
+    assert descriptor.closed
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, "3", None, b"3"])
+def test_only_an_int_is_a_number(wrong: Any) -> None:
+    with pytest.raises(DescriptorTypeError) as caught:
+        Descriptor(wrong)
+    assert caught.value.type is ErrType.NO_FD
+
+
+@pytest.mark.parametrize("wrong", [-1, 1 << 31, 1 << 80])
+def test_only_a_possible_number_is_taken(wrong: int) -> None:
+    with pytest.raises(Error) as caught:
+        Descriptor(wrong)
+    assert caught.value.type is ErrType.NO_FD
+
+
+def directory() -> int:
+    return os.open("/", os.O_RDONLY)
+
+
+def fifo() -> int:
+    out, into = os.pipe()
+    os.close(into)
+    return out
+
+
+def unix_socket() -> int:
+    return socket.socket(socket.AF_UNIX).detach()
+
+
+def epoll() -> int:
+    poller = select.epoll()
+    number = os.dup(poller.fileno())
+    poller.close()
+    return number
+
+
+def block_device() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "device")
+        try:
+            os.mknod(path, stat.S_IFBLK | 0o600, os.makedev(7, 0))
+        except PermissionError:
+            pytest.skip("only root can make a block device")
+        return os.open(path, os.O_PATH)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (memory, "regular file"),
+        (directory, "directory"),
+        (fifo, "fifo"),
+        (unix_socket, "socket"),
+        (lambda: os.open("/dev/null", os.O_RDONLY), "character device"),
+        (block_device, "block device"),
+        (epoll, "anonymous"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_it_knows_what_kind_it_is_also_on_arrival(make: Callable[[], int], kind: str) -> None:
+    number = make()
+    one, other = Conduit.pair()
+    with one, other, Descriptor(number) as descriptor:
+        assert descriptor.kind == kind
+        one.transfer(descriptor, keep=True)
+        with other.receive() as message:
+            assert message.fds[0].kind == kind
+
+
+def test_a_file_made_of_it_owns_the_number(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+    descriptor = Descriptor(os.open(tmp_path / "file", os.O_RDONLY))
+    number = descriptor.fileno()
+    with descriptor.to_file("r", encoding="ascii", name="given") as file:
+        assert descriptor.closed
+        assert file.fileno() == number
+        assert file.name == "given"
+        assert file.read() == "text"
+    assert not is_open(number)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode", "cls"),
+    [
+        (os.O_RDONLY, "rb", io.BufferedReader),
+        (os.O_WRONLY, "wb", io.BufferedWriter),
+        (os.O_RDWR, "rb+", io.BufferedRandom),
+    ],
+)
+def test_the_mode_is_what_the_descriptor_allows_and_nothing_is_truncated(
+    tmp_path: Path, flags: int, mode: str, cls: type[io.IOBase]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    with Descriptor(os.open(path, flags)).to_file() as file:
+        assert file.mode == mode
+        assert isinstance(file, cls)
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        (os.O_RDONLY, "w"),
+        (os.O_RDONLY, "wb"),
+        (os.O_RDONLY, "a"),
+        (os.O_RDONLY, "r+"),
+        (os.O_WRONLY, "r"),
+        (os.O_WRONLY, "rb"),
+        (os.O_WRONLY, "w+b"),
+    ],
+)
+def test_a_mode_it_does_not_allow_is_an_error_and_it_stays_owned(
+    tmp_path: Path, flags: int, mode: str
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    with Descriptor(os.open(path, flags)) as descriptor:
+        with pytest.raises(Error, match=r"not open for (reading|writing), .*" + f"'{mode[0]}") as e:
+            descriptor.to_file(mode)
+        assert e.value.type is ErrType.BAD_CLONE
+        assert e.value.errno == errno.EACCES
+        assert not descriptor.closed
+        assert is_open(descriptor.fileno())
+    assert path.read_text() == "text"
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH], ids=["directory", "path-only"])
+def test_what_can_be_no_file_is_an_error_and_it_stays_owned(flags: int) -> None:
+    with Descriptor(os.open("/", flags)) as descriptor:
+        with pytest.raises(Error) as caught:
+            descriptor.to_file()
+        assert caught.value.type is ErrType.BAD_CLONE
+        assert is_open(descriptor.fileno())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cls"),
+    [
+        ({"mode": "rw"}, ValueError),
+        ({"mode": "q"}, ValueError),
+        ({"mode": 3}, TypeError),
+        ({"mode": "r", "buffering": 0}, ValueError),
+        ({"mode": "r", "encoding": "klingon"}, LookupError),
+        ({"mode": "rb", "encoding": "ascii"}, ValueError),
+        ({"mode": "r", "newline": "x"}, ValueError),
+    ],
+)
+def test_arguments_that_open_refuses_are_refused_and_it_stays_owned(
+    arguments: dict[str, Any], cls: type[Exception]
+) -> None:
+    with Descriptor(memory()) as descriptor:
+        with pytest.raises(cls):
+            descriptor.to_file(**arguments)
+        assert is_open(descriptor.fileno())
+
+
+def test_a_socket_made_of_it_owns_the_number() -> None:
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    descriptor = Descriptor(near.detach())
+    number = descriptor.fileno()
+    with far, descriptor.to_conn() as conn:
+        assert descriptor.closed
+        assert conn.fileno() == number
+        assert (conn.family, conn.type) == (socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        conn.send(b"hello")
+        assert far.recv(10) == b"hello"
+    assert not is_open(number)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_sockets_timeout_tells_the_truth_and_changes_nothing(
+    default_timeout: None, blocking: bool
+) -> None:
+    near, far = socket.socketpair()
+    near.setblocking(blocking)
+    socket.setdefaulttimeout(7)
+    with far, Descriptor(near.detach()).to_conn() as conn:
+        assert conn.gettimeout() == (None if blocking else 0.0)
+        assert waits(conn.fileno()) is blocking
+
+
+@pytest.mark.parametrize("make", [memory, directory, fifo, epoll])
+def test_what_is_no_socket_makes_none_and_stays_owned(make: Callable[[], int]) -> None:
+    with Descriptor(make()) as descriptor:
+        with pytest.raises(Error, match="not a socket") as caught:
+            descriptor.to_conn()
+        assert caught.value.type is ErrType.BAD_CLONE
+        assert caught.value.errno == errno.ENOTSOCK
+        assert not descriptor.closed
+        assert is_open(descriptor.fileno())
+
+
+def test_after_a_failure_it_can_still_become_what_it_is() -> None:
+    descriptor = Descriptor(memory(b"text"))
+    with pytest.raises(Error):
+        descriptor.to_conn()
+    with descriptor.to_file() as file:
+        assert file.read() == b"text"
+
+
+def test_it_goes_on_to_a_third_process_as_it_came() -> None:
+    one, other = Conduit.pair()
+    number = memory()
+    with one, other:
+        one.transfer(number, keep=True)
+        with other.receive() as message:
+            other.transfer(*message.fds)
+            assert message.fds[0].closed
+        with one.receive() as back:
+            assert same_file(back.fds[0].fileno(), number)
+            assert is_private(back.fds[0].fileno())
+    os.close(number)
+
+
+def test_it_says_what_it_is() -> None:
+    with Descriptor(memory()) as descriptor:
+        assert repr(descriptor) == f"<conduit.Descriptor {descriptor.fileno()}>"
+    assert repr(descriptor) == "<conduit.Descriptor closed>"
