@@ -48,19 +48,19 @@ cdef class Transport:
     cdef int _identify(self) except -1
     cdef void _after_fork(self) noexcept
     cdef bint _free(self) noexcept
-    cdef int _take_turn(self) except -1
+    cdef int _take_turn(self, double timeout, double *deadline) except -1
     cdef void _pass_turn(self) noexcept
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
     cdef int _check_sound(self) except -1
     cdef int _send_on(
-        self, const void *data, size_t size, int *fds, int count, ssize_t sent
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent,
+        double timeout, double deadline,
     ) except -1
     cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1
     cdef ssize_t _receive_once(self, void *data, size_t size, Arrival *arrival) noexcept
     cdef bint _at_end(self)
     cdef int _check_whole(self, size_t size, Arrival *arrival) except -1
-    cdef double _deadline(self)
-    cdef int _check_open(self, str doing) except -1
+    cdef int _check_open(self, str doing, ssize_t sent=*) except -1
     cdef int _release(self)
     cdef ssize_t _receive_on(
         self, void *data, size_t size, Arrival *arrival, ssize_t got

@@ -179,7 +179,7 @@ cdef int connect_to(bytes path, int kind, double timeout, str doing) except -1:
     cdef const char *address = path
     cdef size_t length = len(path)
     cdef int fd = move_up(conduit_socket(kind)), connected, err = errno
-    cdef double deadline = INFINITY if timeout < 0 else <double>monotonic() + timeout
+    cdef double deadline = deadline_after(timeout)
     cdef double patience
     try:
         if fd < 0:
@@ -207,6 +207,11 @@ cdef int connect_to(bytes path, int kind, double timeout, str doing) except -1:
         if fd >= 0:
             close_number(fd)
         raise
+
+
+cdef double deadline_after(double timeout):
+    """The moment that is so many seconds from now; never, for a negative timeout."""
+    return INFINITY if timeout < 0 else <double>monotonic() + timeout
 
 
 cdef bint in_main_thread():
@@ -440,10 +445,11 @@ cdef class Transport:
         self.kind = kind
         return 0
 
-    cdef int _check_open(self, str doing) except -1:
+    cdef int _check_open(self, str doing, ssize_t sent=0) except -1:
         if self.closed:
             raise Error(
-                f"{self.describe()}: {doing} ended, since it was closed meanwhile", ErrType.NO_FD
+                f"{self.describe()}: {doing} ended, since it was closed meanwhile",
+                ErrType.NO_FD, sent=sent,
             )
         return 0
 
@@ -454,7 +460,7 @@ cdef class Transport:
         cdef int ready, err, slice_ms, wait_ms
         cdef bint blind
         with cython.critical_section(self):
-            self._check_open(doing)
+            self._check_open(doing, sent)
             # Without room for a waker, close() is looked for now and then.
             blind = self.wake[0] < 0 and conduit_waker(self.wake) < 0
             watched[0].fd = self.fd
@@ -481,16 +487,13 @@ cdef class Transport:
                 ready = poll(watched, 2, wait_ms)
                 err = errno
             PyErr_CheckSignals()
-            self._check_open(doing)
+            self._check_open(doing, sent)
             if ready > 0 or events == POLLHUP:
                 return 0
             if ready < 0 and err != EINTR:
                 raise from_errno(
                     err, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}", sent=sent
                 )
-
-    cdef double _deadline(self):
-        return INFINITY if self.timeout < 0 else <double>monotonic() + self.timeout
 
     cdef bint _free(self) noexcept:
         """Take the turn if nobody has it."""
@@ -500,13 +503,14 @@ cdef class Transport:
             self.sending = True
         return free
 
-    cdef int _take_turn(self) except -1:
+    cdef int _take_turn(self, double timeout, double *deadline) except -1:
         """Wait until no other call of this process is sending: a long payload takes many calls.
 
         Whoever passes the turn releases the lock, which is never held otherwise than by being
-        waited on, so that taking a free turn costs no system's lock.
+        waited on, so that taking a free turn costs no system's lock. ``deadline`` is set if
+        this had to wait.
         """
-        cdef double deadline, left
+        cdef double left
         cdef int got
         if self._free():
             return 0
@@ -519,10 +523,10 @@ cdef class Transport:
         try:
             if self.turn == NULL:
                 raise MemoryError
-            deadline = self._deadline()
+            deadline[0] = deadline_after(timeout)
             while not self._free():
                 # At a timeout of 0, a moment: who sends now does not wait either.
-                left = max(deadline - <double>monotonic(), 0.001)
+                left = max(deadline[0] - <double>monotonic(), 0.001)
                 with nogil:
                     got = PyThread_acquire_lock_timed(
                         self.turn, <long long>(min(left, 3600.0) * 1e6), True
@@ -531,9 +535,9 @@ cdef class Transport:
                     self.called = False
                 elif got == PY_LOCK_INTR:
                     PyErr_CheckSignals()
-                elif deadline <= monotonic():
+                elif deadline[0] <= monotonic():
                     raise from_errno(
-                        ETIMEDOUT if self.timeout else EAGAIN, ErrType.FAILED_TRANSFER,
+                        ETIMEDOUT if timeout else EAGAIN, ErrType.FAILED_TRANSFER,
                         f"{self.describe()}: sending", "another thread was sending all the time",
                     )
         finally:
@@ -572,11 +576,12 @@ cdef class Transport:
         cdef ssize_t sent
         cdef int err = 0
         cdef bint stream
+        cdef double timeout = self.timeout, deadline = 0
         self.enter()
         stream = self.kind == SOCK_STREAM
         try:
             if stream:
-                self._take_turn()
+                self._take_turn(timeout, &deadline)
             try:
                 self._check_sound()
                 with nogil:
@@ -584,7 +589,7 @@ cdef class Transport:
                     if move and sent == <ssize_t>size:
                         err = close_numbers(fds, count)
                 if sent != <ssize_t>size:
-                    self._send_on(data, size, fds, count, sent)
+                    self._send_on(data, size, fds, count, sent, timeout, deadline)
                     if move:
                         with nogil:
                             err = close_numbers(fds, count)
@@ -596,21 +601,25 @@ cdef class Transport:
         return err
 
     cdef int _send_on(
-        self, const void *data, size_t size, int *fds, int count, ssize_t sent
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent,
+        double timeout, double deadline,
     ) except -1:
-        """Go on with a message of which a first call sent ``sent`` bytes, or failed."""
+        """Go on with a message of which a first call sent ``sent`` bytes, or failed.
+
+        ``deadline`` is 0 unless the caller has waited already.
+        """
         cdef Shipment shipment
-        cdef double deadline
         cdef short events
-        if sent == -EAGAIN and self.timeout == 0:
+        if sent == -EAGAIN and timeout == 0:
             self._raise_send(EAGAIN, fds, count, 0)
         shipment = Shipment.__new__(Shipment)
         shipment.load(self, data, size, fds, count)
-        deadline = self._deadline()
+        if not deadline:
+            deadline = deadline_after(timeout)
         try:
             events = shipment.go(sent)
             while events:
-                if self.timeout == 0:
+                if timeout == 0:
                     raise from_errno(
                         EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
                         f"it took {shipment.gone} of {size} bytes, and the timeout is 0",
@@ -668,7 +677,7 @@ cdef class Transport:
     ) except -1:
         """Go on from a first call that received nothing or not all, or failed."""
         cdef bint reset = False
-        cdef double deadline = 0
+        cdef double timeout = self.timeout, deadline = 0
         while True:
             if got >= 0:
                 self._check_whole(size, arrival)
@@ -682,13 +691,13 @@ cdef class Transport:
                 # A packet socket says this before it gives what is still queued.
                 reset = True
             elif got == -EAGAIN:
-                if reset or self.timeout == 0:
+                if reset or timeout == 0:
                     raise from_errno(
                         ECONNRESET if reset else EAGAIN, ErrType.FAILED_TRANSFER,
                         f"{self.describe()}: receiving",
                     )
                 if not deadline:
-                    deadline = self._deadline()
+                    deadline = deadline_after(timeout)
                 self._wait(POLLIN, deadline, "receiving", 0)
             elif got == -EINTR:
                 PyErr_CheckSignals()
@@ -743,7 +752,7 @@ cdef class Transport:
 
         ``timeout`` is in seconds: -1 waits for ever, 0 not at all.
         """
-        cdef double deadline = INFINITY if timeout < 0 else <double>monotonic() + timeout
+        cdef double deadline = deadline_after(timeout)
         cdef int fd, err
         self.enter()
         try:
@@ -831,7 +840,7 @@ cdef class Shipment:
                 return POLLHUP
             elif sent == -EINTR:
                 PyErr_CheckSignals()
-                self.transport._check_open("sending")
+                self.transport._check_open("sending", self.gone)
             else:
                 self.transport._raise_send(<int>-sent, self.fds, self.due, self.gone)
             with nogil:
