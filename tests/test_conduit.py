@@ -88,9 +88,13 @@ def test_close_lets_go_of_the_file() -> None:
         assert alive() is None
 
 
-def test_from_file_takes_the_name_of_the_file(tmp_path: Path) -> None:
-    with open(tmp_path / "name", "wb") as file, Conduit.from_file(file) as link:
-        assert link.name == str(tmp_path / "name")
+def test_every_constructor_of_one_conduit_takes_a_name() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        assert Conduit.from_file(one).name == ""
+        assert Conduit.from_file(one, name="borrowed").name == "borrowed"
+        with Conduit.from_conn(one, name="own") as link:
+            assert link.name == "own"
 
 
 def test_from_file_of_a_closed_file_is_no_fd(tmp_path: Path) -> None:
@@ -259,7 +263,7 @@ def test_a_timeout_changes_no_flag_of_the_socket(ends: Ends) -> None:
 
 def test_a_conduit_takes_no_attribute_it_does_not_have(ends: Ends) -> None:
     with pytest.raises(AttributeError):
-        ends[0].timout = 1  # type: ignore[attr-defined]
+        ends[0].time_out = 1  # type: ignore[attr-defined]
 
 
 def test_every_public_name_has_a_docstring() -> None:

@@ -29,7 +29,7 @@ def attributes(link: Conduit) -> None:
     link.timeout = "1"  # type: ignore[assignment]
     link.name = "other"  # type: ignore[misc]
     link.closed = True  # type: ignore[misc]
-    link.timout = 1  # type: ignore[attr-defined]
+    link.time_out = 1  # type: ignore[attr-defined]
 
 
 def results(link: Conduit) -> None:
