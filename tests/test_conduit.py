@@ -88,6 +88,11 @@ def test_close_lets_go_of_the_file() -> None:
         assert alive() is None
 
 
+def test_from_file_takes_the_name_of_the_file(tmp_path: Path) -> None:
+    with open(tmp_path / "name", "wb") as file, Conduit.from_file(file) as link:
+        assert link.name == str(tmp_path / "name")
+
+
 def test_every_constructor_of_one_conduit_takes_a_name() -> None:
     one, other = socket.socketpair()
     with one, other:

@@ -88,16 +88,14 @@ def test_sendfds_of_two_is_refused_and_both_are_closed(wired: Wired) -> None:
     os.close(reader)
 
 
-@pytest.mark.skipif(not hasattr(Conduit, "transfer"), reason="needs whole messages")
 def test_a_message_that_says_its_count_to_recvfds_of_multiprocessing(wired: Wired) -> None:
     link, peer = wired
     one, other = memory(b"one"), memory(b"other")
-    transfer: Any = getattr(link, "transfer")  # noqa: B009
-    transfer(one, data=b"\1")
+    link.transfer(one, data=b"\1")
     [number] = recvfds(peer, 1)
     assert content(number) == b"one"
     os.close(number)
-    transfer(other, other, data=b"\2")
+    link.transfer(other, other, data=b"\2")
     first, second = recvfds(peer, 2)
     assert content(first) == content(second) == b"other"
     os.close(first)

@@ -85,24 +85,26 @@ def descriptors(number: int) -> None:
         assert_type(descriptor.detach(), int)
 
 
-def errors(link: Conduit) -> int:
+def end(exc: EOFError) -> None: ...
+def late(exc: TimeoutError) -> None: ...
+def busy(exc: BlockingIOError) -> None: ...
+def system(exc: OSError) -> None: ...
+
+
+def errors(link: Conduit) -> None:
     try:
-        return link.receive_fd()
+        link.receive_fd()
     except conduit.PeerClosedError as exc:
-        end: EOFError = exc
-        raise end
+        end(exc)
     except conduit.TransferTimeoutError as exc:
-        late: TimeoutError = exc
-        raise late
+        late(exc)
     except conduit.WouldBlockError as exc:
-        busy: BlockingIOError = exc
-        raise busy
+        busy(exc)
     except conduit.Error as exc:
         assert_type(exc.type, ErrType)
         assert_type(exc.sent, int)
         assert_type(exc.errno, int | None)
-        system: OSError = exc
-        raise system
+        system(exc)
 
 
 assert_type(conduit.MAX_FDS, int)
