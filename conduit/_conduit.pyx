@@ -103,7 +103,7 @@ cdef class Descriptor:
                 close_number(number)
             # Not warnings.warn(source=self): a reference must not outlive this. A warning that
             # is an error cannot be raised from here, and is reported as unraisable.
-            PyErr_WarnEx(ResourceWarning, b"unclosed conduit.Descriptor %d" % number, 1)
+            PyErr_WarnEx(ResourceWarning, b"unclosed <conduit.Descriptor %d>" % number, 1)
 
     def __repr__(self):
         return f"<conduit.Descriptor {'closed' if self.number < 0 else self.number}>"
