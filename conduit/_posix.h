@@ -159,7 +159,8 @@ static inline int conduit_connect(int fd, const char *path, size_t length, long 
 {
     struct sockaddr_un address;
     struct timeval patience = {microseconds / 1000000, microseconds % 1000000};
-    if (length >= sizeof address.sun_path) {
+    /* An abstract name, which begins with a zero byte, ends with its length; a path with another. */
+    if (length + (*path != 0) > sizeof address.sun_path) {
         errno = ENAMETOOLONG;
         return -1;
     }
@@ -168,7 +169,6 @@ static inline int conduit_connect(int fd, const char *path, size_t length, long 
     memcpy(address.sun_path, path, length);
     if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
         return -1;
-    /* An abstract name, which begins with a zero byte, ends with its length. */
     if (connect(fd, (struct sockaddr *)&address,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (*path != 0))))
         return -1;

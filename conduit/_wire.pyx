@@ -171,6 +171,8 @@ def address_from(path):
     address = os.fsencode(path)
     if address.startswith(b"@") and sys.platform == "linux":
         return b"\0" + address[1:]
+    if b"\0" in address[1:] and address[:1] != b"\0":
+        raise ValueError(f"embedded null byte in path {path!r}")
     return address
 
 

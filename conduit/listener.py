@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import socket
@@ -60,6 +61,7 @@ class Listener:
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
         self._process = os.getpid()
         self._inode: tuple[int, int] | None = None
@@ -69,6 +71,7 @@ class Listener:
                 # Another process may share it and accept first what both were told of.
                 sock.setblocking(False)
                 if address.startswith(b"\0"):
+                    _check_length(address[1:])
                     sock.bind(address)
                     sock.listen(backlog)
                 else:
@@ -76,7 +79,7 @@ class Listener:
                 self.conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
         except OSError as exc:
             if self._inode is not None:
-                unlink_own(self.path, self._inode)
+                unlink_own(self._place, self._inode)
             if isinstance(exc, Error):
                 raise
             code = exc.errno or errno.EINVAL
@@ -100,12 +103,13 @@ class Listener:
         """
         self = cls.__new__(cls)
         self.path = os.fspath(path)
+        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
         self._process = os.getpid()
         self._inode = None
         if not address_from(path).startswith(b"\0"):
             with contextlib.suppress(FileNotFoundError):
-                self._inode = inode_of(self.path)
+                self._inode = inode_of(self._place)
         self.conduit = Conduit.from_conn(conn, name=f"listening at {self.path!r}")
         os.set_blocking(self.conduit.fileno(), False)
         return self
@@ -163,8 +167,15 @@ class Listener:
                 conduit.close()
                 raise
             conduit.close()
-            if deadline is not None:
-                timeout = max(deadline - time.monotonic(), 0)
+            if deadline is not None and timeout:
+                timeout = deadline - time.monotonic()
+                if timeout <= 0:
+                    raise from_errno(
+                        errno.ETIMEDOUT,
+                        ErrType.FAILED_TRANSFER,
+                        f"{self!r}: accepting",
+                        "the deadline passed, and all who came were refused",
+                    )
 
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls that wait in `accept`, and remove the path.
@@ -180,7 +191,7 @@ class Listener:
         inode, self._inode = self._inode, None
         try:
             if unlink and inode is not None and self._process == os.getpid():
-                unlink_own(self.path, inode)
+                unlink_own(self._place, inode)
         except OSError as exc:
             raise from_errno(
                 exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
@@ -211,20 +222,40 @@ def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tupl
     Returns:
         the device and inode of the socket, to know it again.
     """
-    if len(path) > _LONGEST:
-        raise OSError(
-            errno.ENAMETOOLONG, f"the path has {len(path)} bytes, and {_LONGEST} is the most"
-        )
-    with tempfile.TemporaryDirectory(prefix=b".", dir=os.path.dirname(path) or b".") as private:
-        made = os.path.join(private, b"s")
+    _check_length(path)
+    private = tempfile.mkdtemp(prefix=b".", dir=os.path.dirname(path) or b".")
+    made, aside = os.path.join(private, b"s"), os.path.join(private, b"stale")
+    try:
         with _short(private) as reachable:
             sock.bind(os.path.join(reachable, b"s"))
         os.chmod(made, mode)
         if sock.type != socket.SOCK_DGRAM:
             sock.listen(backlog)
-        _remove_stale(path, os.path.join(private, b"stale"), sock.type)
-        os.link(made, path, follow_symlinks=False)
+        if os.path.lexists(path):
+            with _alone(path):
+                _remove_stale(path, aside, sock.type)
+        _link(made, path)
         return inode_of(made)
+    finally:
+        # By name: what walks a directory needs a descriptor, and there may be none left.
+        for name in (made, aside):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        os.rmdir(private)
+
+
+def _link(made: bytes, path: bytes) -> None:
+    try:
+        os.link(made, path, follow_symlinks=False)
+    except FileExistsError as exc:
+        raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there") from exc
+
+
+def _check_length(path: bytes) -> None:
+    if len(path) > _LONGEST:
+        raise OSError(
+            errno.ENAMETOOLONG, f"the path has {len(path)} bytes, and {_LONGEST} is the most"
+        )
 
 
 @contextlib.contextmanager
@@ -238,6 +269,38 @@ def _short(directory: bytes) -> Iterator[bytes]:
         yield b"/proc/self/fd/%d" % fd
     finally:
         os.close(fd)
+
+
+def _is(name: bytes, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.lstat(name), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def _alone(path: bytes) -> Iterator[None]:
+    """Keep away others who would replace a stale socket at a path; raise EADDRINUSE for them.
+
+    Of two that found the same one, the later would take away what the earlier put there.
+    """
+    name = os.path.join(os.path.dirname(path), b".%b.lock" % os.path.basename(path))
+    while True:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                raise OSError(errno.EADDRINUSE, "somebody is about to listen there") from exc
+            # Who had it before has removed it, and another may have made the next.
+            if _is(name, fd):
+                try:
+                    yield
+                finally:
+                    os.unlink(name)
+                return
+        finally:
+            os.close(fd)
 
 
 def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
@@ -260,5 +323,5 @@ def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
         return
     if inode_of(aside) != (found.st_dev, found.st_ino):
         # Another listener took the place in between; it gets it back.
-        os.link(aside, path, follow_symlinks=False)
+        _link(aside, path)
         raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there")
