@@ -18,6 +18,7 @@ from conduit import (
     DescriptorTypeError,
     Error,
     ErrType,
+    TransferTimeoutError,
     WouldBlockError,
 )
 from helpers import content, is_open, is_private, memory
@@ -349,7 +350,7 @@ def test_a_batch_that_could_not_be_sent_in_time_stays_open(ends: Ends) -> None:
             sent += 1
     numbers, holder = files(100), Holder(memory())
     one.timeout = 0.05
-    with pytest.raises(TimeoutError) as caught:
+    with pytest.raises(TransferTimeoutError) as caught:
         one.transfer(*numbers, holder)
     assert caught.value.sent == 0
     assert all(is_open(number) for number in numbers)

@@ -44,7 +44,7 @@ def test_leaving_it_as_a_context_manager_closes_it() -> None:
 
 def test_dropping_it_open_closes_it_and_warns() -> None:
     out, into = os.pipe()
-    with pytest.warns(ResourceWarning, match=f"unclosed <conduit.Descriptor {into}>"):
+    with pytest.warns(ResourceWarning, match=rf"unclosed <?conduit\.Descriptor {into}\b"):
         Descriptor(into)
     assert is_at_eof(out)
 

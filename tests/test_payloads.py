@@ -130,7 +130,7 @@ def mapped() -> mmap.mmap:
         memoryview(b"0123456")[1:6],
         memoryview(bytearray(b"12345")).cast("B", [1, 5]),
         array.array("B", b"12345"),
-        (ctypes.c_char * 5)(*b"12345"),
+        ctypes.create_string_buffer(b"12345", 5),
         mapped(),
     ],
     ids=lambda data: type(data).__name__,
