@@ -70,6 +70,8 @@ class Listener:
             with socket.socket(socket.AF_UNIX, type) as sock:
                 # Another process may share it and accept first what both were told of.
                 sock.setblocking(False)
+                if sock.type == socket.SOCK_DGRAM:
+                    raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
                 if address.startswith(b"\0"):
                     _check_length(address[1:])
                     sock.bind(address)
