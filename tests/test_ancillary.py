@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 
 import pytest
 
@@ -43,12 +42,12 @@ def switch_on(number: int, name: str) -> bool:
 
 
 @pytest.fixture(params=[[name] for name in OPTIONS] + [list(OPTIONS)], ids="+".join)
-def asked(request: pytest.FixtureRequest, wired: Wired) -> Iterator[list[str]]:
+def asked(request: pytest.FixtureRequest, wired: Wired) -> list[str]:
     """The kinds of control messages that the conduit's socket asks for."""
     names = [name for name in request.param if switch_on(wired[0].fileno(), name)]
     if not names:
         pytest.skip(f"this system knows no {request.param[0]}")
-    yield names
+    return names
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

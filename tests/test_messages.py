@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from types import FrameType
 
 import pytest
@@ -40,9 +39,9 @@ Wired = tuple[Conduit, socket.socket]
 
 
 @pytest.fixture
-def pipe() -> Iterator[tuple[int, int]]:
+def pipe() -> tuple[int, int]:
     """A pipe whose reading end tells whether the writing one, which the test sends, is closed."""
-    yield os.pipe()
+    return os.pipe()
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
