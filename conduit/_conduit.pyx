@@ -375,7 +375,7 @@ cdef class Conduit:
         Raises `Error` (``NO_FD``) if the system makes no pair.
         """
         cdef int ends[2]
-        cdef int kind = type, err
+        cdef int kind = type
         if conduit_socketpair(kind, ends) < 0:
             raise from_errno(errno, ErrType.NO_FD, "making a pair")
         first, second = own(ends[0]), own(ends[1])
@@ -549,7 +549,7 @@ cdef class Conduit:
 
     cdef int _receive_number(self) except -1:
         """Receive a plain transfer; the number is the caller's."""
-        cdef char nul
+        cdef char nul = 0
         cdef int count
         cdef Arrival arrival
         self.transport.receive(&nul, 1, &arrival)
@@ -602,7 +602,6 @@ cdef class Conduit:
         """
         with own(self._receive_number()) as descriptor:
             return open_socket(descriptor)
-
 
     def transfer(self, *items, data=b"", bint keep=False):
         """Send a message: bytes, and any number of descriptors with them.

@@ -379,7 +379,7 @@ cdef class Transport:
     cdef int shut(self):
         """Close what is owned, once no call is under way; 0 or the errno of closing it now."""
         cdef char one[8]
-        cdef bint last
+        cdef bint last = False
         with cython.critical_section(self):
             if self.forks != forks:
                 self._after_fork()
