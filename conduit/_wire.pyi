@@ -14,5 +14,6 @@ class Transport:
     def __new__(
         cls, fd: int = -1, name: str = "", owned: bool = False, timeout: float = -1.0
     ) -> Self: ...
+
 @final
 class Shipment: ...
