@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from helpers import KINDS, open_descriptors
 
 import conduit
-from helpers import KINDS, open_descriptors
 
 PATIENCE = 120
 """Seconds after which a test hangs, and the run is ended with every thread's traceback."""

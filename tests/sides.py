@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
-
 from helpers import GENEROUS, memory
 
 NOBODY = 65534

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import content, is_open, is_private, memory
+from sides import ALL_KINDS, beside, close_all, files, identity
 
 from conduit import (
     MAX_FDS,
@@ -21,8 +23,6 @@ from conduit import (
     TransferTimeoutError,
     WouldBlockError,
 )
-from helpers import content, is_open, is_private, memory
-from sides import ALL_KINDS, beside, close_all, files, identity
 
 Ends = tuple[Conduit, Conduit]
 
@@ -198,10 +198,10 @@ def test_items_of_every_form_travel_together_and_each_is_closed_through_its_own_
     one, other = ends
     number = memory(b"number")
     descriptor = Descriptor(memory(b"descriptor"))
-    written = open(tmp_path / "written", "w+")  # noqa: SIM115
+    written = open(tmp_path / "written", "w+")
     written.write("unflushed")
     (tmp_path / "read").write_text("first\nsecond\n")
-    read = open(tmp_path / "read")  # noqa: SIM115
+    read = open(tmp_path / "read")
     assert read.readline() == "first\n"
     sock, far = socket.socketpair()
     holder = Holder(memory(b"own"))

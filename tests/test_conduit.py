@@ -10,10 +10,10 @@ import weakref
 from pathlib import Path
 
 import pytest
+from helpers import is_open, is_private, memory, open_descriptors, same_file, waits
 
 import conduit
 from conduit import Conduit, Error, ErrType
-from helpers import is_open, is_private, memory, open_descriptors, same_file, waits
 
 Ends = tuple[Conduit, Conduit]
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType
 from helpers import is_open, is_private, memory, same_file, waits
 from sides import is_at_eof
+
+from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType
 
 
 def test_closing_closes_the_number_and_a_second_time_does_nothing() -> None:

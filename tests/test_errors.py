@@ -10,10 +10,10 @@ import socket
 from collections.abc import Callable
 
 import pytest
+from helpers import is_open, memory, room_for, send
 
 import conduit
 from conduit import Conduit, Error, ErrType
-from helpers import is_open, memory, room_for, send
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]

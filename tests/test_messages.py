@@ -10,6 +10,17 @@ import time
 from types import FrameType
 
 import pytest
+from helpers import (
+    Call,
+    content,
+    handling,
+    interrupt_once_polling,
+    is_open,
+    is_private,
+    memory,
+    send,
+)
+from sides import ALL_KINDS, PACKET_KINDS, beside, identity, is_at_eof
 
 import conduit
 from conduit import (
@@ -22,17 +33,6 @@ from conduit import (
     TransferTimeoutError,
     WouldBlockError,
 )
-from helpers import (
-    Call,
-    content,
-    handling,
-    interrupt_once_polling,
-    is_open,
-    is_private,
-    memory,
-    send,
-)
-from sides import ALL_KINDS, PACKET_KINDS, beside, identity, is_at_eof
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from helpers import content, is_open, memory, same_file, waits
 
 import conduit
 from conduit import Conduit, Error, ErrType
-from helpers import content, is_open, memory, same_file, waits
 
 Ends = tuple[Conduit, Conduit]
 

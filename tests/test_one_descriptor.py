@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import conduit
-from conduit import Conduit, Error, ErrType
 from helpers import (
     PORTABLE,
     Call,
@@ -34,6 +31,9 @@ from helpers import (
     send,
     waits,
 )
+
+import conduit
+from conduit import Conduit, Error, ErrType
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]

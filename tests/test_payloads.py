@@ -15,15 +15,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-
-from conduit import (
-    Conduit,
-    Error,
-    ErrType,
-    PeerClosedError,
-    TransferTimeoutError,
-    WouldBlockError,
-)
 from helpers import (
     GENEROUS,
     Call,
@@ -36,6 +27,15 @@ from helpers import (
     memory,
 )
 from sides import ALL_KINDS, PACKET_KINDS, beside, close_all, files, identity, is_at_eof
+
+from conduit import (
+    Conduit,
+    Error,
+    ErrType,
+    PeerClosedError,
+    TransferTimeoutError,
+    WouldBlockError,
+)
 
 Ends = tuple[Conduit, Conduit]
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import GENEROUS, content, is_open, memory, other_process, waits
 
 import conduit
 from conduit import Conduit
-from helpers import GENEROUS, content, is_open, memory, other_process, waits
 
 
 class Other:

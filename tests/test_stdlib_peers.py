@@ -8,10 +8,10 @@ from multiprocessing import reduction
 from typing import Any
 
 import pytest
+from helpers import Call, content, is_open, is_private, memory
 
 import conduit
 from conduit import Conduit, Error, ErrType
-from helpers import Call, content, is_open, is_private, memory
 
 Wired = tuple[Conduit, socket.socket]
 

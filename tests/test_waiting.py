@@ -16,9 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-
-import conduit
-from conduit import Conduit, Error, ErrType
 from helpers import (
     GENEROUS,
     Call,
@@ -37,6 +34,9 @@ from helpers import (
     wait_until_polling,
     waits,
 )
+
+import conduit
+from conduit import Conduit, Error, ErrType
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]
