@@ -220,7 +220,8 @@ class AsyncConduit:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
         if self._sending.free():
             try:
-                return self._conduit.transfer_fd(fd, keep=keep)
+                self._conduit.transfer_fd(fd, keep=keep)
+                return
             except WouldBlockError:
                 pass
         await self.transfer(fd, keep=keep)

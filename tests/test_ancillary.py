@@ -8,10 +8,10 @@ import socket
 import struct
 
 import pytest
-
-from conduit import Conduit, Error, PeerClosedError
 from helpers import as_int, borrowed, memory, open_descriptors, room_for, send
 from sides import ALL_KINDS, PACKET_KINDS, beside, files, identity, is_at_eof
+
+from conduit import Conduit, Error, PeerClosedError
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]

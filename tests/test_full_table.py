@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from conduit import Conduit, Error, ErrType
 from helpers import is_open, memory, room_for, run_python, send
 from sides import ALL_KINDS, beside, close_all, files, identity, is_at_eof, wait_until_process_polls
+
+from conduit import Conduit, Error, ErrType
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]

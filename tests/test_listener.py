@@ -19,17 +19,6 @@ from types import FrameType
 from typing import Any
 
 import pytest
-
-from conduit import (
-    Conduit,
-    Error,
-    ErrType,
-    Listener,
-    Peer,
-    PeerClosedError,
-    TransferTimeoutError,
-    WouldBlockError,
-)
 from helpers import (
     GENEROUS,
     Call,
@@ -43,6 +32,17 @@ from helpers import (
     send,
 )
 from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
+
+from conduit import (
+    Conduit,
+    Error,
+    ErrType,
+    Listener,
+    Peer,
+    PeerClosedError,
+    TransferTimeoutError,
+    WouldBlockError,
+)
 
 ME = Peer(os.getpid(), os.geteuid(), os.getegid())
 
