@@ -35,13 +35,14 @@ def terminal(pytestconfig: pytest.Config) -> Iterator[int]:
 
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks_and_nothing_hangs(terminal: int) -> Iterator[None]:
-    gc.collect()
     before = open_descriptors()
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=terminal)
     yield
     faulthandler.cancel_dump_traceback_later()
-    gc.collect()
     after = open_descriptors()
+    if after != before:
+        gc.collect()
+        after = open_descriptors()
     leaked = {number: name for number, name in after.items() if before.get(number) != name}
     lost = {number: name for number, name in before.items() if after.get(number) != name}
     assert not leaked, f"left open: {leaked}"
