@@ -119,9 +119,9 @@ def test_an_empty_packet_with_control_messages_is_a_message(wired: Wired, asked:
     link, peer = wired
     number = memory()
     send(peer, [], b"")
-    send(peer, [number], b"")
     empty = link.receive()
     assert (empty.data, empty.fds) == (b"", ())
+    send(peer, [number], b"")
     with link.receive() as message:
         assert message.data == b""
         assert len(message.fds) == 1

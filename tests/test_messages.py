@@ -11,6 +11,7 @@ from types import FrameType
 
 import pytest
 from helpers import (
+    PORTABLE,
     Call,
     content,
     handling,
@@ -178,6 +179,22 @@ def test_an_empty_packet_without_descriptors_is_a_message_too(wired: Wired) -> N
     peer.send(b"")
     message = link.receive()
     assert (message.data, message.fds) == (b"", ())
+
+
+@pytest.mark.skipif(PORTABLE, reason="without POLLRDHUP, queued empty packets look like the end")
+@pytest.mark.parametrize("kind", PACKET_KINDS)
+def test_each_of_several_empty_packets_is_a_message(wired: Wired) -> None:
+    link, peer = wired
+    number = memory()
+    for numbers in ([], [], [number], []):
+        send(peer, numbers, b"")
+    counts = []
+    for _ in range(4):
+        with link.receive() as message:
+            assert message.data == b""
+            counts.append(len(message.fds))
+    assert counts == [0, 0, 1, 0]
+    os.close(number)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS[1:2])
