@@ -420,16 +420,20 @@ def test_another_user_is_refused_by_default_before_a_byte_is_read_and_the_accept
 ) -> None:
     with Listener(public, type=kind, mode=0o666) as listener:
         out, into = os.pipe()
+        sent, tell = os.pipe()
 
         def intrude() -> None:
             os.close(out)
             with Conduit.connect(public, type=kind) as link:
                 link.transfer(into, data=b"let me in")
+                os.close(tell)
                 with pytest.raises(PeerClosedError):
                     link.receive()
 
         with beside(intrude, user=NOBODY) as child:
             os.close(into)
+            os.close(tell)
+            assert os.read(sent, 1) == b""
             call = Call(listener.accept)
             # Nobody holds what it sent any more once it is refused.
             assert os.read(out, 1) == b""
@@ -439,6 +443,7 @@ def test_another_user_is_refused_by_default_before_a_byte_is_read_and_the_accept
                 client.transfer(data=b"mine")
                 assert link.receive().data == b"mine"
         os.close(out)
+        os.close(sent)
     refusals = [record for record in caplog.records if record.name == "conduit"]
     assert [record.levelno for record in refusals] == [logging.WARNING]
     assert f"uid={NOBODY}" in refusals[0].getMessage()
@@ -783,15 +788,23 @@ def test_a_live_abstract_name_is_not_replaced() -> None:
 def test_an_abstract_name_admits_by_default_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     name = abstract()
 
+    out, into = os.pipe()
+
     def intrude() -> None:
-        with Conduit.connect(name) as link, pytest.raises(PeerClosedError):
-            link.receive()
+        os.close(out)
+        with Conduit.connect(name) as link:
+            os.close(into)
+            with pytest.raises(PeerClosedError):
+                link.receive()
 
     with Listener(name) as listener, beside(intrude, user=NOBODY):
-        call = Call(listener.accept)
-        assert call.is_waiting()
-        with Conduit.connect(name), call.result() as link:
+        os.close(into)
+        # It waits to be accepted, in front of the next.
+        assert os.read(out, 1) == b""
+        with Conduit.connect(name), listener.accept() as link:
             assert link.peer == ME
+    os.close(out)
+    assert f"uid={NOBODY}" in caplog.text
 
 
 @pytest.mark.parametrize("length", [107, 108])
