@@ -50,6 +50,7 @@ cdef class Transport:
     cdef bint _free(self) noexcept
     cdef int _take_turn(self, double timeout, double *deadline) except -1
     cdef void _pass_turn(self) noexcept
+    cdef bint _has_waker(self) noexcept
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
     cdef int _check_sound(self) except -1
     cdef int _send_on(

@@ -455,6 +455,20 @@ cdef class Transport:
             )
         return 0
 
+    cdef bint _has_waker(self) noexcept:
+        """Whether there is a descriptor for close() to wake those who wait, or room for one.
+
+        It does not take the last room, which belongs to what is waited for: then close() is
+        looked for now and then.
+        """
+        cdef int spare
+        if self.wake[0] < 0:
+            spare = duplicate(self.fd)
+            if spare >= 0:
+                conduit_waker(self.wake)
+                close_number(spare)
+        return self.wake[0] >= 0
+
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1:
         """Wait until the socket may be ready; raise if closed, at the deadline, or by a signal."""
         cdef pollfd watched[2]
@@ -463,8 +477,7 @@ cdef class Transport:
         cdef bint blind
         with cython.critical_section(self):
             self._check_open(doing, sent)
-            # Without room for a waker, close() is looked for now and then.
-            blind = self.wake[0] < 0 and conduit_waker(self.wake) < 0
+            blind = not self._has_waker()
             watched[0].fd = self.fd
             watched[0].events = events
             watched[1].fd = self.wake[0]

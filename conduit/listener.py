@@ -39,6 +39,9 @@ class Listener:
     socket that nobody listens on any more. ``"@name"`` is an abstract address on Linux, which
     has no mode: there ``allow`` alone decides.
 
+    To hand it to another process, transfer it with ``keep=True``, then ``close(unlink=False)``;
+    the other makes a listener of it again with `from_conn`.
+
     Args:
         path: where to listen; up to 107 bytes.
         mode: the permission bits of the socket; who may write may connect.

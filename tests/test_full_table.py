@@ -120,6 +120,21 @@ def test_a_receive_that_waits_with_a_full_table_reports_the_same(ends: Ends) -> 
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("room", [1, 2])
+def test_waiting_leaves_the_last_room_to_what_arrives(ends: Ends, room: int) -> None:
+    one, other = ends
+
+    def receive_into_the_last_room() -> None:
+        one.close()
+        with room_for(room):
+            os.close(other.receive_fd())
+
+    with beside(receive_into_the_last_room) as pid:
+        wait_until_process_polls(pid)
+        one.transfer_fd(memory())
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_waiting_with_a_full_table_honours_the_deadline(ends: Ends) -> None:
     _, other = ends
     other.timeout = 0.05
