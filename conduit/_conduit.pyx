@@ -309,8 +309,9 @@ cdef class Conduit:
     close-on-exec and never 0, 1 or 2.
 
     Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
-    another thread ends them at once. All calls may be made from several threads. The system
-    calls need no help from a blocking or non-blocking mode of the socket, and change none.
+    another thread ends them at once. All calls may be made from several threads. Whether the
+    socket itself is blocking makes no difference, and is not changed; a stream socket gets
+    ``SO_OOBINLINE``, since a descriptor sent with an out-of-band byte would be lost unseen.
 
     Every call raises `Error` (``NO_FD``) on a closed conduit, and ``FAILED_TRANSFER`` with an
     errno where the system call fails, on a number that is no Unix socket among others. Three
