@@ -1,0 +1,431 @@
+"""``conduit run``: keep listening sockets, run a server on them, and let the next one follow."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Self
+
+from conduit.takeover import Takeover
+
+_FIRST = 3
+"""The descriptor at which the sockets begin (sd_listen_fds(3), ``SD_LISTEN_FDS_START``)."""
+
+_BACKLOG = 4096
+"""Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
+
+_GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL for a COMMAND that must go."""
+
+_FORWARDED = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+
+# The shell's own pid becomes COMMAND's, which nobody knows before it exists.
+_STAGE = 'export LISTEN_PID=$$; exec "$@"'
+
+# Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes
+# without the line that says that COMMAND has ended by itself.
+_GUARD = f"""\
+exec >/dev/null 2>&1
+read -r line && exit
+kill -TERM "$1"
+left={_GRACE:.0f}
+while kill -0 "$1" && [ $left -gt 0 ]; do sleep 1; left=$((left - 1)); done
+kill -KILL "-$1"
+"""
+
+
+class CommandError(Exception):
+    """The command line cannot do what it was asked to; ``code`` is its exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Address(NamedTuple):
+    """Where to listen.
+
+    Attributes:
+        key: by which a successor asks for the socket.
+        name: as COMMAND reads it in LISTEN_FDNAMES.
+        host: or a path, if there is no port.
+        port: None for a Unix socket.
+        type: ``SOCK_STREAM`` or ``SOCK_DGRAM``.
+    """
+
+    key: str
+    name: str
+    host: str
+    port: int | None
+    type: int
+
+
+class Options(NamedTuple):
+    """What ``conduit run`` is asked to do; seconds are floats."""
+
+    control: str
+    addresses: Sequence[Address]
+    command: Sequence[str]
+    ready_after: float | None
+    timeout: float
+
+
+def parse_address(text: str) -> Address:
+    """Read ``[NAME=]ADDR``.
+
+    Raises:
+        ValueError: it is not an address; the message says what is wrong.
+    """
+    given, place = "", text
+    if not text.startswith(("/", "./", "../", "@")) and "=" in text:
+        given, _, place = text.partition("=")
+        if not 0 < len(given.encode()) < 256 or ":" in given or not given.isprintable():
+            raise ValueError(f"{given!r} cannot be a name: 1 to 255 bytes, no colon, printable")
+    # What sd_listen_fds(3) calls a socket without a name.
+    name = given or "unknown"
+    if place.startswith(("/", "./", "../", "@")):
+        # The successor may be started in another directory.
+        path = place if place.startswith("@") else os.path.abspath(place)
+        return Address(given or path, name, path, None, socket.SOCK_STREAM)
+    udp = place.startswith("udp:")
+    host, colon, port = place.removeprefix("udp:").rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"{text!r} is no HOST:PORT, [IPV6]:PORT, udp:HOST:PORT or path")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: write an IPv6 address as [{host}]:{port}")
+    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
+    return Address(given or place, name, host, int(port), kind)
+
+
+def run(options: Options) -> int:
+    """Serve until COMMAND ends, by itself, by a signal or for a successor.
+
+    Returns:
+        the exit code of COMMAND, or 128 and the signal that ended it.
+
+    Raises:
+        CommandError: COMMAND cannot be found, or does not become ready. It is gone, and a
+            predecessor goes on serving.
+        Error: the predecessor refuses, or an address cannot be had.
+    """
+    if shutil.which(options.command[0]) is None:
+        raise CommandError(f"{options.command[0]}: command not found", 127)
+    outer = os.environ.get("NOTIFY_SOCKET")
+    with contextlib.ExitStack() as stack:
+        # Longer than this run gives itself, so that its own deadline is the one that is told.
+        takeover = stack.enter_context(Takeover(options.control, timeout=options.timeout + _GRACE))
+        signals = stack.enter_context(_Signals())
+        notices = stack.enter_context(_Notices())
+        with contextlib.ExitStack() as sockets:
+            numbers = [
+                sockets.enter_context(
+                    takeover.listen(
+                        address.host,
+                        address.port,
+                        name=address.key,
+                        type=address.type,
+                        backlog=_BACKLOG,
+                    )
+                ).fileno()
+                for address in options.addresses
+            ]
+            names = [address.name for address in options.addresses]
+            command = _Command(options.command, numbers, names, notices.path)
+        stack.callback(command.release)
+        try:
+            return _serve(options, takeover, command, signals, notices, outer)
+        except BaseException:
+            command.stop(signals)
+            raise
+
+
+def _serve(
+    options: Options,
+    takeover: Takeover,
+    command: _Command,
+    signals: _Signals,
+    notices: _Notices,
+    outer: str | None,
+) -> int:
+    """Watch over COMMAND, from its start to its end."""
+    title = f"{options.command[0]} (pid {command.pid})"
+    poller = select.poll()
+    for number in (signals.fileno(), notices.fileno(), takeover.fileno()):
+        poller.register(number, select.POLLIN)
+    started = time.monotonic()
+    deadline = started + options.timeout
+    assumed = deadline if options.ready_after is None else started + options.ready_after
+    ready = draining = False
+    while True:
+        poller.poll(None if ready else _milliseconds(min(deadline, assumed)))
+        for number in signals.take():
+            command.send(number)
+        said = notices.take()
+        if command.ended():
+            if ready:
+                return command.code
+            raise CommandError(
+                f"{title} {command.fate} before it was ready{_who_serves(takeover)}",
+                command.code or 1,
+            )
+        if not ready:
+            now = time.monotonic()
+            if said or (options.ready_after is not None and now >= assumed):
+                takeover.ready()
+                ready = True
+                _tell(outer, f"READY=1\nMAINPID={os.getpid()}")
+                _say(f"{title} serves{_whom_it_follows(takeover)}")
+            elif now >= deadline:
+                raise CommandError(
+                    f"{title} was not ready within {options.timeout:g} seconds"
+                    f"{_who_serves(takeover)}"
+                )
+        elif not draining and takeover.wait(0):
+            draining = True
+            poller.unregister(takeover.fileno())
+            _say(f"a successor serves; {title} finishes what it has begun")
+            command.send(signal.SIGTERM)
+
+
+def _milliseconds(deadline: float) -> float:
+    return max(0.0, (deadline - time.monotonic()) * 1000) + 1
+
+
+def _who_serves(takeover: Takeover) -> str:
+    old = takeover.predecessor
+    return "" if old is None else f"; the old one (pid {old.pid}) goes on serving"
+
+
+def _whom_it_follows(takeover: Takeover) -> str:
+    old = takeover.predecessor
+    text = "" if old is None else f", taken over from pid {old.pid}"
+    if takeover.dropped:
+        text += f"; no longer listening: {', '.join(takeover.dropped)}"
+    return text
+
+
+def _say(text: str) -> None:
+    # Whoever read it may be gone; serving goes on.
+    with contextlib.suppress(OSError):
+        print(f"conduit: {text}", file=sys.stderr, flush=True)
+
+
+def _tell(outer: str | None, text: str) -> None:
+    """Notify the manager that started this process, if one did (sd_notify(3))."""
+    if not outer:
+        return
+    address = "\0" + outer[1:] if outer.startswith("@") else outer
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(text.encode(), address)
+    except OSError as exc:
+        _say(f"NOTIFY_SOCKET {outer}: {exc.strerror or exc}")
+
+
+class _Signals:
+    """The signals that this process gets, as something to poll; context manager."""
+
+    def __enter__(self) -> Self:
+        self._inside, self._outside = os.pipe()
+        os.set_blocking(self._inside, False)
+        os.set_blocking(self._outside, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
+        # A signal that is ignored here (nohup) is ignored by COMMAND as well.
+        self._old_handlers = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (*_FORWARDED, signal.SIGCHLD)
+            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
+        }
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.close(self._inside)
+        os.close(self._outside)
+
+    def fileno(self) -> int:
+        return self._inside
+
+    def wait(self, timeout: float) -> None:
+        """Wait so many seconds for any signal, and forget it."""
+        if select.select([self._inside], [], [], max(timeout, 0))[0]:
+            os.read(self._inside, 4096)
+
+    def take(self) -> list[int]:
+        """Return the signals that came and are to be forwarded, in their order."""
+        try:
+            return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
+        except BlockingIOError:
+            return []
+
+
+class _Notices:
+    """The socket at which COMMAND says that it is ready (sd_notify(3)); context manager."""
+
+    def __enter__(self) -> Self:
+        self._directory = tempfile.TemporaryDirectory(prefix="conduit-")
+        self.path = os.path.join(self._directory.name, "notify")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.setblocking(False)
+        try:
+            self._sock.bind(self.path)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._sock.close()
+        self._directory.cleanup()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def take(self) -> bool:
+        """Read what came, and return whether it says READY=1."""
+        ready = False
+        # All of it, whatever it says: COMMAND would block when nobody reads.
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ready |= b"READY=1" in self._sock.recv(4096).split(b"\n")
+        return ready
+
+
+class _Command:
+    """COMMAND as a process, with sockets from descriptor 3 on.
+
+    It has a process group of its own: a terminal's Ctrl-C reaches it once, forwarded, and what
+    it started goes with it when it fails.
+
+    Attributes:
+        pid: of the process, which is also the number of its group.
+        status: as waitpid(2) told it; None while COMMAND runs.
+    """
+
+    def __init__(
+        self, words: Sequence[str], numbers: Sequence[int], names: Sequence[str], notify: str
+    ) -> None:
+        environment = dict(os.environ)
+        # systemd's second check of who is meant; it would name this process.
+        environment.pop("LISTEN_PIDFDID", None)
+        environment["LISTEN_FDS"] = str(len(numbers))
+        environment["LISTEN_FDNAMES"] = ":".join(names)
+        environment["NOTIFY_SOCKET"] = notify
+        self.status: int | None = None
+        with _above(numbers, _FIRST + len(numbers)) as sources:
+            self.pid = _spawn(
+                ["/bin/sh", "-c", _STAGE, "sh", *words], environment, enumerate(sources, _FIRST)
+            )
+        watched, self._guard = os.pipe()
+        try:
+            self._guard_pid = _spawn(
+                ["/bin/sh", "-c", _GUARD, "conduit-guard", str(self.pid)],
+                environment,
+                [(0, watched)],
+            )
+        except OSError:
+            os.killpg(self.pid, signal.SIGKILL)
+            os.close(self._guard)
+            raise
+        finally:
+            os.close(watched)
+
+    @property
+    def code(self) -> int:
+        """The exit code, or 128 and the signal; 0 while it runs."""
+        code = os.waitstatus_to_exitcode(self.status or 0)
+        return code if code >= 0 else 128 - code
+
+    @property
+    def fate(self) -> str:
+        """How it ended, in words."""
+        code = os.waitstatus_to_exitcode(self.status or 0)
+        return f"exited with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
+
+    def send(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self.status is None:
+            os.kill(self.pid, number)
+
+    def ended(self) -> bool:
+        """Return whether it has ended."""
+        # All children, since this may be process 1 of a container, which inherits orphans.
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == self.pid:
+                    self.status = status
+                if pid == 0:
+                    break
+        return self.status is not None
+
+    def stop(self, signals: _Signals) -> None:
+        """Make an end of it and of its group: gently, then not."""
+        deadline = time.monotonic() + _GRACE
+        # It may have accepted connections already.
+        self.send(signal.SIGTERM)
+        while not self.ended() and time.monotonic() < deadline:
+            signals.wait(deadline - time.monotonic())
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        while not self.ended():
+            signals.wait(_GRACE)
+
+    def release(self) -> None:
+        """Let the guard go, once COMMAND has ended."""
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self._guard, b"\n")
+        os.close(self._guard)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self._guard_pid, 0)
+
+
+@contextlib.contextmanager
+def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
+    """Duplicates of descriptors, at ``lowest`` or above, for a while."""
+    with contextlib.ExitStack() as stack:
+        copies = []
+        for number in numbers:
+            copies.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, lowest))
+            stack.callback(os.close, copies[-1])
+        yield copies
+
+
+def _spawn(
+    words: Sequence[str], environment: dict[str, str], descriptors: Iterable[tuple[int, int]]
+) -> int:
+    """Start a process in a group of its own, with ``(number there, number here)`` descriptors.
+
+    Forking in Python is no choice while a thread of `Takeover` runs.
+    """
+    return os.posix_spawn(
+        words[0],
+        list(words),
+        environment,
+        file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
+        setpgroup=0,
+        setsigmask=[],
+        # What Python ignores; the rest is as this process found it.
+        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+    )
