@@ -1,0 +1,718 @@
+"""The command line, as processes: what it starts, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import conduit
+from conduit.run import parse_address
+from helpers import GENEROUS
+
+# Writes what it was given as a line of JSON to a Unix socket, then does what that says.
+COMMAND = """
+import json, os, signal, socket, stat, sys
+report = socket.socket(socket.AF_UNIX)
+report.connect(sys.argv[1])
+count = int(os.environ["LISTEN_FDS"])
+names = []
+for number in range(3, 3 + count):
+    with socket.socket(fileno=os.dup(number)) as sock:
+        names.append([sock.type, sock.getsockname()])
+others = [n for n in range(3 + count, 300) if n != report.fileno()]
+def is_socket(number):
+    try:
+        return stat.S_ISSOCK(os.fstat(number).st_mode)
+    except OSError:
+        return False
+def told(number, frame):
+    report.sendall(json.dumps({"signal": number}).encode() + b"\\n")
+for number in (1, 2, 3, 10, 12, 15, 28):
+    signal.signal(number, told)
+report.sendall(json.dumps({
+    "pid": os.getpid(),
+    "group": os.getpgid(0),
+    "listen": {k: v for k, v in os.environ.items() if k.startswith("LISTEN_")},
+    "names": names,
+    "other_sockets": [n for n in others if is_socket(n)],
+    "inheritable": all(os.get_inheritable(n) for n in range(3, 3 + count)),
+    "arguments": sys.argv[2:],
+}).encode() + b"\\n")
+for line in report.makefile():
+    word = json.loads(line)
+    if word == "ready":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"STATUS=here\\nREADY=1", os.environ["NOTIFY_SOCKET"])
+    elif word == "accept":
+        with socket.socket(fileno=os.dup(3)) as sock:
+            sock.accept()[0].sendall(b"hello")
+    elif word == "fork":
+        if os.fork() == 0:
+            report.sendall(json.dumps({"child": os.getpid()}).encode() + b"\\n")
+            while True:
+                signal.pause()
+    elif isinstance(word, list):
+        if word[1] != signal.SIGKILL:
+            signal.signal(word[1], signal.SIG_DFL)
+        os.kill(os.getpid(), word[1])
+    else:
+        sys.exit(word)
+"""
+
+
+class Command:
+    """COMMAND, seen from here: what it says and what it is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.lines = sock.makefile()
+        self.start = self.hear()
+
+    def hear(self) -> Any:
+        """The next thing it says; EOFError if it is gone."""
+        line = self.lines.readline()
+        if not line:
+            raise EOFError
+        return json.loads(line)
+
+    def tell(self, word: object) -> None:
+        self.sock.sendall(json.dumps(word).encode() + b"\n")
+
+    def close(self) -> None:
+        self.lines.close()
+        self.sock.close()
+
+
+class Run:
+    """One `conduit run`."""
+
+    def __init__(self, words: list[str], environment: dict[str, str] | None = None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "conduit", *words],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **(environment or {})},
+        )
+
+    def await_line(self, text: str) -> str:
+        """Read its standard error up to a line with a text."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if text in line:
+                return line
+        raise EOFError(text)
+
+    def end(self) -> tuple[int, str]:
+        """Await its end: its exit code, and the last line of its standard error."""
+        _, said = self.process.communicate(timeout=GENEROUS)
+        assert "Traceback" not in said
+        return self.process.returncode, (said.splitlines() or [""])[-1]
+
+
+class Bench:
+    """A directory in which runs follow each other."""
+
+    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
+        self.directory = directory
+        self.stack = stack
+        self.reports = stack.enter_context(socket.socket(socket.AF_UNIX))
+        self.reports.bind(str(directory / "reports"))
+        self.reports.listen()
+        self.reports.settimeout(GENEROUS)
+        self.unix = str(directory / "server")
+
+    def run(
+        self,
+        *options: str,
+        command: list[str] | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> Run:
+        words = ["run", "--control", str(self.directory / "control"), *options]
+        if not any(option.startswith("--listen") for option in options):
+            words += ["--listen", self.unix]
+        if command is None:
+            command = [sys.executable, "-c", COMMAND, str(self.directory / "reports"), "--", "x y"]
+        run = Run([*words, "--", *command], environment)
+        self.stack.callback(self._end, run)
+        return run
+
+    def command(self) -> Command:
+        """The COMMAND that was started last."""
+        sock = self.reports.accept()[0]
+        sock.settimeout(GENEROUS)
+        command = Command(sock)
+        self.stack.callback(command.close)
+        return command
+
+    def serve(self, *options: str) -> tuple[Run, Command]:
+        """A run that serves."""
+        run = self.run(*options)
+        command = self.command()
+        command.tell("ready")
+        run.await_line("serves")
+        return run, command
+
+    def assert_serves(self, command: Command) -> None:
+        """A new connection is accepted by this COMMAND."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(GENEROUS)
+            client.connect(self.unix)
+            command.tell("accept")
+            assert client.recv(10) == b"hello"
+
+    def _end(self, run: Run) -> None:
+        run.process.kill()
+        run.process.communicate()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with contextlib.ExitStack() as stack:
+        yield Bench(tmp_path, stack)
+
+
+def await_gone(pid: int) -> None:
+    try:
+        number = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([number], [], [], GENEROUS)[0]
+    finally:
+        os.close(number)
+
+
+def conduit_says(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "conduit", *words],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+        **options,
+    )
+
+
+# Addresses
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "host", "port", "type"),
+    [
+        ("127.0.0.1:80", "unknown", "127.0.0.1", 80, socket.SOCK_STREAM),
+        ("http=localhost:80", "http", "localhost", 80, socket.SOCK_STREAM),
+        (":80", "unknown", "", 80, socket.SOCK_STREAM),
+        ("x=[::1]:80", "x", "::1", 80, socket.SOCK_STREAM),
+        ("udp:[::]:53", "unknown", "::", 53, socket.SOCK_DGRAM),
+        ("dns=udp:0.0.0.0:53", "dns", "0.0.0.0", 53, socket.SOCK_DGRAM),
+        ("/run/a=b", "unknown", "/run/a=b", None, socket.SOCK_STREAM),
+        ("a=/run/b", "a", "/run/b", None, socket.SOCK_STREAM),
+        ("@a=b", "unknown", "@a=b", None, socket.SOCK_STREAM),
+    ],
+)
+def test_an_address_is_read(text: str, name: str, host: str, port: int | None, type: int) -> None:
+    address = parse_address(text)
+    assert address[1:] == (name, host, port, type)
+    assert address.key == (text if name == "unknown" else name)
+
+
+def test_a_relative_path_is_the_same_for_a_successor_elsewhere() -> None:
+    assert parse_address("./x").host == os.path.abspath("x") == parse_address("./x").key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "80", "host", "host:http", "host:65536", "::1:80", "=h:1", "a:b=h:1", "a\nb=h:1", "h:²"],
+)
+def test_what_is_no_address_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"\w"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--control", "c", "--listen", "h:1"],
+        ["run", "--control", "c", "--listen", "h", "--", "true"],
+        ["run", "--control", "c", "--listen", "h:1", "--listen", "h:1", "--", "true"],
+        ["run", "--control", "c", "--listen", "h:1", "--timeout", "-1", "--", "true"],
+        ["run", "--control", "c", "--listen", "h:1", "--timeout", "nan", "--", "true"],
+        ["run", "--listen", "h:1", "--", "true"],
+        ["send", "s", "--", "true"],
+        [],
+    ],
+)
+def test_wrong_usage_exits_with_2(words: list[str]) -> None:
+    said = conduit_says(*words)
+    assert said.returncode == 2
+    assert "error: " in said.stderr.splitlines()[-1]
+
+
+# What COMMAND gets
+
+
+def test_a_command_gets_its_sockets_as_from_systemd(bench: Bench, tmp_path: Path) -> None:
+    run, command = bench.serve(
+        "--listen=http=127.0.0.1:0",
+        "--listen=dns=udp:127.0.0.1:0",
+        f"--listen={tmp_path}/u",
+        "--listen=last=[::1]:0",
+    )
+    start = command.start
+    assert start["listen"] == {
+        "LISTEN_FDS": "4",
+        "LISTEN_PID": str(start["pid"]),
+        "LISTEN_FDNAMES": "http:dns:unknown:last",
+    }
+    kinds = [kind for kind, _ in start["names"]]
+    assert kinds == [socket.SOCK_STREAM, socket.SOCK_DGRAM, *[socket.SOCK_STREAM] * 2]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(f"{tmp_path}/u")
+    assert start["names"][3][1][0] == "::1"
+    assert start["other_sockets"] == []
+    assert start["inheritable"]
+    assert start["arguments"] == ["--", "x y"]
+    assert start["group"] == start["pid"]
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_command_starts_with_default_signals(bench: Bench, tmp_path: Path) -> None:
+    code, _ = bench.run(command=["/bin/sh", "-c", f"cat /proc/self/status >{tmp_path}/x"]).end()
+    assert code == 1
+    lines = (tmp_path / "x").read_text().splitlines()
+    status = dict(line.split(":\t") for line in lines if ":\t" in line)
+    assert int(status["SigBlk"], 16) == 0
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTERM, signal.SIGCHLD):
+        assert not int(status["SigIgn"], 16) & 1 << number - 1
+
+
+def test_fifty_listeners_are_taken_over(bench: Bench, tmp_path: Path) -> None:
+    listens = [f"--listen=n{i}={tmp_path}/s{i}" for i in range(50)]
+    old, first = bench.serve(*listens)
+    assert first.start["listen"]["LISTEN_FDNAMES"] == ":".join(f"n{i}" for i in range(50))
+    new, second = bench.serve(*listens)
+    assert second.start["names"] == first.start["names"]
+    assert first.hear() == {"signal": signal.SIGTERM}
+    first.tell(0)
+    assert old.end()[0] == 0
+    second.tell(0)
+    assert new.end()[0] == 0
+    assert sorted(os.listdir(tmp_path)) == ["reports"]
+
+
+# How it ends
+
+
+@pytest.mark.parametrize("code", [0, 1, 77, 255])
+def test_the_exit_code_is_the_commands(bench: Bench, code: int) -> None:
+    run, command = bench.serve()
+    command.tell(code)
+    assert run.end()[0] == code
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGABRT])
+def test_a_signal_that_ended_it_is_in_the_exit_code(bench: Bench, number: int) -> None:
+    run, command = bench.serve()
+    command.tell(["die", number])
+    assert run.end()[0] == 128 + number
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        signal.SIGINT,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGWINCH,
+    ],
+)
+def test_a_signal_reaches_the_command(bench: Bench, number: int) -> None:
+    run, command = bench.serve()
+    run.process.send_signal(number)
+    assert command.hear() == {"signal": number}
+    command.tell(3)
+    assert run.end()[0] == 3
+
+
+def test_an_ignored_signal_stays_ignored(bench: Bench) -> None:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = bench.run(command=["/bin/sh", "-c", "kill -HUP $$; exit 5"])
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
+    assert run.end()[0] == 5
+
+
+# One after the other
+
+
+def test_the_old_command_drains_when_the_new_one_is_ready(bench: Bench) -> None:
+    old, first = bench.serve()
+    new = bench.run()
+    second = bench.command()
+    bench.assert_serves(first)
+    second.tell("ready")
+    assert f"taken over from pid {old.process.pid}" in new.await_line("serves")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    assert second.start["names"] == first.start["names"]
+    bench.assert_serves(second)
+    first.tell(9)
+    assert old.end()[0] == 9
+    bench.assert_serves(second)
+    new.process.terminate()
+    assert second.hear() == {"signal": signal.SIGTERM}
+    second.tell(0)
+    assert new.end()[0] == 0
+    assert not os.path.exists(bench.unix)
+
+
+def test_each_names_the_one_before_it(bench: Bench) -> None:
+    old, command = bench.serve()
+    for _ in range(2):
+        new = bench.run()
+        successor = bench.command()
+        successor.tell("ready")
+        assert f"taken over from pid {old.process.pid}" in new.await_line("serves")
+        assert command.hear() == {"signal": signal.SIGTERM}
+        command.tell(0)
+        assert old.end()[0] == 0
+        old, command = new, successor
+
+
+def test_a_command_that_says_nothing_is_ready_after_a_while(bench: Bench) -> None:
+    old, first = bench.serve()
+    new = bench.run("--ready-after=0.05")
+    second = bench.command()
+    new.await_line("serves")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    first.tell(0)
+    assert old.end()[0] == 0
+    second.tell(4)
+    assert new.end()[0] == 4
+
+
+def test_a_command_that_ends_before_its_time_is_not_ready(bench: Bench) -> None:
+    run = bench.run("--ready-after=20", command=["true"])
+    code, line = run.end()
+    assert code == 1
+    assert "exited with 0 before it was ready" in line
+
+
+def test_an_address_no_longer_asked_for_is_told(bench: Bench, tmp_path: Path) -> None:
+    old, first = bench.serve(f"--listen={tmp_path}/a", f"--listen={tmp_path}/b")
+    new = bench.run(f"--listen={tmp_path}/b")
+    second = bench.command()
+    second.tell("ready")
+    assert f"no longer listening: {tmp_path}/a" in new.await_line("serves")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    first.tell(0)
+    assert old.end()[0] == 0
+    second.tell(0)
+    assert new.end()[0] == 0
+
+
+# The old one goes on
+
+
+def fails(bench: Bench, *options: str, command: list[str] | None = None) -> tuple[int, str]:
+    """A run that is to fail beside one that serves and goes on: its exit code and last line."""
+    old, first = bench.serve()
+    failing = bench.run(*options, command=command)
+    code, line = failing.end()
+    assert line.startswith("conduit: ")
+    bench.assert_serves(first)
+    # It is not even told, so that the next successor is welcome.
+    _, second = bench.serve()
+    assert first.hear() == {"signal": signal.SIGTERM}
+    bench.assert_serves(second)
+    first.tell(0)
+    assert old.end()[0] == 0
+    return code, line.replace(str(old.process.pid), "PID")
+
+
+def test_a_command_that_is_not_there(bench: Bench) -> None:
+    assert fails(bench, command=["no-such-command"]) == (
+        127,
+        "conduit: no-such-command: command not found",
+    )
+
+
+def test_a_command_that_cannot_be_executed(bench: Bench, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o700)
+    code, line = fails(bench, command=[str(script)])
+    assert code in (126, 127)
+    assert f"exited with {code} before it was ready; the old one (pid PID) goes on" in line
+
+
+def test_a_command_that_fails_at_once(bench: Bench) -> None:
+    code, line = fails(bench, command=["/bin/sh", "-c", "exit 3"])
+    assert code == 3
+    assert "exited with 3 before it was ready; the old one (pid PID) goes on serving" in line
+
+
+def test_a_command_that_is_killed(bench: Bench) -> None:
+    code, line = fails(bench, command=["/bin/sh", "-c", "kill -SEGV $$"])
+    assert code == 128 + signal.SIGSEGV
+    assert "was ended by SIGSEGV before it was ready; the old one (pid PID) goes on" in line
+
+
+def test_a_command_that_hangs(bench: Bench) -> None:
+    code, line = fails(bench, "--timeout=0.2", command=["sleep", "1000"])
+    assert code == 1
+    assert "was not ready within 0.2 seconds; the old one (pid PID) goes on serving" in line
+
+
+def test_a_command_that_hangs_goes_with_all_it_started(bench: Bench) -> None:
+    old, first = bench.serve()
+    new = bench.run("--timeout=1.5")
+    second = bench.command()
+    second.tell("fork")
+    child = second.hear()["child"]
+    assert second.hear() == {"signal": signal.SIGTERM}
+    second.tell(0)
+    assert new.end()[0] == 1
+    await_gone(child)
+    bench.assert_serves(first)
+    first.tell(0)
+    assert old.end()[0] == 0
+
+
+def test_a_run_killed_while_it_starts_takes_its_command_along(bench: Bench) -> None:
+    old, first = bench.serve()
+    new = bench.run()
+    second = bench.command()
+    new.process.kill()
+    assert second.hear() == {"signal": signal.SIGTERM}
+    second.tell(0)
+    await_gone(second.start["pid"])
+    bench.assert_serves(first)
+    _, third = bench.serve()
+    assert first.hear() == {"signal": signal.SIGTERM}
+    bench.assert_serves(third)
+    first.tell(0)
+    assert old.end()[0] == 0
+
+
+def test_a_command_does_not_serve_on_when_its_run_is_killed(bench: Bench) -> None:
+    run, command = bench.serve()
+    run.process.kill()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
+    await_gone(command.start["pid"])
+    _, second = bench.serve()
+    bench.assert_serves(second)
+
+
+def test_a_signal_while_it_starts_ends_the_new_one_only(bench: Bench) -> None:
+    _, first = bench.serve()
+    new = bench.run()
+    second = bench.command()
+    new.process.terminate()
+    assert second.hear() == {"signal": signal.SIGTERM}
+    second.tell(["die", signal.SIGTERM])
+    code, line = new.end()
+    assert code == 128 + signal.SIGTERM
+    assert "before it was ready" in line
+    bench.assert_serves(first)
+
+
+def test_a_second_successor_is_refused_at_once(bench: Bench) -> None:
+    old, first = bench.serve()
+    new = bench.run()
+    second = bench.command()
+    code, line = bench.run().end()
+    assert code == 1
+    assert "another takeover is under way" in line
+    second.tell("ready")
+    new.await_line("serves")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    first.tell(0)
+    assert old.end()[0] == 0
+
+
+def test_an_address_that_is_taken(bench: Bench) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        code, line = bench.run(f"--listen={address}").end()
+    assert code == 1
+    assert line == f"conduit: listening as '{address}': Address already in use"
+
+
+# Under a manager
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_a_manager_is_told(bench: Bench, tmp_path: Path, abstract: bool) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(GENEROUS)
+        name = f"conduit-test-{os.getpid()}" if abstract else str(tmp_path / "manager")
+        manager.bind("\0" + name if abstract else name)
+        environment = {"NOTIFY_SOCKET": "@" + name if abstract else name}
+        run = bench.run(environment=environment)
+        command = bench.command()
+        command.tell("ready")
+        told = manager.recv(1000).decode()
+        assert told.splitlines() == ["READY=1", f"MAINPID={run.process.pid}"]
+        command.tell(0)
+        assert run.end()[0] == 0
+
+
+def test_a_manager_that_is_gone_is_no_reason_to_stop(bench: Bench, tmp_path: Path) -> None:
+    run = bench.run(environment={"NOTIFY_SOCKET": str(tmp_path / "nobody")})
+    command = bench.command()
+    command.tell("ready")
+    run.await_line("NOTIFY_SOCKET")
+    run.await_line("serves")
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+# connect, send, receive
+
+
+def test_connect_passes_a_connection_over_standard_output() -> None:
+    ours, theirs = conduit.Conduit.pair()
+    with ours, theirs, socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        words = [sys.executable, "-P", "-m", "conduit", "connect", "127.0.0.1", port]
+        assert subprocess.run(words, stdout=theirs.fileno(), check=True).returncode == 0
+        with ours.receive_conn() as conn, server.accept()[0] as accepted:
+            conn.sendall(b"hello")
+            assert accepted.recv(10) == b"hello"
+
+
+def test_connect_says_why_it_cannot() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+        said = conduit_says("connect", "127.0.0.1", port)
+    assert said.returncode == 1
+    assert said.stderr == f"conduit: connecting to 127.0.0.1 port {port}: Connection refused\n"
+
+
+def test_connect_needs_a_unix_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        said = conduit_says("connect", "127.0.0.1", str(server.getsockname()[1]))
+    assert said.returncode == 1
+    assert len(said.stderr.splitlines()) == 1
+    assert "standard output" in said.stderr
+
+
+@pytest.mark.parametrize("given", ["file", "stdin", "dash"])
+def test_send_passes_an_open_file(tmp_path: Path, given: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    with conduit.Listener(tmp_path / "s") as listener, file.open("rb") as stdin:
+        words = {"file": [str(file)], "stdin": [], "dash": ["-"]}[given]
+        source = subprocess.DEVNULL if given == "file" else stdin
+        said = conduit_says("send", str(tmp_path / "s"), *words, stdin=source)
+        assert (said.returncode, said.stderr) == (0, "")
+        with listener.accept(GENEROUS) as link, link.receive_file() as arrived:
+            assert arrived.read() == b"content"
+
+
+@pytest.mark.parametrize("words", [["nobody", "/dev/null"], ["nobody", "no-such-file"]])
+def test_send_says_why_it_cannot(tmp_path: Path, words: list[str]) -> None:
+    said = conduit_says("send", *words, cwd=tmp_path)
+    assert said.returncode == 1
+    assert len(said.stderr.splitlines()) == 1
+    assert words[-1 if words[-1] == "no-such-file" else 0] in said.stderr
+
+
+def receiving(path: Path, *command: str) -> subprocess.Popen[bytes]:
+    """Start `conduit receive`, and wait until it listens."""
+    words = [sys.executable, "-P", "-m", "conduit", "receive", str(path)]
+    words += ["--", *command] if command else []
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    await_that(path.exists)
+    return process
+
+
+def await_that(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + GENEROUS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_receive_copies_what_arrives(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    (tmp_path / "file").write_bytes(content)
+    process = receiving(tmp_path / "s")
+    assert conduit_says("send", str(tmp_path / "s"), str(tmp_path / "file")).returncode == 0
+    assert process.communicate(timeout=GENEROUS) == (content, b"")
+    assert process.returncode == 0
+    assert not (tmp_path / "s").exists()
+
+
+def test_receive_waits_for_a_descriptor_that_does_not_block(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(read)
+    assert process.stdout is not None
+    for piece in (b"one", b"other"):
+        os.write(write, piece)
+        assert process.stdout.read(len(piece)) == piece
+    os.close(write)
+    assert process.communicate(timeout=GENEROUS) == (b"", b"")
+
+
+def test_receive_gives_what_arrives_to_a_command(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("b\na\n")
+    process = receiving(tmp_path / "s", "sort", "-")
+    assert conduit_says("send", str(tmp_path / "s"), str(tmp_path / "file")).returncode == 0
+    assert process.communicate(timeout=GENEROUS) == (b"a\nb\n", b"")
+
+
+def test_a_receiving_commands_exit_code_is_its_own(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s", "/bin/sh", "-c", "exit 9")
+    assert conduit_says("send", str(tmp_path / "s"), "/dev/null").returncode == 0
+    process.communicate(timeout=GENEROUS)
+    assert process.returncode == 9
+
+
+def test_receive_looks_for_its_command_first(tmp_path: Path) -> None:
+    said = conduit_says("receive", str(tmp_path / "s"), "--", "no-such-command")
+    assert (said.returncode, said.stderr) == (
+        127,
+        "conduit: no-such-command: command not found\n",
+    )
+
+
+def test_receive_says_when_nothing_arrives(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    conduit.Conduit.connect(tmp_path / "s").close()
+    _, said = process.communicate(timeout=GENEROUS)
+    assert process.returncode == 1
+    assert len(said.splitlines()) == 1
+    assert said.startswith(b"conduit: ")
+
+
+def test_receive_ends_with_control_c(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=GENEROUS) == (b"", b"")
+    assert process.returncode == 128 + signal.SIGINT
+    assert not (tmp_path / "s").exists()
