@@ -58,6 +58,14 @@ SERVERS = {
     ),
 }
 
+# What the example's own shutdown is for.
+UNCHANGED = "uvicorn, its own shutdown"
+_UNCHANGED = """\
+import uvicorn, serve_uvicorn as example
+example.Server.shutdown = uvicorn.Server.shutdown
+example.main()
+"""
+
 
 class Figures(NamedTuple):
     """What clients noticed.
@@ -249,7 +257,7 @@ def table(results: dict[tuple[str, str], Figures], restarts: int) -> str:
 
 def plot(results: dict[tuple[str, str], Figures]) -> str:
     """The longest gaps and the failures as a drawing in SVG."""
-    height, left, width = 34, 200, 640
+    height, left, width = 34, 240, 680
     longest = max(figures.longest_gap for figures in results.values())
     total = height * len(results) + 50
     out = [
@@ -291,6 +299,8 @@ def main() -> None:
         for name, server in SERVERS.items()
         for way in WAYS
     }
+    unchanged = Server([sys.executable, "-c", _UNCHANGED], [])
+    results[UNCHANGED, "takeover"] = measure(unchanged, "takeover", options.restarts, options.pause)
     print(table(results, options.restarts))
     if options.table:
         with options.table.open("w", newline="") as file:

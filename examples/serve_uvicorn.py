@@ -78,6 +78,11 @@ def notify(state: str) -> None:
             sock.sendto(state.encode(), address.replace("@", "\0", 1))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve on the inherited sockets; without any, on uvicorn's usual address."""
     config = uvicorn.Config(app, log_level="warning", access_log=False)
     Server(config).run(sockets=inherited_sockets() or None)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import GENEROUS
 
 import conduit
 from conduit.run import parse_address
-from helpers import GENEROUS
 
 # Writes what it was given as a line of JSON to a Unix socket, then does what that says.
 COMMAND = """

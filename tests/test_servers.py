@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -36,3 +37,14 @@ def test_no_request_fails_while_a_server_is_replaced(name: str) -> None:
     assert figures.failed == 0
     assert figures.served > 100
     assert figures.versions > RESTARTS
+
+
+def test_gunicorn_is_not_ready_with_an_application_that_cannot_be_imported(tmp_path: Path) -> None:
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", str(tmp_path / "control")]
+    words += [f"--listen={tmp_path}/server", "--", sys.executable, "-m", "gunicorn"]
+    words += ["--config", "gunicorn.conf.py", "no_such_module:app"]
+    ended = subprocess.run(
+        words, cwd=restart.EXAMPLES, capture_output=True, text=True, timeout=20, check=False
+    )
+    assert ended.returncode != 0
+    assert "before it was ready" in ended.stderr.splitlines()[-1]
