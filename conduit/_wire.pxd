@@ -18,6 +18,9 @@ cdef struct Arrival:
     int err
 
 
+cdef class Shipment
+
+
 cdef class Transport:
     cdef int fd
     cdef int kind
@@ -34,6 +37,8 @@ cdef class Transport:
     cdef PyThread_type_lock turn
     cdef unsigned long forks
 
+    cdef int adopt(self, int fd, str name) except -1
+    cdef int number(self) noexcept
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef int shut(self)
@@ -48,14 +53,17 @@ cdef class Transport:
     cdef int _identify(self) except -1
     cdef void _after_fork(self) noexcept
     cdef bint _free(self) noexcept
-    cdef int _take_turn(self, double timeout, double *deadline) except -1
+    cdef int _take_turn(self, double timeout, double deadline) except -1
     cdef void _pass_turn(self) noexcept
     cdef bint _has_waker(self) noexcept
     cdef int _wait(self, short events, double deadline, str doing, ssize_t sent) except -1
     cdef int _check_sound(self) except -1
     cdef int _send_on(
-        self, const void *data, size_t size, int *fds, int count, ssize_t sent,
-        double timeout, double deadline,
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent
+    ) except -1
+    cdef int _send_in_turn(self, const void *data, size_t size, int *fds, int count) except -1
+    cdef int _finish(
+        self, Shipment shipment, ssize_t sent, double timeout, double deadline
     ) except -1
     cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1
     cdef ssize_t _receive_once(self, void *data, size_t size, Arrival *arrival) noexcept
@@ -88,6 +96,9 @@ cdef class Shipment:
     cdef int start(self) except -1
     cdef void abandon(self) noexcept
 
+
+# How many forks this process is away from the one that imported the module.
+cdef unsigned long forks
 
 cdef int close_number(int fd) noexcept nogil
 cdef int close_numbers(const int *fds, int count) noexcept nogil

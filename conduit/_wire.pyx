@@ -98,7 +98,7 @@ cdef enum:
     SIGNAL_SLICE = 250
     BLIND_SLICE = 10
 
-cdef unsigned long forks = 0
+forks = 0
 
 
 def _count_fork():
@@ -343,6 +343,30 @@ cdef class Transport:
         if self.turn != NULL:
             PyThread_free_lock(self.turn)
 
+    cdef int adopt(self, int fd, str name) except -1:
+        """Use another number from now on, borrowed; what is owned is closed before."""
+        cdef bint free
+        self.shut()
+        with cython.critical_section(self):
+            free = not self.users
+            if free:
+                self.fd = fd
+                self.name = name
+                self.owned = self.broken = False
+                self.kind = 0
+                self.timeout = -1
+                self.closed = False
+        if not free:
+            raise Error(f"{self.describe()}: another call is using it", ErrType.NO_FD)
+        return 0
+
+    cdef int number(self) noexcept:
+        """The number, or -1 once it is closed."""
+        cdef int fd
+        with cython.critical_section(self):
+            fd = -1 if self.closed else self.fd
+        return fd
+
     cdef str describe(self):
         cdef str name = f"conduit {self.name!r}" if self.name else "conduit"
         return f"{name} (closed)" if self.closed else f"{name} (descriptor {self.fd})"
@@ -518,17 +542,14 @@ cdef class Transport:
             self.sending = True
         return free
 
-    cdef int _take_turn(self, double timeout, double *deadline) except -1:
+    cdef int _take_turn(self, double timeout, double deadline) except -1:
         """Wait until no other call of this process is sending: a long payload takes many calls.
 
         Whoever passes the turn releases the lock, which is never held otherwise than by being
-        waited on, so that taking a free turn costs no system's lock. ``deadline`` is set if
-        this had to wait.
+        waited on, so that taking a free turn costs no system's lock.
         """
         cdef double left
         cdef int got
-        if self._free():
-            return 0
         with cython.critical_section(self):
             if self.turn == NULL:
                 self.turn = PyThread_allocate_lock()
@@ -538,26 +559,28 @@ cdef class Transport:
         try:
             if self.turn == NULL:
                 raise MemoryError
-            deadline[0] = deadline_after(timeout)
             while not self._free():
                 # At a timeout of 0, a moment: who sends now does not wait either.
-                left = max(deadline[0] - <double>monotonic(), 0.001)
+                left = max(deadline - <double>monotonic(), 0.001)
                 with nogil:
                     got = PyThread_acquire_lock_timed(
                         self.turn, <long long>(min(left, 3600.0) * 1e6), True
                     )
                 if got == PY_LOCK_ACQUIRED:
-                    self.called = False
+                    with cython.critical_section(self):
+                        self.called = False
                 elif got == PY_LOCK_INTR:
                     PyErr_CheckSignals()
-                elif deadline[0] <= monotonic():
+                elif deadline <= monotonic():
                     raise from_errno(
                         ETIMEDOUT if timeout else EAGAIN, ErrType.FAILED_TRANSFER,
                         f"{self.describe()}: sending", "another thread was sending all the time",
                     )
         finally:
             with cython.critical_section(self):
-                self.waiting -= 1
+                # As for users: a fork in a signal handler.
+                if self.waiting:
+                    self.waiting -= 1
         if self.closed:
             self._pass_turn()
             self._check_open("sending")
@@ -591,12 +614,15 @@ cdef class Transport:
         cdef ssize_t sent
         cdef int err = 0
         cdef bint stream
-        cdef double timeout = self.timeout, deadline = 0
         self.enter()
         stream = self.kind == SOCK_STREAM
         try:
-            if stream:
-                self._take_turn(timeout, &deadline)
+            if stream and not self._free():
+                self._send_in_turn(data, size, fds, count)
+                if move:
+                    with nogil:
+                        err = close_numbers(fds, count)
+                return err
             try:
                 self._check_sound()
                 with nogil:
@@ -604,7 +630,7 @@ cdef class Transport:
                     if move and sent == <ssize_t>size:
                         err = close_numbers(fds, count)
                 if sent != <ssize_t>size:
-                    self._send_on(data, size, fds, count, sent, timeout, deadline)
+                    self._send_on(data, size, fds, count, sent)
                     if move:
                         with nogil:
                             err = close_numbers(fds, count)
@@ -615,37 +641,58 @@ cdef class Transport:
             self.leave()
         return err
 
-    cdef int _send_on(
-        self, const void *data, size_t size, int *fds, int count, ssize_t sent,
-        double timeout, double deadline,
-    ) except -1:
-        """Go on with a message of which a first call sent ``sent`` bytes, or failed.
+    cdef int _send_in_turn(self, const void *data, size_t size, int *fds, int count) except -1:
+        """Send a message once no other is being sent, and until then hold its descriptors."""
+        cdef Shipment shipment = Shipment.__new__(Shipment)
+        cdef double timeout = self.timeout, deadline = deadline_after(timeout)
+        cdef ssize_t sent
+        shipment.load(self, data, size, fds, count)
+        try:
+            shipment.hold()
+            self._take_turn(timeout, deadline)
+            try:
+                self._check_sound()
+                with nogil:
+                    sent = shipment.send_rest()
+                self._finish(shipment, sent, timeout, deadline)
+            finally:
+                self._pass_turn()
+        finally:
+            shipment.abandon()
+        return 0
 
-        ``deadline`` is 0 unless the caller has waited already.
-        """
+    cdef int _send_on(
+        self, const void *data, size_t size, int *fds, int count, ssize_t sent
+    ) except -1:
+        """Go on with a message of which a first call sent ``sent`` bytes, or failed."""
         cdef Shipment shipment
-        cdef short events
+        cdef double timeout = self.timeout
         if sent == -EAGAIN and timeout == 0:
             self._raise_send(EAGAIN, fds, count, 0)
         shipment = Shipment.__new__(Shipment)
         shipment.load(self, data, size, fds, count)
-        if not deadline:
-            deadline = deadline_after(timeout)
         try:
-            events = shipment.go(sent)
-            while events:
-                if timeout == 0:
-                    raise from_errno(
-                        EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
-                        f"it took {shipment.gone} of {size} bytes, and the timeout is 0",
-                        sent=shipment.gone,
-                    )
-                self._wait(events, deadline, "sending", shipment.gone)
-                with nogil:
-                    sent = shipment.send_rest()
-                events = shipment.go(sent)
+            self._finish(shipment, sent, timeout, deadline_after(timeout))
         finally:
             shipment.abandon()
+        return 0
+
+    cdef int _finish(
+        self, Shipment shipment, ssize_t sent, double timeout, double deadline
+    ) except -1:
+        """Send the rest of a message, and wait as long as it takes."""
+        cdef short events = shipment.go(sent)
+        while events:
+            if timeout == 0:
+                raise from_errno(
+                    EAGAIN, ErrType.FAILED_TRANSFER, f"{self.describe()}: sending",
+                    f"it took {shipment.gone} of {shipment.size} bytes, and the timeout is 0"
+                    if shipment.gone else None, sent=shipment.gone,
+                )
+            self._wait(events, deadline, "sending", shipment.gone)
+            with nogil:
+                sent = shipment.send_rest()
+            events = shipment.go(sent)
         return 0
 
     cdef int _raise_send(self, int err, const int *fds, int count, size_t gone) except -1:
@@ -684,6 +731,7 @@ cdef class Transport:
                 got = receive_once(self.fd, data, size, arrival)
         else:
             # Python forks with the GIL held, so no child is made before all are close-on-exec.
+            # Without a GIL, os.fork() stops all threads, but nothing keeps subprocess from it.
             got = receive_once(self.fd, data, size, arrival)
         return got
 
