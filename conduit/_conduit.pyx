@@ -28,6 +28,7 @@ from conduit._wire cimport (
     close_numbers,
     connect_to,
     duplicate,
+    forks,
     move_up,
 )
 
@@ -37,6 +38,10 @@ from conduit import objects
 from conduit._wire import address_from, peer_of
 from conduit.errors import DescriptorTypeError, Error, ErrType, blame, from_errno
 from conduit.peer import Peer
+
+cdef enum:
+    # How many calls use a Descriptor that one of them is about to move.
+    ALONE = -1
 
 
 cdef int number_from(object value) except -1:
@@ -86,18 +91,32 @@ cdef class Descriptor:
     """
 
     cdef int number
+    # How many calls share the number; ALONE if one is about to move it. What is closed under
+    # them is parting: the last of them closes it, so that none ever uses another file's number.
+    cdef int users
+    cdef int parting
+    cdef unsigned long forks
     cdef object __weakref__
 
     def __cinit__(self):
-        self.number = -1
+        self.number = self.parting = -1
+        self.forks = forks
 
     def __init__(self, fd):
         cdef int number = number_from(fd)
+        cdef bint free
         self.close()
-        self.number = number
+        with cython.critical_section(self):
+            free = self.number < 0 and not self.users
+            if free:
+                self.number = number
+        if not free:
+            raise Error("another call is using this Descriptor", ErrType.NO_FD)
 
     def __dealloc__(self):
         cdef int number = self.number
+        if self.parting >= 0:
+            close_number(self.parting)
         if number >= 0:
             with nogil:
                 close_number(number)
@@ -127,45 +146,93 @@ cdef class Descriptor:
 
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
+        cdef int number = self._lend(False)
         try:
-            return objects.kind_of(os.fstat(self._held()).st_mode)
-        except Error:
-            raise
+            return objects.kind_of(os.fstat(number).st_mode)
         except OSError as exc:
             raise from_errno(
-                exc.errno, ErrType.UNKNOWN, f"the kind of descriptor {self.number}"
+                exc.errno, ErrType.UNKNOWN, f"the kind of descriptor {number}"
             ) from exc
+        finally:
+            self._give_back()
 
     cdef int _take(self) noexcept:
-        """Take the number out, so that it is closed once; -1 if it is gone already."""
+        """Take the number out, so that it is closed once; -1 if that is not up to the caller."""
         cdef int number
         with cython.critical_section(self):
+            self._check_fork()
             number = self.number
             self.number = -1
+            if number >= 0 and self.users:
+                self.parting = number
+                number = -1
         return number
 
-    cdef int _held(self) except -1:
-        if self.number < 0:
+    cdef int _try_lend(self, bint alone) noexcept:
+        """Let a call use the number, which it must ``_give_back`` or ``_forget``; -1 if not."""
+        cdef int number = -1
+        with cython.critical_section(self):
+            self._check_fork()
+            if self.number >= 0 and (not self.users if alone else self.users >= 0):
+                number = self.number
+                self.users = ALONE if alone else self.users + 1
+        return number
+
+    cdef int _lend(self, bint alone) except -1:
+        cdef int number = self._try_lend(alone)
+        if number < 0:
             raise Error(
+                "another call is using this Descriptor" if self.number >= 0 else
                 "this Descriptor is closed, or something else owns its number now",
                 ErrType.NO_FD,
             )
-        return self.number
+        return number
+
+    cdef void _give_back(self) noexcept:
+        cdef int number = -1
+        with cython.critical_section(self):
+            self._check_fork()
+            if self.users:
+                self.users = self.users - 1 if self.users > 0 else 0
+            if not self.users:
+                number = self.parting
+                self.parting = -1
+        if number >= 0:
+            with nogil:
+                close_number(number)
+
+    cdef void _forget(self) noexcept:
+        """Own nothing any more: the call that uses the number alone owns it from now on."""
+        with cython.critical_section(self):
+            self.number = self.parting = -1
+            self.users = 0
+
+    cdef void _check_fork(self) noexcept:
+        """Forget the calls of the parent's threads, none of which is in a forked child."""
+        if self.forks != forks:
+            self.forks = forks
+            self.users = 0
+            if self.parting >= 0:
+                close_number(self.parting)
+                self.parting = -1
 
     def fileno(self):
         """Return the number, which stays owned by this object.
 
         Raises `Error` (``NO_FD``) if it is closed.
         """
-        return self._held()
+        cdef int number = self._lend(False)
+        self._give_back()
+        return number
 
     def detach(self):
         """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
 
-        Raises `Error` (``NO_FD``) if it is closed.
+        Raises `Error` (``NO_FD``) if it is closed, or if another thread is sending it.
         """
-        self._held()
-        return self._take()
+        cdef int number = self._lend(True)
+        self._forget()
+        return number
 
     def close(self):
         """Close it. A second time does nothing.
@@ -173,12 +240,22 @@ cdef class Descriptor:
         Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that
         shows only now, a number closed elsewhere); it is closed for good all the same.
         """
-        cdef int err = 0, number = self._take()
+        self._close(self._take())
+
+    cdef int _close_sent(self) except -1:
+        """Close what a call had alone and has sent."""
+        cdef int number = max(self.number, self.parting)
+        self._forget()
+        return self._close(number)
+
+    cdef int _close(self, int number) except -1:
+        cdef int err = 0
         if number >= 0:
             with nogil:
                 err = close_number(number)
         if err:
             raise from_errno(err, ErrType.FAILED_CLOSE, f"closing descriptor {number}")
+        return 0
 
     def to_file(
         self, mode=None, buffering=-1, encoding=None, errors=None, newline=None, *, name=None
@@ -271,28 +348,32 @@ cdef Descriptor own(int number):
 cdef object open_file(
     Descriptor descriptor, mode, buffering, encoding, errors, newline, name
 ):
-    cdef int number = descriptor._held()
-    raw_mode = objects.file_mode(number, mode)
+    cdef int number = descriptor._lend(True)
     try:
+        raw_mode = objects.file_mode(number, mode)
         # All in C, so no signal handler can raise between here and the line that forgets.
         raw = FileIO(number, raw_mode)
-    except OSError as exc:
-        raise from_errno(exc.errno, ErrType.BAD_CLONE, f"descriptor {number}") from exc
-    descriptor._take()
+    except BaseException as exc:
+        descriptor._give_back()
+        if isinstance(exc, OSError) and not isinstance(exc, Error):
+            raise from_errno(exc.errno, ErrType.BAD_CLONE, f"descriptor {number}") from exc
+        raise
+    descriptor._forget()
     return objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
 
 
 cdef object open_socket(Descriptor descriptor):
-    cdef int number = descriptor._held()
     sock = objects.blank_socket()
+    cdef int number = descriptor._lend(True)
     try:
         objects.fill_socket(sock, number)
     except BaseException:
         # A signal handler may have raised once the object had the number.
         if c_socket.fileno(sock) == number:
             c_socket.detach(sock)
+        descriptor._give_back()
         raise
-    descriptor._take()
+    descriptor._forget()
     return sock
 
 
@@ -330,7 +411,7 @@ cdef class Conduit:
         self.transport = Transport()
 
     def __init__(self, fd, str name not None=""):
-        self.transport = Transport(number_from(fd), name)
+        self.transport.adopt(number_from(fd), name)
 
     @classmethod
     def from_file(cls, file, *, str name=None):
@@ -433,7 +514,8 @@ cdef class Conduit:
         Counted from the moment a call has to wait; past it, `TransferTimeoutError` is raised.
         Setting it takes effect with the next call. A negative number or NaN is a `ValueError`.
         """
-        return None if self.transport.timeout < 0 else self.transport.timeout
+        cdef double timeout = self.transport.timeout
+        return None if timeout < 0 else timeout
 
     @timeout.setter
     def timeout(self, timeout):
@@ -446,23 +528,25 @@ cdef class Conduit:
         Raises `Error`: ``NO_FD`` if the conduit is closed, ``FAILED_TRANSFER`` if the system
         does not know, as for a socket that is not connected.
         """
+        self.transport.enter()
         try:
-            return Peer(*peer_of(self.fileno()))
-        except Error:
-            raise
+            return Peer(*peer_of(self.transport.fd))
         except OSError as exc:
             raise from_errno(
                 exc.errno, ErrType.FAILED_TRANSFER, f"{self.transport.describe()}: its peer"
             ) from exc
+        finally:
+            self.transport.leave()
 
     def fileno(self):
         """Return the number of the socket, which stays the conduit's.
 
         Raises `Error` (``NO_FD``) if the conduit is closed.
         """
-        if self.transport.closed:
+        cdef int number = self.transport.number()
+        if number < 0:
             raise Error(f"{self.transport.describe()}: it has no descriptor", ErrType.NO_FD)
-        return self.transport.fd
+        return number
 
     def close(self):
         """Close what the conduit made itself, and end the calls that wait in other threads.
@@ -476,7 +560,9 @@ cdef class Conduit:
         """
         described = self.transport.describe()
         cdef int err = self.transport.shut()
-        self.lender = None
+        with cython.critical_section(self):
+            # Not dropped in here: that may run anything.
+            lender, self.lender = self.lender, None
         if err:
             raise from_errno(err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
@@ -532,6 +618,9 @@ cdef class Conduit:
 
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         cdef int number
+        if isinstance(obj, Descriptor):
+            self.transfer(obj, keep=keep)
+            return 0
         objects.prepare(obj, keep)
         number = number_of(obj)
         self._refuse_itself(number)
@@ -626,22 +715,30 @@ cdef class Conduit:
         ``data`` is not bytes-like or not contiguous.
         """
         cdef int numbers[SLOTS]
-        cdef int count = self._number(items, numbers, keep)
+        cdef int count
         cdef Py_buffer payload
-        PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
+        cdef list lent = []
         try:
-            if payload.len:
-                self.transport.send(payload.buf, payload.len, numbers, count, False)
-            else:
-                _check_any(count)
-                self.transport.send(b"\0", 1, numbers, count, False)
+            count = self._number(items, numbers, lent, keep)
+            PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
+            try:
+                if payload.len:
+                    self.transport.send(payload.buf, payload.len, numbers, count, False)
+                else:
+                    _check_any(count)
+                    self.transport.send(b"\0", 1, numbers, count, False)
+            finally:
+                PyBuffer_Release(&payload)
+            if not keep and count:
+                self._close_sent(items, numbers, lent)
         finally:
-            PyBuffer_Release(&payload)
-        if not keep and count:
-            self._close_sent(items, numbers)
+            give_back(lent)
 
-    cdef int _number(self, tuple items, int *numbers, bint keep) except -1:
-        """Make the items ready to leave and put their numbers, which stay theirs, in a row."""
+    cdef int _number(self, tuple items, int *numbers, list lent, bint keep) except -1:
+        """Make the items ready to leave and put their numbers, which stay theirs, in a row.
+
+        Every `Descriptor` in ``lent`` is to be given back, in the end and after a failure.
+        """
         cdef Py_ssize_t count = len(items)
         cdef int i
         cdef bint plain = True
@@ -657,14 +754,14 @@ cdef class Conduit:
                 if PyLong_Check(item):
                     numbers[i] = number_from(item)
                 elif isinstance(item, Descriptor):
-                    numbers[i] = (<Descriptor>item)._held()
+                    numbers[i] = lend(<Descriptor>item, lent, not keep)
                 else:
                     objects.prepare(item, keep)
                     plain = False
             if not plain:
                 # Only now that nothing runs any more which could close or reopen one.
                 for i in range(<int>count):
-                    if not PyLong_Check(items[i]):
+                    if not PyLong_Check(items[i]) and not isinstance(items[i], Descriptor):
                         numbers[i] = number_of(items[i])
         except Error as exc:
             if count > 1:
@@ -674,12 +771,16 @@ cdef class Conduit:
             self._refuse_itself(numbers[i])
         return <int>count
 
-    cdef int _close_sent(self, tuple items, int *numbers) except -1:
-        """Close each item that was sent, once, the ones with an object through it."""
+    cdef int _close_sent(self, tuple items, int *numbers, list lent) except -1:
+        """Close each item that was sent, once, the ones with an object through it.
+
+        Each `Descriptor` among them was lent for this, and is not to be given back any more.
+        """
         cdef int ours[SLOTS]
         cdef int i, j, err, through_objects, n = 0
         cdef list owners = []
         failure = None
+        lent.clear()
         for i in range(<int>len(items)):
             if not PyLong_Check(items[i]):
                 if not any([items[i] is other for other in owners]):
@@ -710,7 +811,7 @@ cdef class Conduit:
         for owner in owners:
             try:
                 if isinstance(owner, Descriptor):
-                    (<Descriptor>owner).close()
+                    (<Descriptor>owner)._close_sent()
                 else:
                     objects.close(owner)
             except BaseException as exc:
@@ -782,6 +883,24 @@ cdef class Conduit:
         return message
 
 
+cdef int lend(Descriptor descriptor, list lent, bint alone) except -1:
+    """The number of a Descriptor that is to be sent, once or several times in a message."""
+    cdef int number = descriptor._try_lend(alone)
+    if number >= 0:
+        lent.append(descriptor)
+        return number
+    if any([descriptor is other for other in lent]):
+        return max(descriptor.number, descriptor.parting)
+    return descriptor._lend(alone)
+
+
+cdef void give_back(list lent):
+    cdef Descriptor descriptor
+    while lent:
+        descriptor = lent.pop()
+        descriptor._give_back()
+
+
 cdef int _check_any(int count) except -1:
     if not count:
         raise ValueError("there is nothing to send: neither descriptors nor data")
@@ -803,6 +922,7 @@ cdef class Departure:
     cdef Py_buffer payload
     cdef int numbers[SLOTS]
     cdef int count
+    cdef list lent
     cdef Shipment shipment
 
     def __cinit__(self, Conduit conduit not None, tuple items not None, data, bint keep):
@@ -810,16 +930,21 @@ cdef class Departure:
         self.items = items
         self.keep = keep
         self.shipment = Shipment()
-        self.count = conduit._number(items, self.numbers, keep)
-        PyObject_GetBuffer(data, &self.payload, PyBUF_SIMPLE)
-        self.viewed = True
-        if self.payload.len:
-            self.shipment.load(
-                conduit.transport, self.payload.buf, self.payload.len, self.numbers, self.count
-            )
-        else:
-            _check_any(self.count)
-            self.shipment.load(conduit.transport, b"\0", 1, self.numbers, self.count)
+        self.lent = []
+        try:
+            self.count = conduit._number(items, self.numbers, self.lent, keep)
+            PyObject_GetBuffer(data, &self.payload, PyBUF_SIMPLE)
+            self.viewed = True
+            if self.payload.len:
+                self.shipment.load(
+                    conduit.transport, self.payload.buf, self.payload.len, self.numbers, self.count
+                )
+            else:
+                _check_any(self.count)
+                self.shipment.load(conduit.transport, b"\0", 1, self.numbers, self.count)
+        except BaseException:
+            give_back(self.lent)
+            raise
 
     def __dealloc__(self):
         if self.viewed:
@@ -840,13 +965,16 @@ cdef class Departure:
         if self.shipment.start():
             return False
         self.shipment.abandon()
-        if not self.keep and self.count:
-            self.conduit._close_sent(self.items, self.numbers)
+        if self.keep:
+            give_back(self.lent)
+        elif self.count:
+            self.conduit._close_sent(self.items, self.numbers, self.lent)
         return True
 
     def abandon(self):
         """Give up. If some of the message has left, the conduit sends no more."""
         self.shipment.abandon()
+        give_back(self.lent)
 
 
 cdef int raised(Descriptor descriptor) except -1:
