@@ -19,7 +19,8 @@ if os.environ.get("CONDUIT_TRACE"):
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     directives["linetrace"] = True
 if sanitizers := os.environ.get("CONDUIT_SANITIZE"):
-    flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g", "-O1"]
+    flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
+    flags += ["-fno-omit-frame-pointer", "-g", "-O1"]
 
 extensions = [
     Extension(

@@ -1,0 +1,12 @@
+#!/bin/sh
+# Run a command whose Python loads modules that were compiled with gcc for the sanitizers.
+set -eu
+# CPython leaves memory of its own behind at exit, and so would every leak of ours be lost among
+# its: what the modules own are descriptors, which the tests count. malloc shows each Python
+# object to the sanitizer, and with its fake stack a pointer that outlives its function.
+export ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+export PYTHONMALLOC=malloc
+LD_PRELOAD=$(gcc -print-file-name=libasan.so)
+export LD_PRELOAD
+exec "$@"
