@@ -146,15 +146,28 @@ cdef class Descriptor:
 
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
-        cdef int number = self._lend(False)
+        cdef int number = self._held()
         try:
-            return objects.kind_of(os.fstat(number).st_mode)
+            kind = objects.kind_of(os.fstat(number).st_mode)
         except OSError as exc:
+            self._held()
             raise from_errno(
                 exc.errno, ErrType.UNKNOWN, f"the kind of descriptor {number}"
             ) from exc
-        finally:
-            self._give_back()
+        # Owned still, it was so all the time, and no other file's.
+        self._held()
+        return kind
+
+    cdef int _held(self) except -1:
+        cdef int number
+        with cython.critical_section(self):
+            number = self.number
+        if number < 0:
+            raise Error(
+                "this Descriptor is closed, or something else owns its number now",
+                ErrType.NO_FD,
+            )
+        return number
 
     cdef int _take(self) noexcept:
         """Take the number out, so that it is closed once; -1 if that is not up to the caller."""
@@ -181,11 +194,8 @@ cdef class Descriptor:
     cdef int _lend(self, bint alone) except -1:
         cdef int number = self._try_lend(alone)
         if number < 0:
-            raise Error(
-                "another call is using this Descriptor" if self.number >= 0 else
-                "this Descriptor is closed, or something else owns its number now",
-                ErrType.NO_FD,
-            )
+            self._held()
+            raise Error("another call is using this Descriptor", ErrType.NO_FD)
         return number
 
     cdef void _give_back(self) noexcept:
@@ -221,9 +231,7 @@ cdef class Descriptor:
 
         Raises `Error` (``NO_FD``) if it is closed.
         """
-        cdef int number = self._lend(False)
-        self._give_back()
-        return number
+        return self._held()
 
     def detach(self):
         """Return the number and forget it: the caller owns it, as after ``socket.detach()``.

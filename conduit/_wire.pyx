@@ -348,7 +348,8 @@ cdef class Transport:
         cdef bint free
         self.shut()
         with cython.critical_section(self):
-            free = not self.users
+            # The last call may have left, and what it used not be closed yet.
+            free = self.closed and self.fd < 0 and not self.users
             if free:
                 self.fd = fd
                 self.name = name

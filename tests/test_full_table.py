@@ -243,7 +243,8 @@ def test_a_descriptor_withheld_by_a_policy_is_told_apart_from_a_full_table(
     source, library = tmp_path / "withholding.c", tmp_path / "withholding.so"
     source.write_text(WITHHOLDING)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    environment: dict[str, Any] = dict(os.environ, LD_PRELOAD=str(library), **how)
+    preloaded = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
+    environment: dict[str, Any] = dict(os.environ, LD_PRELOAD=preloaded, **how)
     run = run_python(RECEIVING, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("BAD_CTRL_MESG None ")
