@@ -29,6 +29,13 @@ KINDS = [
 PORTABLE = bool(os.environ.get("CONDUIT_PORTABLE"))
 """Whether the modules were compiled without what only Linux has; see setup.py."""
 
+TRACED = bool(os.environ.get("CONDUIT_TRACE"))
+"""Whether coverage traces the modules; see setup.py."""
+
+not_traced = pytest.mark.skipif(
+    TRACED, reason="a handler that raises inside coverage's own lock leaves it locked for ever"
+)
+
 GENEROUS = 30.0
 """Seconds that nothing takes unless it hangs."""
 

@@ -24,6 +24,7 @@ from helpers import (
     is_open,
     is_private,
     memory,
+    not_traced,
     open_descriptors,
     room_for,
     run_python,
@@ -733,6 +734,7 @@ def wait_for_the_storm() -> None:
         os.sched_yield()
 
 
+@not_traced
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("what", ["file", "text", "conn"])
@@ -779,6 +781,7 @@ def test_a_signal_handler_that_raises_leaks_nothing_that_is_received(ends: Ends,
     assert storms > 1400
 
 
+@not_traced
 def test_a_signal_handler_that_raises_leaves_a_sender_all_or_nothing(ends: Ends) -> None:
     reader, writer = os.pipe()
     for round_ in range(1000):
