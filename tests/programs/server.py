@@ -1,0 +1,118 @@
+"""A server that does what its standard input says: a call in each line, an answer to each."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from conduit import takeover
+from conduit.takeover import Takeover
+
+
+def identity(sock: socket.socket) -> list[Any]:
+    """By which a socket is known to be the same in another process."""
+    cookie = sock.getsockopt(socket.SOL_SOCKET, 57, 8)  # SO_COOKIE
+    return [os.fstat(sock.fileno()).st_ino, cookie.hex()]
+
+
+def is_open(number: int) -> bool:
+    return os.path.lexists(f"/proc/self/fd/{number}")
+
+
+class Server:
+    """The calls."""
+
+    def __init__(self) -> None:
+        self.takeover: Takeover
+        self.sockets: dict[str, socket.socket] = {}
+
+    def enter(self, path: str, **kwargs: Any) -> int | None:
+        self.takeover = Takeover(path, **kwargs)
+        return self.takeover.predecessor and self.takeover.predecessor.pid
+
+    def listen(self, name: str, host: str, port: int | None = None, **kwargs: Any) -> list[Any]:
+        sock = self.takeover.listen(host, port, name=name, **kwargs)
+        self.sockets[name] = sock
+        return [identity(sock), self.address(name)]
+
+    def listen_to_many(self, count: int) -> None:
+        for index in range(count):
+            self.listen(f"listener {index}", "127.0.0.1", 0)
+
+    def identities(self) -> dict[str, list[Any]]:
+        return {name: identity(sock) for name, sock in self.sockets.items()}
+
+    def address(self, name: str) -> Any:
+        address = self.sockets[name].getsockname()
+        return os.fsdecode(address) if isinstance(address, bytes) else address
+
+    def offer(self, text: str) -> None:
+        self.takeover.offer(text.encode())
+
+    def state(self) -> str:
+        return self.takeover.state.decode()
+
+    def ready(self) -> list[str]:
+        return list(self.takeover.ready())
+
+    def dropped(self) -> list[str]:
+        return list(self.takeover.dropped)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.takeover.wait(timeout)
+
+    def accept(self, name: str) -> None:
+        """Serve one connection: tell it who serves."""
+        connection, _ = self.sockets[name].accept()
+        with connection:
+            connection.sendall(b"%d" % os.getpid())
+
+    def close(self) -> list[Any]:
+        """Close all, and return the threads and descriptors that are left."""
+        for sock in self.sockets.values():
+            sock.close()
+        self.takeover.close()
+        gc.collect()
+        threads = [thread.name for thread in threading.enumerate()][1:]
+        listed = map(int, os.listdir("/proc/self/fd"))
+        return [threads, [number for number in listed if number > 2 and is_open(number)]]
+
+    def fail_at(self, when: str, what: str, kind: str) -> None:
+        """Be killed before or after a message of a kind is sent or received."""
+        channel: Any = takeover._Channel
+        name = "_send" if what == "send" else "receive"
+        original = getattr(channel, name)
+
+        def killing(self: object, *args: Any, **kwargs: Any) -> Any:
+            named = what == "send" and json.loads(args[0].partition(b"\n")[0])["kind"]
+            if when == "before" and named == kind:
+                os.kill(os.getpid(), signal.SIGKILL)
+            message = original(self, *args, **kwargs)
+            if (named or message.kind) == kind:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return message
+
+        setattr(channel, name, killing)
+
+
+def main() -> None:
+    server = Server()
+    for line in sys.stdin:
+        name, args, kwargs = json.loads(line)
+        call: Callable[..., Any] = getattr(server, name)
+        try:
+            answer = {"result": call(*args, **kwargs)}
+        except Exception as exc:
+            answer = {"error": type(exc).__name__, "says": str(exc)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

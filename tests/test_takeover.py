@@ -1,0 +1,1009 @@
+"""A takeover: the same sockets, one owner at every instant, and a way back from each step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import anyio
+import pytest
+
+import conduit
+from conduit import takeover as module
+from conduit.aio import AsyncTakeover
+from conduit.errors import TakeoverError
+from conduit.takeover import Takeover
+from helpers import GENEROUS, Call, is_private
+from sides import NOBODY, beside, needs_root
+
+PROGRAM = str(Path(__file__).parent / "programs" / "server.py")
+
+SEQPACKET = socket.SOCK_SEQPACKET
+
+
+class RemoteError(Exception):
+    """What a call raised in the other process."""
+
+
+class Server:
+    """A server in a process of its own, whose calls are those of programs/server.py."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error", PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self.process.pid
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Begin a call."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([name, args, kwargs]) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> Any:
+        """Wait for what a call that was begun returns or raises."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise EOFError("the server is dead")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RemoteError(f"{answer['error']}: {answer['says']}")
+        return answer["result"]
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        self.ask(name, *args, **kwargs)
+        return self.answer()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+    def end(self) -> int:
+        """Let it end, and return its exit status."""
+        for stream in (self.process.stdin, self.process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+        return self.process.wait(GENEROUS)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def a_loop_of_uvloop_has_run() -> None:
+    """Let uvloop open the descriptors that it keeps for ever."""
+    anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[], Server]]:
+    """Start a server."""
+    servers: list[Server] = []
+
+    def start_one() -> Server:
+        servers.append(Server())
+        return servers[-1]
+
+    yield start_one
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "takeover.sock")
+
+
+@pytest.fixture
+def running(start: Callable[[], Server], path: str) -> Server:
+    """A server that has started afresh and is ready, with a socket named http."""
+    server = start()
+    assert server.call("enter", path, timeout=GENEROUS) is None
+    server.call("listen", "http", "127.0.0.1", 0)
+    assert server.call("ready") == []
+    return server
+
+
+class Talk:
+    """The protocol, spoken by hand."""
+
+    def __init__(self, link: conduit.Conduit) -> None:
+        self.link = link
+        self.link.timeout = GENEROUS
+
+    @classmethod
+    def to(cls, path: str) -> Talk:
+        return cls(conduit.Conduit.connect(path, type=SEQPACKET))
+
+    def __enter__(self) -> Talk:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.link.close()
+
+    def say(self, kind: str, *items: Any, **fields: Any) -> None:
+        data = json.dumps({"kind": kind, **fields}).encode() + b"\n"
+        self.link.transfer(*items, data=data, keep=True)
+
+    def hear(self) -> dict[str, Any]:
+        with self.link.receive() as message:
+            heard: dict[str, Any] = json.loads(message.data.partition(b"\n")[0])
+            return heard
+
+    def hear_all_until(self, kind: str) -> None:
+        while self.hear()["kind"] != kind:
+            pass
+
+
+def served_by(address: Any, server: Server) -> None:
+    """Check that a connection is served by this server."""
+    with socket.create_connection(tuple(address), GENEROUS) as client:
+        server.call("accept", "http")
+        assert client.recv(100) == b"%d" % server.pid
+
+
+def address_of(server: Server) -> list[Any]:
+    address: list[Any] = server.call("address", "http")
+    return address
+
+
+def identity(sock: socket.socket) -> tuple[int, bytes]:
+    return os.fstat(sock.fileno()).st_ino, sock.getsockopt(socket.SOL_SOCKET, 57, 8)
+
+
+def readable(number: int) -> bool:
+    return bool(select.select([number], [], [], 0)[0])
+
+
+def take_over(server: Server, path: str) -> list[Any]:
+    """Let a server become the successor, with the socket named http; return its identity."""
+    assert server.call("enter", path) is not None
+    found: list[Any] = server.call("listen", "http", "127.0.0.1", 0)
+    assert server.call("ready") == []
+    return found
+
+
+# A fresh start, and what is kept.
+
+
+def test_a_fresh_start_has_no_predecessor(path: str) -> None:
+    with Takeover(path) as takeover:
+        assert takeover.predecessor is None
+        assert takeover.state == b""
+        with takeover.listen("127.0.0.1", 0, name="http") as sock:
+            assert sock.getsockname()[1]
+        assert takeover.ready() == ()
+        assert takeover.wait(0) is False
+        assert repr(takeover) == f"<conduit.takeover.Takeover {path!r}>"
+
+
+def test_a_path_may_be_an_object_and_bytes(tmp_path: Path) -> None:
+    for path in (tmp_path / "one", os.fsencode(tmp_path / "two")):
+        with Takeover(path) as old:
+            old.ready()
+            with Takeover(path) as new:
+                new.ready()
+                assert old.wait(GENEROUS)
+
+
+def test_the_control_socket_is_open_to_its_user_only(path: str) -> None:
+    with Takeover(path):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_a_successor_has_the_very_same_sockets(
+    start: Callable[[], Server], path: str, tmp_path: Path
+) -> None:
+    wanted: list[tuple[list[Any], dict[str, int]]] = [
+        (["tcp", "127.0.0.1", 0], {}),
+        (["tcp 6", "::1", 0], {}),
+        (["udp", "127.0.0.1", 0], {"type": socket.SOCK_DGRAM}),
+        (["unix", str(tmp_path / "unix")], {}),
+        (["packets", str(tmp_path / "packets")], {"type": SEQPACKET}),
+        (["datagrams", str(tmp_path / "datagrams")], {"type": socket.SOCK_DGRAM}),
+        (["abstract", f"@{tmp_path}"], {}),
+    ]
+    old, new = start(), start()
+    old.call("enter", path)
+    first = [old.call("listen", *args, **kwargs) for args, kwargs in wanted]
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    assert [new.call("listen", *args, **kwargs) for args, kwargs in wanted] == first
+    assert old.call("wait", 0) is False
+    assert new.call("ready") == []
+    assert old.call("wait", GENEROUS) is True
+    assert old.call("close") == [[], []]
+    for name in ("unix", "packets", "datagrams"):
+        assert os.path.exists(tmp_path / name)
+    assert new.call("close") == [[], []]
+    for name in ("unix", "packets", "datagrams", "takeover.sock"):
+        assert not os.path.exists(tmp_path / name)
+
+
+def test_a_fresh_unix_socket_has_the_mode_asked_for(path: str, tmp_path: Path) -> None:
+    with Takeover(path) as takeover:
+        takeover.listen(str(tmp_path / "unix"), mode=0o620).close()
+        assert os.stat(tmp_path / "unix").st_mode & 0o777 == 0o620
+
+
+def test_what_waits_in_the_queue_is_served_by_the_successor(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    address = address_of(running)
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(socket.create_connection(tuple(address), GENEROUS))
+            for _ in range(20)
+        ]
+        new = start()
+        take_over(new, path)
+        assert running.call("wait", GENEROUS)
+        running.kill()
+        for client in clients:
+            new.call("accept", "http")
+            assert client.recv(100) == b"%d" % new.pid
+
+
+def test_datagrams_that_wait_are_received_by_the_successor(path: str) -> None:
+    with Takeover(path) as old:
+        with old.listen("127.0.0.1", 0, name="u", type=socket.SOCK_DGRAM) as sock:
+            address = sock.getsockname()
+            old.ready()
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"early", address)
+            with Takeover(path) as new:
+                with new.listen("127.0.0.1", 0, name="u", type=socket.SOCK_DGRAM) as kept:
+                    new.ready()
+                    assert kept.recv(100) == b"early"
+
+
+def test_socket_options_and_the_blocking_mode_are_kept(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 12345)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 7)
+        sock.setblocking(False)
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+            for level, option in [
+                (socket.SOL_SOCKET, socket.SO_RCVBUF),
+                (socket.SOL_SOCKET, socket.SO_REUSEADDR),
+                (socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT),
+            ]:
+                assert kept.getsockopt(level, option) == sock.getsockopt(level, option)
+            assert kept.gettimeout() == 0.0
+            assert is_private(kept.fileno())
+
+
+def test_sockets_are_close_on_exec(path: str) -> None:
+    with Takeover(path) as takeover, takeover.listen("127.0.0.1", 0) as sock:
+        assert is_private(sock.fileno())
+        assert is_private(takeover.fileno())
+
+
+def test_a_name_is_the_address_unless_given(path: str, tmp_path: Path) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old:
+        with old.listen("127.0.0.1", 0), old.listen(unix):
+            old.ready()
+            with Takeover(path) as new:
+                assert new.ready() == ("127.0.0.1:0", unix)
+
+
+def test_a_name_is_taken_once(path: str) -> None:
+    with Takeover(path) as takeover, takeover.listen("127.0.0.1", 0, name="http"):
+        with pytest.raises(ValueError, match="'http' already"):
+            takeover.listen("127.0.0.1", 0, name="http")
+
+
+def test_a_name_has_255_bytes_at_most(path: str) -> None:
+    with Takeover(path) as takeover:
+        takeover.listen("127.0.0.1", 0, name="é" * 127).close()
+        with pytest.raises(ValueError, match="255 bytes"):
+            takeover.listen("127.0.0.1", 0, name="é" * 128)
+
+
+def test_another_address_under_the_same_name_is_a_fresh_socket(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.2", 0, name="http") as fresh:
+            assert fresh.getsockname()[0] == "127.0.0.2"
+            assert identity(fresh) != identity(sock)
+            assert new.ready() == ("http",)
+            assert new.dropped == ("http",)
+            # Nobody accepts on the old one once its last owner lets go of it.
+            address = sock.getsockname()
+            sock.close()
+            assert old.wait(GENEROUS)
+            old.close()
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(address, GENEROUS)
+
+
+@pytest.mark.parametrize("change", ["port", "type", "family", "to unix", "from unix"])
+def test_a_change_of_any_part_of_the_address_is_a_fresh_socket(
+    path: str, tmp_path: Path, change: str
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        if change == "from unix":
+            sock = stack.enter_context(old.listen(unix, name="x"))
+        else:
+            sock = stack.enter_context(old.listen("127.0.0.1", 0, name="x"))
+        old.ready()
+        new = stack.enter_context(Takeover(path))
+        if change == "port":
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            fresh = new.listen("127.0.0.1", port, name="x")
+        elif change == "type":
+            fresh = new.listen("127.0.0.1", 0, name="x", type=socket.SOCK_DGRAM)
+        elif change == "family":
+            fresh = new.listen("::1", 0, name="x")
+        elif change == "to unix":
+            fresh = new.listen(unix, name="x")
+        else:
+            fresh = new.listen("127.0.0.1", 0, name="x")
+        stack.enter_context(fresh)
+        assert identity(fresh) != identity(sock)
+        assert new.ready() == ("x",)
+
+
+def test_the_port_that_the_system_chose_may_be_named(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.ready()
+        port = sock.getsockname()[1]
+        with Takeover(path) as new, new.listen("localhost", port, name="http") as kept:
+            assert identity(kept) == identity(sock)
+
+
+def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
+    path: str,
+) -> None:
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        for name in "abc":
+            stack.enter_context(old.listen("127.0.0.1", 0, name=name))
+        old.ready()
+        with Takeover(path) as new:
+            stack.enter_context(new.listen("127.0.0.1", 0, name="b"))
+            assert new.dropped == ()
+            assert new.ready() == ("a", "c")
+            assert new.dropped == ("a", "c")
+            with Takeover(path) as third:
+                assert third.ready() == ("b",)
+
+
+def test_an_address_that_is_taken_is_an_error_with_its_errno(path: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as takeover:
+        with pytest.raises(conduit.Error, match="Address already in use") as caught:
+            takeover.listen("127.0.0.1", taken.getsockname()[1], name="http")
+        assert caught.value.errno == 98
+        takeover.listen("127.0.0.1", 0, name="http").close()
+
+
+def test_a_host_that_nobody_knows_is_an_error(path: str) -> None:
+    with Takeover(path) as takeover:
+        with pytest.raises(conduit.Error, match="listening as"):
+            takeover.listen("no such host", 0)
+
+
+def test_a_thousand_listeners_are_taken_over(start: Callable[[], Server], path: str) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(1000, (hard - 100) // 2)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * count + 100), hard))
+    try:
+        old, new = start(), start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    old.call("enter", path)
+    old.call("listen_to_many", count)
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    new.call("listen_to_many", count)
+    assert new.call("identities") == old.call("identities")
+    assert new.call("ready") == []
+    assert old.call("wait", GENEROUS) is True
+    assert old.call("close") == [[], []]
+    assert new.call("close") == [[], []]
+
+
+@pytest.mark.parametrize("size", [0, 1, 32 * 1024, 32 * 1024 + 1, 10_000_000])
+def test_state_of_any_size_is_taken_over(path: str, size: int) -> None:
+    state = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.state == state
+
+
+def test_state_is_what_was_offered_last(path: str) -> None:
+    with Takeover(path) as old:
+        old.offer(b"early")
+        old.ready()
+        old.offer(bytearray(b"\n{late\n}\0"))
+        with Takeover(path) as new:
+            assert new.state == b"\n{late\n}\0"
+
+
+def test_a_chain_of_five_takeovers_keeps_the_socket_and_the_path(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    address = address_of(running)
+    inode = os.stat(path).st_ino
+    found = running.call("identities")["http"]
+    owner = running
+    for _ in range(5):
+        successor = start()
+        assert take_over(successor, path)[0] == found
+        assert owner.call("wait", GENEROUS)
+        assert owner.call("close") == [[], []]
+        owner.kill()
+        served_by(address, successor)
+        assert os.stat(path).st_ino == inode
+        owner = successor
+    assert owner.call("close") == [[], []]
+    assert not os.path.exists(path)
+
+
+def test_an_abstract_control_socket_is_taken_over(
+    start: Callable[[], Server], tmp_path: Path
+) -> None:
+    path = f"@{tmp_path}/control"
+    old, new, third = start(), start(), start()
+    old.call("enter", path)
+    found = old.call("listen", "http", "127.0.0.1", 0)
+    old.call("ready")
+    assert take_over(new, path) == found
+    assert old.call("close") == [[], []]
+    assert take_over(third, path) == found
+
+
+# Who may come, and when.
+
+
+def test_one_that_is_not_ready_refuses_at_once(path: str) -> None:
+    with Takeover(path):
+        with pytest.raises(TakeoverError, match="it is not ready itself yet"):
+            Takeover(path)
+
+
+def test_a_second_takeover_is_refused_at_once_and_may_come_later(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    second, third = start(), start()
+    second.call("enter", path)
+    with pytest.raises(RemoteError, match="TakeoverError: .*another takeover is under way"):
+        third.call("enter", path)
+    second.kill()
+    free(path)
+    take_over(third, path)
+
+
+def free(path: str) -> None:
+    """Return once no takeover is under way any more."""
+    while True:
+        with Talk.to(path) as talk:
+            talk.say("hello", version=0)
+            reason = talk.hear()["reason"]
+            if "under way" not in reason:
+                return
+
+
+def test_another_version_of_the_protocol_is_refused(running: Server, path: str) -> None:
+    for version in (0, 2, None, "1", [1]):
+        with Talk.to(path) as talk:
+            talk.say("hello", version=version)
+            answer = talk.hear()
+            assert answer["kind"] == "refused"
+            assert "speaks version 1 of the protocol" in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\0",
+        b"\n",
+        b"\xff\xfe\n",
+        b"null\n",
+        b"[]\n",
+        b'"kind"\n',
+        b"{}\n",
+        b'{"kind": "ready"}\n',
+        b'{"kind": ["hello"]}\n',
+        b'{"kind": "hello"}\n',
+        b"{" * 1000,
+    ],
+)
+def test_garbage_is_refused_and_harms_nothing(
+    start: Callable[[], Server], running: Server, path: str, garbage: bytes
+) -> None:
+    with Talk.to(path) as talk, open(os.devnull) as extra:
+        talk.link.transfer(extra, data=garbage, keep=True)
+        assert talk.hear()["kind"] == "refused"
+        with pytest.raises(conduit.PeerClosedError):
+            talk.hear()
+    take_over(start(), path)
+
+
+def test_a_silent_client_keeps_nobody_waiting(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(conduit.Conduit.connect(path, type=SEQPACKET))
+        take_over(start(), path)
+        assert running.call("wait", GENEROUS)
+        assert running.call("close") == [[], []]
+
+
+def test_a_client_that_goes_at_once_harms_nothing(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    for _ in range(50):
+        conduit.Conduit.connect(path, type=SEQPACKET).close()
+    take_over(start(), path)
+
+
+@needs_root
+def test_another_user_cannot_reach_the_path(path: str, tmp_path: Path) -> None:
+    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
+        os.chmod(directory, 0o755)
+
+    def intrude() -> None:
+        with pytest.raises(conduit.Error, match="EACCES|Permission denied"):
+            Takeover(path)
+
+    with Takeover(path) as takeover:
+        takeover.ready()
+        with beside(intrude, user=NOBODY):
+            pass
+
+
+@needs_root
+def test_another_user_is_not_admitted_where_there_is_no_mode(tmp_path: Path) -> None:
+    path = f"@{tmp_path}"
+
+    def intrude() -> None:
+        with pytest.raises(conduit.Error):
+            Takeover(path)
+        with Talk.to(path) as talk, pytest.raises(conduit.PeerClosedError):
+            talk.say("hello", version=module.VERSION)
+            talk.hear()
+
+    with Takeover(path) as takeover, takeover.listen("127.0.0.1", 0):
+        takeover.ready()
+        with beside(intrude, user=NOBODY):
+            pass
+        Takeover(path).close()
+
+
+def test_who_is_not_allowed_is_not_taken_over_from(path: str) -> None:
+    with Takeover(path, timeout=GENEROUS) as old:
+        old.ready()
+        with pytest.raises(TakeoverError, match="is served by Peer.*not allowed"):
+            Takeover(path, allow=lambda peer: False)
+        Takeover(path, allow=lambda peer: peer.pid == os.getpid()).close()
+        assert old.wait(0) is False
+
+
+def test_something_else_at_the_path_is_an_error_and_stays(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("content")
+    with pytest.raises(conduit.Error):
+        Takeover(other)
+    assert other.read_text() == "content"
+    with pytest.raises(conduit.Error) as caught:
+        Takeover(tmp_path / "no" / "directory")
+    assert caught.value.errno == 2
+
+
+def test_a_stale_path_is_replaced(start: Callable[[], Server], running: Server, path: str) -> None:
+    running.kill()
+    inode = os.stat(path).st_ino
+    with Takeover(path) as takeover:
+        assert takeover.predecessor is None
+        assert os.stat(path).st_ino != inode
+        takeover.ready()
+    assert not os.path.exists(path)
+
+
+def test_of_many_that_start_at_once_one_owns_the_path(path: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def enter() -> Takeover | None:
+        barrier.wait()
+        try:
+            return Takeover(path)
+        except TakeoverError as exc:
+            assert "not ready itself yet" in str(exc)
+            return None
+
+    calls = [Call(enter) for _ in range(8)]
+    entered = [takeover for call in calls if (takeover := call.result()) is not None]
+    assert len(entered) == 1
+    entered[0].close()
+    assert not os.path.exists(path)
+
+
+# Rollback: the successor fails.
+
+STEPS_OF_A_SUCCESSOR: list[tuple[str, str, str]] = [
+    ("before", "send", "hello"),
+    ("after", "send", "hello"),
+    ("after", "receive", "sockets"),
+    ("after", "receive", "state"),
+    ("after", "receive", "control"),
+    ("before", "send", "ready"),
+    ("after", "send", "ready"),
+    ("after", "receive", "confirmed"),
+    ("before", "send", "done"),
+]
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SUCCESSOR, ids=" ".join)
+def test_a_successor_killed_at_any_step_leaves_the_predecessor_serving(
+    start: Callable[[], Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    address = address_of(running)
+    inode = os.stat(path).st_ino
+    found = running.call("identities")["http"]
+    successor, later = start(), start()
+    successor.call("fail_at", *step)
+    with pytest.raises(EOFError):
+        take_over(successor, path)
+    assert successor.end() == -signal.SIGKILL
+    free(path)
+    assert running.call("wait", 0) is False
+    served_by(address, running)
+    assert os.stat(path).st_ino == inode
+    assert take_over(later, path)[0] == found
+    assert running.call("wait", GENEROUS) is True
+    assert running.call("close") == [[], []]
+    served_by(address, later)
+
+
+def test_a_successor_killed_after_its_last_word_has_taken_over(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    successor = start()
+    successor.call("fail_at", "after", "send", "done")
+    with pytest.raises(EOFError):
+        take_over(successor, path)
+    assert running.call("wait", GENEROUS) is True
+
+
+STEPS_BY_HAND = ["connected", "hello", "sockets", "state", "control", "ready", "confirmed"]
+
+
+def go_to(talk: Talk, step: str) -> None:
+    """Speak as a successor up to a step."""
+    if step == "connected":
+        return
+    talk.say("hello", version=module.VERSION)
+    if step == "hello":
+        return
+    for kind in ("sockets", "state", "control"):
+        assert talk.hear()["kind"] == kind
+        if step == kind:
+            return
+    talk.say("ready")
+    if step == "confirmed":
+        assert talk.hear()["kind"] == "confirmed"
+
+
+@pytest.mark.parametrize("step", STEPS_BY_HAND)
+@pytest.mark.parametrize("how", ["no", "closes", "hangs"])
+def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving(
+    path: str, step: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Takeover(path, timeout=0.05) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.ready()
+        with Talk.to(path) as talk:
+            if how == "hangs":
+                monkeypatch.setattr(module, "_GREETING", 0.05)
+            go_to(talk, step)
+            if how == "no":
+                talk.say("refused", reason="no")
+            if how == "closes":
+                talk.link.close()
+            else:
+                talk.hear_all_until("refused")
+                with pytest.raises(conduit.PeerClosedError):
+                    talk.hear()
+        monkeypatch.undo()
+        free(path)
+        assert old.wait(0) is False
+        assert not readable(old.fileno())
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="x") as kept:
+            assert identity(kept) == identity(sock)
+            new.ready()
+            assert old.wait(GENEROUS)
+
+
+def test_a_successor_that_fails_before_it_is_ready_leaves_the_predecessor_serving(
+    path: str,
+) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with pytest.raises(ZeroDivisionError), Takeover(path):
+            1 / 0  # noqa: B018
+        free(path)
+        assert os.path.exists(path)
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+        assert not os.path.exists(path)
+
+
+def test_one_that_is_ready_too_late_is_told_so_and_owns_nothing(path: str) -> None:
+    with Takeover(path, timeout=0.05) as old:
+        old.ready()
+        with Takeover(path) as new:
+            free(path)
+            with pytest.raises(TakeoverError, match="the other side refuses: .*deadline passed"):
+                new.ready()
+            assert old.wait(0) is False
+
+
+# The predecessor fails.
+
+STEPS_OF_A_PREDECESSOR: list[tuple[str, str, str]] = [
+    ("after", "receive", "hello"),
+    ("after", "send", "sockets"),
+    ("after", "send", "state"),
+    ("after", "send", "control"),
+    ("after", "receive", "ready"),
+    ("after", "send", "confirmed"),
+    ("after", "receive", "done"),
+]
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_PREDECESSOR, ids=" ".join)
+def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
+    start: Callable[[], Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    address = address_of(running)
+    found = running.call("identities")["http"]
+    successor, third = start(), start()
+    running.call("fail_at", *step)
+    assert successor.call("enter", path) == running.pid
+    if step[2] in ("hello", "sockets", "state", "control"):
+        assert running.process.wait(GENEROUS) == -signal.SIGKILL
+    got, name = successor.call("listen", "http", *address)
+    assert (got == found) == (step[2] != "hello")
+    assert name == address
+    assert successor.call("ready") == []
+    assert running.process.wait(GENEROUS) == -signal.SIGKILL
+    served_by(address, successor)
+    assert third.call("enter", path) is not None
+    assert third.call("listen", "http", *address)[0] == got
+    assert third.call("ready") == []
+    assert successor.call("wait", GENEROUS) is True
+    assert successor.call("close") == [[], []]
+    served_by(address, third)
+    assert third.call("close") == [[], []]
+    assert not os.path.exists(path)
+
+
+@pytest.mark.parametrize("step", STEPS_BY_HAND[2:])
+def test_a_predecessor_that_closes_in_the_middle_leaves_all_to_the_successor(
+    path: str, step: str
+) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"), Talk.to(path) as talk:
+        old.ready()
+        go_to(talk, step)
+        old.close()
+        with pytest.raises(conduit.PeerClosedError):
+            talk.hear_all_until("refused")
+        assert os.path.exists(path)
+
+
+def test_a_successor_is_the_owner_when_the_predecessor_closes_first(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="x") as kept:
+            old.close()
+            new.ready()
+            assert identity(kept) == identity(sock)
+            with Takeover(path) as third:
+                assert third.ready() == ("x",)
+                assert new.wait(GENEROUS)
+    assert not os.path.exists(path)
+
+
+# Ends.
+
+
+def test_the_path_is_removed_at_the_end_unless_somebody_follows(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+            old.close()
+            assert os.path.exists(path)
+        assert not os.path.exists(path)
+
+
+def test_the_path_of_another_is_not_removed(path: str) -> None:
+    with Takeover(path) as takeover:
+        takeover.ready()
+        os.unlink(path)
+        Path(path).write_text("another's")
+    assert Path(path).read_text() == "another's"
+
+
+def test_closing_twice_is_fine(path: str) -> None:
+    takeover = Takeover(path)
+    takeover.close()
+    takeover.close()
+
+
+def test_no_thread_is_left_after_close(path: str) -> None:
+    before = threading.active_count()
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new, Talk.to(path), Talk.to(path):
+            new.ready()
+    assert threading.active_count() == before
+
+
+def test_fileno_is_readable_when_wait_returns_and_not_before(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            assert not old.wait(0)
+            assert not readable(old.fileno())
+            new.ready()
+            assert readable_soon(old.fileno())
+            assert old.wait(0)
+            assert old.wait()
+            assert not readable(new.fileno())
+
+
+def readable_soon(number: int) -> bool:
+    return bool(select.select([number], [], [], GENEROUS)[0])
+
+
+def test_wait_returns_in_a_thread_that_waits_already(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        waiting = Call(old.wait)
+        with Takeover(path) as new:
+            assert waiting.thread.is_alive()
+            new.ready()
+            assert waiting.result() is True
+
+
+# The wire where there are no packets: a stream, each message with its length before it.
+
+
+@pytest.fixture
+def on_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_TYPE", socket.SOCK_STREAM)
+
+
+@pytest.mark.usefixtures("on_a_stream")
+def test_on_a_stream_a_successor_has_sockets_and_state(path: str) -> None:
+    with contextlib.ExitStack() as stack:
+        old = stack.enter_context(Takeover(path))
+        names = [f"socket {number}" for number in range(150)]
+        mine = [stack.enter_context(old.listen("127.0.0.1", 0, name=name)) for name in names]
+        for state in (b"", b"\n" * 20_000, b"x" * 1_000_000):
+            old.offer(state)
+            old.ready()
+            new = stack.enter_context(Takeover(path))
+            assert new.state == state
+            got = [stack.enter_context(new.listen("127.0.0.1", 0, name=name)) for name in names]
+            assert list(map(identity, got)) == list(map(identity, mine))
+            new.ready()
+            assert old.wait(GENEROUS)
+            old = new
+
+
+@pytest.mark.usefixtures("on_a_stream")
+@pytest.mark.parametrize("end", [b"", b"\0\0\0", b"\0\0\0\5{", b"\0\0\0\2{}", b"\0\0\0\0"])
+def test_on_a_stream_a_successor_that_stops_in_a_message_harms_nothing(
+    path: str, end: bytes
+) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with conduit.Conduit.connect(path) as link:
+            if end:
+                link.transfer(data=end)
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+
+
+# On an event loop.
+
+LOOPS = [
+    pytest.param(("asyncio", {}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(("trio", {}), id="trio"),
+]
+
+Loop = tuple[Literal["asyncio", "trio"], dict[str, Any]]
+
+
+def run(loop: Loop, function: Callable[[], Any]) -> None:
+    async def limited() -> None:
+        with anyio.fail_after(GENEROUS):
+            await function()
+
+    anyio.run(limited, backend=loop[0], backend_options=loop[1])
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_takeover_is_awaited(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as old:
+            assert old.takeover.predecessor is None
+            with await old.listen("127.0.0.1", 0, name="http") as sock:
+                assert await old.ready() == ()
+                old.takeover.offer(b"state")
+                followed = anyio.Event()
+
+                async def watch() -> None:
+                    await old.wait()
+                    followed.set()
+
+                async with anyio.create_task_group() as tasks, AsyncTakeover(path) as new:
+                    tasks.start_soon(watch)
+                    assert new.takeover.state == b"state"
+                    with await new.listen("127.0.0.1", 0, name="http") as kept:
+                        assert identity(kept) == identity(sock)
+                    await anyio.lowlevel.checkpoint()
+                    assert not followed.is_set()
+                    assert await new.ready() == ()
+                    await followed.wait()
+                    await old.wait()
+        assert not os.path.exists(path)
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_awaited_takeover_that_is_refused_raises(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path):
+            with pytest.raises(TakeoverError, match="not ready itself yet"):
+                async with AsyncTakeover(path):
+                    raise AssertionError
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_waiting_for_a_successor_can_be_cancelled(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            await takeover.ready()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await takeover.wait()
+            assert scope.cancelled_caught
+
+    run(loop, main)
+
+
+def test_an_async_takeover_is_entered_first(path: str) -> None:
+    takeover = AsyncTakeover(path)
+    with pytest.raises(RuntimeError, match="async with"):
+        _ = takeover.takeover
