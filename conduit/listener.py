@@ -182,18 +182,6 @@ class Listener:
                         "the deadline passed, and all who came were refused",
                     )
 
-    def adopt(self, backlog: int = 128) -> None:
-        """Let those who connect from now on see this process as their peer.
-
-        The system keeps for them who called listen(2) last, which for a socket that was
-        received is another process, with another pid and perhaps another user.
-
-        Raises:
-            OSError: as listen(2).
-        """
-        with socket.socket(fileno=os.dup(self.fileno())) as sock:
-            sock.listen(backlog)
-
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls that wait in `accept`, and remove the path.
 

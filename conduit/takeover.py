@@ -230,8 +230,6 @@ class Takeover:
             channel, self._channel = self._channel, None
             with channel:
                 self._take_over(channel)
-            if self._control is not None:
-                self._control.adopt()
             self._answer()
         self.dropped = tuple(self._inherited)
         for old in self._inherited.values():
