@@ -224,12 +224,20 @@ class Takeover:
 
         Raises:
             TakeoverError: the predecessor does not hand over any more, since this took too long
-                for it, and goes on serving. This process must not serve: close it.
+                for it, or does not answer, and goes on serving. This process must not serve:
+                close it.
         """
         if self._channel is not None:
-            channel, self._channel = self._channel, None
-            with channel:
-                self._take_over(channel)
+            try:
+                with self._channel as channel:
+                    self._take_over(channel)
+            except TakeoverError:
+                raise
+            except Error as exc:
+                raise TakeoverError(
+                    f"the predecessor does not hand over: {exc}", ErrType.FAILED_TRANSFER
+                ) from exc
+            self._channel = None
             self._answer()
         self.dropped = tuple(self._inherited)
         for old in self._inherited.values():
@@ -377,8 +385,8 @@ class Takeover:
                     raise message.unexpected()
             channel.send("done")
         except PeerClosedError:
-            # Unless it left a refusal, there is no other owner any more.
-            with contextlib.suppress(PeerClosedError), channel.receive(0) as message:
+            # It may only have stopped listening. Unless it leaves a refusal, it is dead.
+            with contextlib.suppress(PeerClosedError), channel.receive(_GREETING) as message:
                 raise message.unexpected() from None
             _log.warning("the predecessor died before it handed over; going on without it")
 

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import anyio
 import pytest
@@ -24,7 +24,7 @@ from conduit import takeover as module
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover
-from helpers import GENEROUS, Call, is_private
+from helpers import GENEROUS, Call, borrowed, is_private
 from sides import NOBODY, beside, needs_root
 
 PROGRAM = str(Path(__file__).parent / "programs" / "server.py")
@@ -128,7 +128,7 @@ class Talk:
     def to(cls, path: str) -> Talk:
         return cls(conduit.Conduit.connect(path, type=SEQPACKET))
 
-    def __enter__(self) -> Talk:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -378,7 +378,7 @@ def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
         old.ready()
         with Takeover(path) as new:
             stack.enter_context(new.listen("127.0.0.1", 0, name="b"))
-            assert new.dropped == ()
+            assert not new.dropped
             assert new.ready() == ("a", "c")
             assert new.dropped == ("a", "c")
             with Takeover(path) as third:
@@ -434,7 +434,7 @@ def test_state_is_what_was_offered_last(path: str) -> None:
     with Takeover(path) as old:
         old.offer(b"early")
         old.ready()
-        old.offer(bytearray(b"\n{late\n}\0"))
+        old.offer(b"\n{late\n}\0")
         with Takeover(path) as new:
             assert new.state == b"\n{late\n}\0"
 
@@ -486,7 +486,7 @@ def test_a_second_takeover_is_refused_at_once_and_may_come_later(
 ) -> None:
     second, third = start(), start()
     second.call("enter", path)
-    with pytest.raises(RemoteError, match="TakeoverError: .*another takeover is under way"):
+    with pytest.raises(RemoteError, match=r"TakeoverError: .*another takeover is under way"):
         third.call("enter", path)
     second.kill()
     free(path)
@@ -565,7 +565,7 @@ def test_another_user_cannot_reach_the_path(path: str, tmp_path: Path) -> None:
         os.chmod(directory, 0o755)
 
     def intrude() -> None:
-        with pytest.raises(conduit.Error, match="EACCES|Permission denied"):
+        with pytest.raises(conduit.Error, match=r"EACCES|Permission denied"):
             Takeover(path)
 
     with Takeover(path) as takeover:
@@ -595,7 +595,7 @@ def test_another_user_is_not_admitted_where_there_is_no_mode(tmp_path: Path) -> 
 def test_who_is_not_allowed_is_not_taken_over_from(path: str) -> None:
     with Takeover(path, timeout=GENEROUS) as old:
         old.ready()
-        with pytest.raises(TakeoverError, match="is served by Peer.*not allowed"):
+        with pytest.raises(TakeoverError, match=r"is served by Peer.*not allowed"):
             Takeover(path, allow=lambda peer: False)
         Takeover(path, allow=lambda peer: peer.pid == os.getpid()).close()
         assert old.wait(0) is False
@@ -755,9 +755,56 @@ def test_one_that_is_ready_too_late_is_told_so_and_owns_nothing(path: str) -> No
         old.ready()
         with Takeover(path) as new:
             free(path)
-            with pytest.raises(TakeoverError, match="the other side refuses: .*deadline passed"):
+            with pytest.raises(TakeoverError, match=r"the other side refuses: .*deadline passed"):
                 new.ready()
             assert old.wait(0) is False
+        with Takeover(path) as later:
+            later.ready()
+            assert old.wait(GENEROUS)
+
+
+def test_one_that_failed_to_take_over_does_not_when_it_tries_again(path: str) -> None:
+    with Takeover(path, timeout=0.05) as old:
+        old.ready()
+        with Takeover(path) as new:
+            free(path)
+            for _ in range(2):
+                with pytest.raises(TakeoverError):
+                    new.ready()
+
+
+@contextlib.contextmanager
+def about_to_follow(path: str) -> Iterator[tuple[Takeover, Talk]]:
+    """A successor that waits for ready(), and its predecessor, spoken by hand."""
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk:
+            assert talk.hear() == {"kind": "hello", "version": module.VERSION}
+            talk.say("control", control)
+            with entering.result() as successor:
+                yield successor, talk
+
+
+def test_a_successor_whose_last_word_comes_too_late_is_told_so(path: str) -> None:
+    with about_to_follow(path) as (successor, talk):
+        call = Call(successor.ready)
+        assert talk.hear()["kind"] == "ready"
+        with borrowed(talk.link.fileno()) as sock:
+            sock.shutdown(socket.SHUT_RD)
+        talk.say("confirmed")
+        assert call.is_waiting()
+        talk.say("refused", reason="too late")
+        with pytest.raises(TakeoverError, match="too late"):
+            call.result()
+
+
+def test_a_predecessor_that_stops_answering_stays_the_owner(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with about_to_follow(path) as (successor, _):
+        monkeypatch.setattr(module, "_GREETING", 0.05)
+        with pytest.raises(TakeoverError, match=r"does not hand over: .*deadline passed"):
+            successor.ready()
 
 
 # The predecessor fails.
@@ -974,9 +1021,9 @@ def test_a_takeover_is_awaited(path: str, loop: Loop) -> None:
                     assert await new.ready() == ()
                     await followed.wait()
                     await old.wait()
-        assert not os.path.exists(path)
 
     run(loop, main)
+    assert not os.path.exists(path)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
