@@ -59,7 +59,7 @@ _GREETING = 10.0
 """Seconds within which either side must answer what it can answer at once."""
 
 _PAUSE = 0.1
-"""Seconds between two attempts to accept while there is no room for a connection."""
+"""Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
 
 
 class Takeover:
@@ -325,24 +325,28 @@ class Takeover:
 
     def _find(self) -> None:
         """Receive what the predecessor has, or take the free place."""
-        conduit = self._connect()
-        if conduit is None:
-            self._answer()
-            return
-        self._channel = _Channel(conduit)
-        peer = conduit.peer
-        if not self._allow(peer):
-            raise TakeoverError(
-                f"{self.path!r} is served by {peer}, who is not allowed",
-                ErrType.FAILED_TRANSFER,
-            )
-        try:
-            self._inherit(self._channel)
-        except PeerClosedError:
+        deadline = time.monotonic() + _GREETING
+        while (conduit := self._connect()) is not None:
+            self._channel = _Channel(conduit)
+            peer = conduit.peer
+            if not self._allow(peer):
+                raise TakeoverError(
+                    f"{self.path!r} is served by {peer}, who is not allowed",
+                    ErrType.FAILED_TRANSFER,
+                )
+            try:
+                self._inherit(self._channel, peer)
+            except PeerClosedError:
+                if time.monotonic() > deadline:
+                    raise
+            else:
+                return
             _log.warning("the predecessor died; going on with what came from it")
-            if self._control is None:
-                self._control = Listener(self.path, type=_TYPE, allow=self._allow)
-        self.predecessor = peer
+            self._channel.close()
+            self._channel = None
+            # It may still be listening: a process that is killed closes one thing after another.
+            time.sleep(_PAUSE)
+        self._answer()
 
     def _connect(self) -> Conduit | None:
         """Connect to the predecessor; if there is none, listen in its place."""
@@ -353,7 +357,7 @@ class Takeover:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
             try:
-                self._control = Listener(self.path, type=_TYPE, allow=self._allow)
+                self._control = Listener(self.path, type=_TYPE, allow=_anybody)
             except Error as exc:
                 # Somebody was faster, and is the predecessor then.
                 if exc.errno != errno.EADDRINUSE or not _is_socket(self.path):
@@ -361,20 +365,25 @@ class Takeover:
             else:
                 return None
 
-    def _inherit(self, channel: _Channel) -> None:
-        channel.send("hello", version=VERSION)
+    def _inherit(self, channel: _Channel, peer: Peer) -> None:
+        # It may be gone already, and what it said before is still to be read.
+        with contextlib.suppress(PeerClosedError):
+            channel.send("hello", version=VERSION)
         while self._control is None:
             with channel.receive(_GREETING) as message:
                 if message.kind == "sockets":
                     for (name, path), fd in zip(message["sockets"], message.fds, strict=True):
+                        with contextlib.suppress(KeyError):
+                            self._inherited.pop(name).sock.close()
                         self._inherited[name] = _Held(fd.to_conn(), path)
                 elif message.kind == "state":
                     self.state = message.read_body()
                 elif message.kind == "control":
                     with message.fds[0].to_conn() as sock:
-                        self._control = Listener.from_conn(sock, self.path, allow=self._allow)
+                        self._control = Listener.from_conn(sock, self.path, allow=_anybody)
                 else:
                     raise message.unexpected()
+            self.predecessor = peer
 
     def _take_over(self, channel: _Channel) -> None:
         """Become the owner, or raise if the predecessor stays it."""
@@ -434,6 +443,9 @@ class Takeover:
                         self._successor = None
 
     def _hand_over(self, channel: _Channel, control: Listener) -> None:
+        # Here, and not in the listener, so that who is refused hears why.
+        if not self._allow(channel.peer):
+            raise TakeoverError(f"{channel.peer} is not allowed", ErrType.FAILED_TRANSFER)
         with channel.receive(_GREETING) as message:
             if message.kind != "hello":
                 raise message.unexpected()
@@ -543,6 +555,10 @@ class _Channel:
     def closed(self) -> bool:
         return self._conduit.closed
 
+    @property
+    def peer(self) -> Peer:
+        return self._conduit.peer
+
     def close(self) -> None:
         self._conduit.close()
 
@@ -605,6 +621,10 @@ def _memory_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("conduit-state", os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _anybody(peer: Peer) -> bool:
+    return True
 
 
 def _is_socket(path: str | bytes) -> bool:

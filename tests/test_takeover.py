@@ -18,14 +18,14 @@ from typing import Any, Literal, Self
 
 import anyio
 import pytest
+from helpers import GENEROUS, Call, borrowed, is_private
+from sides import NOBODY, beside, needs_root
 
 import conduit
 from conduit import takeover as module
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover
-from helpers import GENEROUS, Call, borrowed, is_private
-from sides import NOBODY, beside, needs_root
 
 PROGRAM = str(Path(__file__).parent / "programs" / "server.py")
 
@@ -579,11 +579,8 @@ def test_another_user_is_not_admitted_where_there_is_no_mode(tmp_path: Path) -> 
     path = f"@{tmp_path}"
 
     def intrude() -> None:
-        with pytest.raises(conduit.Error):
+        with pytest.raises(TakeoverError, match=r"refuses: Peer\(.*uid=65534.* is not allowed"):
             Takeover(path)
-        with Talk.to(path) as talk, pytest.raises(conduit.PeerClosedError):
-            talk.say("hello", version=module.VERSION)
-            talk.hear()
 
     with Takeover(path) as takeover, takeover.listen("127.0.0.1", 0):
         takeover.ready()
@@ -828,7 +825,7 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     found = running.call("identities")["http"]
     successor, third = start(), start()
     running.call("fail_at", *step)
-    assert successor.call("enter", path) == running.pid
+    assert successor.call("enter", path) == (None if step[2] == "hello" else running.pid)
     if step[2] in ("hello", "sockets", "state", "control"):
         assert running.process.wait(GENEROUS) == -signal.SIGKILL
     got, name = successor.call("listen", "http", *address)
@@ -845,6 +842,69 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     served_by(address, third)
     assert third.call("close") == [[], []]
     assert not os.path.exists(path)
+
+
+def test_a_predecessor_killed_among_its_sockets_leaves_those_that_came(
+    start: Callable[[], Server], path: str
+) -> None:
+    old, new = start(), start()
+    old.call("enter", path)
+    old.call("listen_to_many", 250)
+    old.call("ready")
+    old.call("fail_at", "after", "send", "sockets")
+    new.call("enter", path)
+    assert old.process.wait(GENEROUS) == -signal.SIGKILL
+    dropped = new.call("ready")
+    assert 0 < len(dropped) < 250
+    assert dropped == [f"listener {index}" for index in range(len(dropped))]
+
+
+def test_a_predecessor_that_ends_the_conversation_before_it_stops_listening_is_dead(
+    path: str,
+) -> None:
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        for _ in range(2):
+            with Talk(control.accept(GENEROUS)) as talk:
+                assert talk.hear()["kind"] == "hello"
+    with entering.result() as successor:
+        assert successor.predecessor is None
+        with pytest.raises(TakeoverError, match="not ready itself yet"):
+            Takeover(path)
+        successor.ready()
+    assert not os.path.exists(path)
+
+
+def test_a_predecessor_that_never_says_a_word_is_given_up(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GREETING", 0.05)
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        with pytest.raises(conduit.Error):
+            while True:
+                control.accept(GENEROUS if entering.thread.is_alive() else 0).close()
+        with pytest.raises(conduit.PeerClosedError):
+            entering.result()
+
+
+def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path: str) -> None:
+    def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
+        assert talk.hear()["kind"] == "hello"
+        with socket.create_server(("127.0.0.1", 0)) as sock:
+            talk.say("sockets", sock, sockets=[[name, None]])
+            return identity(sock)
+
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk:
+            say_sockets(talk, "x")
+        with Talk(control.accept(GENEROUS)) as talk:
+            second = say_sockets(talk, "x")
+            talk.say("control", control)
+            with entering.result() as successor:
+                with successor.listen("127.0.0.1", 0, name="x") as sock:
+                    assert identity(sock) == second
 
 
 @pytest.mark.parametrize("step", STEPS_BY_HAND[2:])
