@@ -280,32 +280,31 @@ class Takeover:
         """
         with self._lock:
             self._refusal = "it is closing"
-            successor, self._successor = self._successor, None
+            successor = self._successor
             followed = self._handed_over.is_set() or successor is not None
-            held = [*self._held.values(), *self._inherited.values()]
-            self._held.clear()
-            self._inherited.clear()
             bell, self._bell = self._bell, (-1, -1)
+        if successor is not None:
+            # Before what it is being sent is closed: what came goes with it, and no refusal.
+            successor.close()
         if self._control is not None:
-            # Before the successor is let go: the path must not vanish under it. Nor may it
-            # where the predecessor is still the owner.
+            # The path stays where the predecessor is still the owner.
             self._control.close(unlink=not followed and self._channel is None)
         if not followed:
             for path, inode in self._paths.items():
                 unlink_own(path, inode)
         self._paths.clear()
-        for old in held:
-            old.sock.close()
         if self._channel is not None:
             self._channel.close()
             self._channel = None
         if self._answering is not None:
             self._answering.join()
-        with self._lock:
-            talks = dict(self._talks)
-        for thread, channel in talks.items():
+        for thread, channel in self._talks.items():
             channel.close()
             thread.join()
+        for held in (*self._held.values(), *self._inherited.values()):
+            held.sock.close()
+        self._held.clear()
+        self._inherited.clear()
         for number in bell:
             if number >= 0:
                 os.close(number)
@@ -421,8 +420,8 @@ class Takeover:
             thread = threading.Thread(
                 target=self._deal, args=(channel, control), name="conduit-successor", daemon=True
             )
-            with self._lock:
-                self._talks[thread] = channel
+            self._talks = {talk: its for talk, its in self._talks.items() if talk.is_alive()}
+            self._talks[thread] = channel
             thread.start()
 
     def _deal(self, channel: _Channel, control: Listener) -> None:
@@ -438,7 +437,6 @@ class Takeover:
                     channel.send("refused", reason=str(exc))
             finally:
                 with self._lock:
-                    self._talks.pop(threading.current_thread(), None)
                     if self._successor is channel:
                         self._successor = None
 

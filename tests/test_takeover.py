@@ -881,11 +881,16 @@ def test_a_predecessor_that_never_says_a_word_is_given_up(
     monkeypatch.setattr(module, "_GREETING", 0.05)
     with conduit.Listener(path, type=SEQPACKET) as control:
         entering = Call(Takeover, path)
-        with pytest.raises(conduit.Error):
-            while True:
-                control.accept(GENEROUS if entering.thread.is_alive() else 0).close()
+        answering = Call(close_each_from, control)
         with pytest.raises(conduit.PeerClosedError):
             entering.result()
+    with pytest.raises(conduit.Error, match="closed"):
+        answering.result()
+
+
+def close_each_from(control: conduit.Listener) -> None:
+    while True:
+        control.accept().close()
 
 
 def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path: str) -> None:
