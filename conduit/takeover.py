@@ -369,7 +369,8 @@ class Takeover:
         with contextlib.suppress(PeerClosedError):
             channel.send("hello", version=VERSION)
         while self._control is None:
-            with channel.receive(_GREETING) as message:
+            channel.within(_GREETING)
+            with channel.receive() as message:
                 if message.kind == "sockets":
                     for (name, path), fd in zip(message["sockets"], message.fds, strict=True):
                         with contextlib.suppress(KeyError):
@@ -387,14 +388,15 @@ class Takeover:
     def _take_over(self, channel: _Channel) -> None:
         """Become the owner, or raise if the predecessor stays it."""
         try:
+            channel.within(_GREETING)
             channel.send("ready")
-            with channel.receive(_GREETING) as message:
-                if message.kind != "confirmed":
-                    raise message.unexpected()
+            with channel.receive() as message:
+                message.expect("confirmed")
             channel.send("done")
         except PeerClosedError:
             # It may only have stopped listening. Unless it leaves a refusal, it is dead.
-            with contextlib.suppress(PeerClosedError), channel.receive(_GREETING) as message:
+            channel.within(_GREETING)
+            with contextlib.suppress(PeerClosedError), channel.receive() as message:
                 raise message.unexpected() from None
             _log.warning("the predecessor died before it handed over; going on without it")
 
@@ -429,26 +431,21 @@ class Takeover:
         with channel:
             try:
                 self._hand_over(channel, control)
-            except Error as exc:
+            except Exception as exc:
+                # Whatever it is, this process goes on serving, and the successor must know.
                 if channel.closed:
                     return
                 _log.warning("a takeover failed, and this process goes on serving: %s", exc)
                 with contextlib.suppress(Error):
+                    channel.within(_GREETING)
                     channel.send("refused", reason=str(exc))
-            finally:
-                with self._lock:
-                    if self._successor is channel:
-                        self._successor = None
 
     def _hand_over(self, channel: _Channel, control: Listener) -> None:
         # Here, and not in the listener, so that who is refused hears why.
         if not self._allow(channel.peer):
             raise TakeoverError(f"{channel.peer} is not allowed", ErrType.FAILED_TRANSFER)
-        with channel.receive(_GREETING) as message:
-            if message.kind != "hello":
-                raise message.unexpected()
-            version = message["version"]
-        deadline = time.monotonic() + self._timeout
+        with channel.receive() as message:
+            version = message.expect("hello")["version"]
         with self._lock:
             refusal = self._refusal
             if not refusal and self._successor is not None:
@@ -457,10 +454,19 @@ class Takeover:
                 refusal = f"it speaks version {VERSION} of the protocol, not {version}"
             if not refusal:
                 self._successor = channel
-                held = list(self._held.items())
         if refusal:
             channel.send("refused", reason=refusal)
             return
+        try:
+            self._lead(channel, control)
+        finally:
+            with self._lock:
+                self._successor = None
+
+    def _lead(self, channel: _Channel, control: Listener) -> None:
+        """Take the one successor from its first word to its last."""
+        channel.within(self._timeout)
+        held = list(self._held.items())
         for first in range(0, len(held), _SOCKETS_A_MESSAGE):
             part = held[first : first + _SOCKETS_A_MESSAGE]
             channel.send(
@@ -470,13 +476,12 @@ class Takeover:
             )
         channel.send_body("state", self._offered)
         channel.send("control", control.conduit)
-        with channel.receive(deadline - time.monotonic()) as message:
-            if message.kind != "ready":
-                raise message.unexpected()
+        with channel.receive() as message:
+            message.expect("ready")
+        channel.within(_GREETING)
         channel.send("confirmed")
-        with channel.last_word(_GREETING) as message:
-            if message.kind != "done":
-                raise message.unexpected()
+        with channel.last_word() as message:
+            message.expect("done")
         with self._lock:
             self._refusal = "it has handed over already"
             self._handed_over.set()
@@ -501,7 +506,7 @@ class _Message:
         try:
             self._fields = json.loads(head)
             self.kind = self._fields["kind"]
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, KeyError, RecursionError) as exc:
             self.__exit__()
             raise TakeoverError(
                 f"a message that is not of the takeover protocol: {data[:60]!r}",
@@ -526,6 +531,12 @@ class _Message:
             file.seek(0)
             return file.read()
 
+    def expect(self, kind: str) -> Self:
+        """Return this message if it is of a kind, and raise if it is not."""
+        if self.kind != kind:
+            raise self.unexpected()
+        return self
+
     def unexpected(self) -> TakeoverError:
         """The error for a message that is not what was awaited: mostly a refusal."""
         if self.kind == "refused":
@@ -538,10 +549,14 @@ class _Message:
 
 
 class _Channel:
-    """The conversation of two processes about a takeover, message by message."""
+    """The conversation of two processes about a takeover, message by message.
+
+    Whatever is said or awaited is subject to the deadline that ``within`` sets.
+    """
 
     def __init__(self, conduit: Conduit) -> None:
         self._conduit = conduit
+        self.within(_GREETING)
 
     def __enter__(self) -> Self:
         return self
@@ -560,6 +575,15 @@ class _Channel:
     def close(self) -> None:
         self._conduit.close()
 
+    def within(self, seconds: float) -> None:
+        """Give what follows, all together, so many seconds from now."""
+        self._deadline = time.monotonic() + seconds
+
+    def _limited(self) -> Conduit:
+        """The conduit, which does not wait past the deadline."""
+        self._conduit.timeout = max(self._deadline - time.monotonic(), 0.001)
+        return self._conduit
+
     def send(self, kind: str, *items: HasFileno, **fields: object) -> None:
         """Send a message; the items stay here."""
         self._send(json.dumps({"kind": kind, **fields}).encode() + b"\n", *items)
@@ -575,34 +599,39 @@ class _Channel:
             self._send(head, file)
 
     def _send(self, data: bytes, *items: HasFileno) -> None:
-        self._conduit.timeout = _GREETING
         if _TYPE == socket.SOCK_STREAM:
             data = len(data).to_bytes(4, "big") + data
-        self._conduit.transfer(*items, data=data, keep=True)
+        self._limited().transfer(*items, data=data, keep=True)
 
-    def receive(self, timeout: float) -> _Message:
-        """Wait so many seconds for a message."""
-        self._conduit.timeout = max(timeout, 0.001)
+    def receive(self) -> _Message:
+        """Wait for a message."""
         if _TYPE != socket.SOCK_STREAM:
-            message = self._conduit.receive(_LONGEST_MESSAGE)
+            message = self._limited().receive(_LONGEST_MESSAGE)
             return _Message(message.data, message.fds)
-        message = self._conduit.receive(4)
-        size = int.from_bytes(self._fill(message.data, 4), "big")
-        return _Message(self._fill(b"", size), message.fds)
+        with self._limited().receive(4) as start:
+            size = int.from_bytes(self._fill(start.data, 4), "big")
+            if size > _LONGEST_MESSAGE:
+                raise TakeoverError(
+                    f"a message that is not of the takeover protocol: {size} bytes",
+                    ErrType.FAILED_TRANSFER,
+                )
+            data = self._fill(b"", size)
+            fds = [Descriptor(fd.detach()) for fd in start.fds]
+        return _Message(data, fds)
 
     def _fill(self, data: bytes, size: int) -> bytes:
         while len(data) < size:
-            data += self._conduit.receive(size - len(data), 0).data
+            data += self._limited().receive(size - len(data), 0).data
         return data
 
-    def last_word(self, timeout: float) -> _Message:
-        """Wait as ``receive`` does; what has not come then can no longer be sent over there."""
+    def last_word(self) -> _Message:
+        """Wait for a message; what has not come in time can no longer be sent over there."""
         try:
-            return self.receive(timeout)
+            return self.receive()
         except TransferTimeoutError:
             with socket.socket(fileno=os.dup(self._conduit.fileno())) as sock:
                 sock.shutdown(socket.SHUT_RD)
-            return self.receive(0)
+            return self.receive()
 
 
 @contextlib.contextmanager

@@ -527,6 +527,7 @@ def test_another_version_of_the_protocol_is_refused(running: Server, path: str) 
         b'{"kind": ["hello"]}\n',
         b'{"kind": "hello"}\n',
         b"{" * 1000,
+        pytest.param(b"[" * 100_000, id="deep"),
     ],
 )
 def test_garbage_is_refused_and_harms_nothing(
@@ -538,6 +539,35 @@ def test_garbage_is_refused_and_harms_nothing(
         with pytest.raises(conduit.PeerClosedError):
             talk.hear()
     take_over(start(), path)
+
+
+def test_an_answer_to_who_is_allowed_may_fail(path: str) -> None:
+    answers: list[bool] = []
+    with Takeover(path, allow=lambda peer: answers.pop()) as old:
+        old.ready()
+        with pytest.raises(TakeoverError, match="pop from empty list"):
+            Takeover(path)
+        answers.append(True)
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+
+
+def test_no_room_for_the_state_is_told_and_leaves_the_predecessor_serving(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def memfd_create(name: str, flags: int) -> int:
+        raise OSError(24, "Too many open files")
+
+    with Takeover(path) as old:
+        old.offer(bytes(1_000_000))
+        old.ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "memfd_create", memfd_create)
+            with pytest.raises(TakeoverError, match="Too many open files"):
+                Takeover(path)
+        Takeover(path).close()
+        assert not old.wait(0)
 
 
 def test_a_silent_client_keeps_nobody_waiting(
@@ -730,6 +760,18 @@ def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving
             assert identity(kept) == identity(sock)
             new.ready()
             assert old.wait(GENEROUS)
+
+
+def test_a_successor_that_reads_nothing_is_given_up_at_the_deadline(path: str) -> None:
+    with Takeover(path, timeout=0.05) as old, contextlib.ExitStack() as stack:
+        for number in range(1000):
+            stack.enter_context(old.listen(f"@{path}{number}", name=f"{number} {'x' * 250}"))
+        old.offer(bytes(30_000))
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.say("hello", version=module.VERSION)
+            free(path)
+        assert not old.wait(0)
 
 
 def test_a_successor_that_fails_before_it_is_ready_leaves_the_predecessor_serving(
@@ -1029,7 +1071,10 @@ def test_on_a_stream_a_successor_has_sockets_and_state(path: str) -> None:
 
 
 @pytest.mark.usefixtures("on_a_stream")
-@pytest.mark.parametrize("end", [b"", b"\0\0\0", b"\0\0\0\5{", b"\0\0\0\2{}", b"\0\0\0\0"])
+@pytest.mark.parametrize(
+    "end",
+    [b"", b"\0\0\0", b"\0\0\0\5{", b"\0\0\0\2{}", b"\0\0\0\0", b"GET / HTTP/1.1\r\n\r\n"],
+)
 def test_on_a_stream_a_successor_that_stops_in_a_message_harms_nothing(
     path: str, end: bytes
 ) -> None:
@@ -1037,7 +1082,8 @@ def test_on_a_stream_a_successor_that_stops_in_a_message_harms_nothing(
         old.ready()
         with conduit.Conduit.connect(path) as link:
             if end:
-                link.transfer(data=end)
+                with open(os.devnull) as extra:
+                    link.transfer(extra, data=end, keep=True)
         with Takeover(path) as new:
             new.ready()
             assert old.wait(GENEROUS)
