@@ -484,10 +484,15 @@ class Takeover:
             message.expect("done")
         with self._lock:
             self._refusal = "it has handed over already"
-            self._handed_over.set()
-            if self._bell[1] >= 0:
-                os.write(self._bell[1], b"!")
-        control.close(unlink=False)
+        try:
+            control.close(unlink=False)
+            for _, old in held:
+                old.sock.close()
+        finally:
+            with self._lock:
+                self._handed_over.set()
+                if self._bell[1] >= 0:
+                    os.write(self._bell[1], b"!")
 
 
 class _Held(NamedTuple):

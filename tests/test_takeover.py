@@ -385,6 +385,19 @@ def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
                 assert third.ready() == ("b",)
 
 
+def test_nothing_keeps_a_dropped_socket_open_once_it_is_handed_over(path: str) -> None:
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        sock = stack.enter_context(old.listen("127.0.0.1", 0, name="http"))
+        address = sock.getsockname()
+        old.ready()
+        new = stack.enter_context(Takeover(path))
+        new.ready()
+        assert old.wait(GENEROUS)
+        sock.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address, GENEROUS)
+
+
 def test_an_address_that_is_taken_is_an_error_with_its_errno(path: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as takeover:
         with pytest.raises(conduit.Error, match="Address already in use") as caught:
