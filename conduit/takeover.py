@@ -195,13 +195,17 @@ class Takeover:
         try:
             old = self._inherited.get(name)
             if old is not None and _is_at(old, host, port, type):
-                sock = self._inherited.pop(name).sock
-            elif port is None:
-                sock = self._bind_path(host, type, mode, backlog)
+                sock, kept = old.sock, old.sock.dup()
+                del self._inherited[name]
             else:
-                sock = _bind_host(host, port, type, backlog)
-            with _closed_on_error(sock), self._lock:
-                self._held[name] = _Held(sock.dup(), path)
+                if port is None:
+                    sock = self._bind_path(host, type, mode, backlog)
+                else:
+                    sock = _bind_host(host, port, type, backlog)
+                with _closed_on_error(sock):
+                    kept = sock.dup()
+            with self._lock:
+                self._held[name] = _Held(kept, path)
         except OSError as exc:
             if isinstance(exc, Error):
                 raise

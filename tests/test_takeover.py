@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 
 import anyio
 import pytest
-from helpers import GENEROUS, Call, borrowed, is_private
+from helpers import GENEROUS, Call, borrowed, is_private, room_for
 from sides import NOBODY, beside, needs_root
 
 import conduit
@@ -396,6 +396,17 @@ def test_nothing_keeps_a_dropped_socket_open_once_it_is_handed_over(path: str) -
         sock.close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address, GENEROUS)
+
+
+def test_a_socket_that_there_was_no_room_for_can_be_asked_for_again(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.ready()
+        with Takeover(path) as new:
+            with room_for(0), pytest.raises(conduit.Error, match="Too many open files"):
+                new.listen("127.0.0.1", 0, name="http")
+            with new.listen("127.0.0.1", 0, name="http") as kept:
+                assert identity(kept) == identity(sock)
+            assert new.ready() == ()
 
 
 def test_an_address_that_is_taken_is_an_error_with_its_errno(path: str) -> None:
