@@ -43,8 +43,8 @@ VERSION = 1
 
 _TYPE = socket.SOCK_STREAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
 
-_SOCKETS_A_MESSAGE = 100
-"""So many names fit in a packet with the descriptors, however long they are."""
+_SOCKETS_A_MESSAGE = 50
+"""So many names and paths fit in a packet, however long they are and as JSON writes them."""
 
 _LONGEST_NAME = 255
 """Bytes of a socket's name."""

@@ -315,6 +315,20 @@ def test_a_name_has_255_bytes_at_most(path: str) -> None:
             takeover.listen("127.0.0.1", 0, name="é" * 128)
 
 
+def test_any_names_and_paths_fit(path: str, tmp_path: Path) -> None:
+    directory = tmp_path / ("\1" * (100 - len(str(tmp_path))))
+    directory.mkdir()
+    places = {f"{number:03}" + "\1" * 252: f"{directory}/{number}" for number in range(150)}
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        for name, place in places.items():
+            stack.enter_context(old.listen(place, name=name))
+        old.ready()
+        with Takeover(path) as new:
+            for name, place in places.items():
+                stack.enter_context(new.listen(place, name=name))
+            assert new.ready() == ()
+
+
 def test_another_address_under_the_same_name_is_a_fresh_socket(path: str) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
         old.ready()
