@@ -30,7 +30,7 @@ from conduit.errors import (
     TakeoverError,
     TransferTimeoutError,
 )
-from conduit.listener import Listener, bind_path, inode_of, unlink_own
+from conduit.listener import Listener, bind_path, unlink_own
 from conduit.peer import Peer, same_user_or_root
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ class Takeover:
         try:
             old = self._inherited.get(name)
             if old is not None and _is_at(old, host, port, type):
-                sock, kept = old.sock, old.sock.dup()
+                sock, kept, inode = old.sock, old.sock.dup(), old.inode
                 del self._inherited[name]
             else:
                 if port is None:
@@ -203,9 +203,9 @@ class Takeover:
                 else:
                     sock = _bind_host(host, port, type, backlog)
                 with _closed_on_error(sock):
-                    kept = sock.dup()
+                    kept, inode = sock.dup(), self._paths.get(host) if port is None else None
             with self._lock:
-                self._held[name] = _Held(kept, path)
+                self._held[name] = _Held(kept, path, inode)
         except OSError as exc:
             if isinstance(exc, Error):
                 raise
@@ -221,7 +221,7 @@ class Takeover:
     def ready(self) -> tuple[str, ...]:
         """Say that requests are served: the predecessor drains, and a successor may come.
 
-        The predecessor's sockets that were not asked for are closed.
+        The predecessor's sockets that were not asked for are closed, and their paths removed.
 
         Returns:
             their names, which are also in ``dropped``.
@@ -245,14 +245,15 @@ class Takeover:
             self._answer()
         self.dropped = tuple(self._inherited)
         for old in self._inherited.values():
+            if old.path is not None:
+                _remove(old.path, old.inode)
             old.sock.close()
         self._inherited.clear()
         if self.dropped:
             _log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
         for held in self._held.values():
-            if held.path is not None and not held.path.startswith("@"):
-                with contextlib.suppress(OSError):
-                    self._paths[held.path] = inode_of(held.path)
+            if held.path is not None and held.inode is not None:
+                self._paths[held.path] = held.inode
         with self._lock:
             self._refusal = ""
         return self.dropped
@@ -292,10 +293,13 @@ class Takeover:
             successor.close()
         if self._control is not None:
             # The path stays where the predecessor is still the owner.
-            self._control.close(unlink=not followed and self._channel is None)
+            try:
+                self._control.close(unlink=not followed and self._channel is None)
+            except Error as exc:
+                _log.warning("%s", exc)
         if not followed:
             for path, inode in self._paths.items():
-                unlink_own(path, inode)
+                _remove(path, inode)
         self._paths.clear()
         if self._channel is not None:
             self._channel.close()
@@ -376,10 +380,14 @@ class Takeover:
             channel.within(_GREETING)
             with channel.receive() as message:
                 if message.kind == "sockets":
-                    for (name, path), fd in zip(message["sockets"], message.fds, strict=True):
+                    for (name, path, inode), fd in zip(
+                        message["sockets"], message.fds, strict=True
+                    ):
                         with contextlib.suppress(KeyError):
                             self._inherited.pop(name).sock.close()
-                        self._inherited[name] = _Held(fd.to_conn(), path)
+                        self._inherited[name] = _Held(
+                            fd.to_conn(), path, None if inode is None else tuple(inode)
+                        )
                 elif message.kind == "state":
                     self.state = message.read_body()
                 elif message.kind == "control":
@@ -476,7 +484,7 @@ class Takeover:
             channel.send(
                 "sockets",
                 *(old.sock for _, old in part),
-                sockets=[(name, old.path) for name, old in part],
+                sockets=[(name, old.path, old.inode) for name, old in part],
             )
         channel.send_body("state", self._offered)
         channel.send("control", control.conduit)
@@ -500,10 +508,11 @@ class Takeover:
 
 
 class _Held(NamedTuple):
-    """A socket that is kept for a successor, and the path of a Unix one."""
+    """A socket that is kept for a successor; the path of a Unix one, and what to find there."""
 
     sock: socket.socket
     path: str | None
+    inode: tuple[int, int] | None
 
 
 class _Message:
@@ -657,6 +666,15 @@ def _memory_file() -> IO[bytes]:
     if hasattr(os, "memfd_create"):
         return open(os.memfd_create("conduit-state", os.MFD_CLOEXEC), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _remove(path: str, inode: tuple[int, int] | None) -> None:
+    """Remove the path of a socket, if it still is there and can be removed."""
+    if inode is not None:
+        try:
+            unlink_own(path, inode)
+        except OSError as exc:
+            _log.warning("the path of a socket stays: %s", exc)
 
 
 def _anybody(peer: Peer) -> bool:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -397,6 +398,52 @@ def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
             assert new.dropped == ("a", "c")
             with Takeover(path) as third:
                 assert third.ready() == ("b",)
+
+
+def test_the_path_of_a_dropped_socket_is_removed(path: str, tmp_path: Path) -> None:
+    with Takeover(path) as old, old.listen(f"{tmp_path}/old", name="http"):
+        old.ready()
+        with Takeover(path) as new, new.listen(f"{tmp_path}/new", name="http"):
+            assert os.path.exists(f"{tmp_path}/old")
+            assert new.ready() == ("http",)
+            assert not os.path.exists(f"{tmp_path}/old")
+            assert old.wait(GENEROUS)
+            old.close()
+            assert os.path.exists(f"{tmp_path}/new")
+    assert not os.path.exists(f"{tmp_path}/new")
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_what_others_put_in_the_place_of_an_inherited_socket_stays(
+    path: str, tmp_path: Path, drop: bool
+) -> None:
+    place = tmp_path / "place"
+    with Takeover(path) as old, old.listen(str(place)):
+        old.ready()
+        with Takeover(path) as new:
+            place.unlink()
+            place.write_text("another's")
+            if not drop:
+                new.listen(str(place)).close()
+            new.ready()
+    assert place.read_text() == "another's"
+
+
+@needs_root
+def test_paths_that_may_not_be_removed_any_more_do_not_keep_it_from_closing() -> None:
+    def serve_and_drop_privileges() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            with Takeover(f"{directory}/control") as takeover:
+                takeover.listen(f"{directory}/unix").close()
+                takeover.ready()
+                os.chmod(directory, 0o755)
+                os.seteuid(NOBODY)
+            os.seteuid(0)
+            assert threading.active_count() == 1
+            assert sorted(os.listdir(directory)) == ["control", "unix"]
+
+    with beside(serve_and_drop_privileges):
+        pass
 
 
 def test_nothing_keeps_a_dropped_socket_open_once_it_is_handed_over(path: str) -> None:
@@ -977,7 +1024,7 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
     def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
         assert talk.hear()["kind"] == "hello"
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            talk.say("sockets", sock, sockets=[[name, None]])
+            talk.say("sockets", sock, sockets=[[name, None, None]])
             return identity(sock)
 
     with conduit.Listener(path, type=SEQPACKET) as control:
