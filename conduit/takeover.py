@@ -58,6 +58,9 @@ _LONGEST_MESSAGE = 128 * 1024
 _GREETING = 10.0
 """Seconds within which either side must answer what it can answer at once."""
 
+_BACKLOG = 128
+"""How many successors may wait to be answered."""
+
 _PAUSE = 0.1
 """Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
 
@@ -242,6 +245,10 @@ class Takeover:
                     f"the predecessor does not hand over: {exc}", ErrType.FAILED_TRANSFER
                 ) from exc
             self._channel = None
+            assert self._control is not None
+            with Descriptor(os.dup(self._control.fileno())).to_conn() as sock:
+                # Again, so that the system names this process to those who connect.
+                sock.listen(_BACKLOG)
             self._answer()
         self.dropped = tuple(self._inherited)
         for old in self._inherited.values():
@@ -647,7 +654,7 @@ class _Channel:
         try:
             return self.receive()
         except TransferTimeoutError:
-            with socket.socket(fileno=os.dup(self._conduit.fileno())) as sock:
+            with Descriptor(os.dup(self._conduit.fileno())).to_conn() as sock:
                 sock.shutdown(socket.SHUT_RD)
             return self.receive()
 

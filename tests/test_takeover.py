@@ -533,7 +533,9 @@ def test_a_chain_of_five_takeovers_keeps_the_socket_and_the_path(
     owner = running
     for _ in range(5):
         successor = start()
-        assert take_over(successor, path)[0] == found
+        assert successor.call("enter", path) == owner.pid
+        assert successor.call("listen", "http", "127.0.0.1", 0)[0] == found
+        assert successor.call("ready") == []
         assert owner.call("wait", GENEROUS)
         assert owner.call("close") == [[], []]
         owner.kill()
