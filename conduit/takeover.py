@@ -119,6 +119,7 @@ class Takeover:
         self.dropped = ()
         self._timeout = timeout
         self._allow = same_user_or_root if allow is None else allow
+        self._ready = False
         self._inherited: dict[str, _Held] = {}
         self._held: dict[str, _Held] = {}
         self._paths: dict[str, tuple[int, int]] = {}
@@ -131,7 +132,8 @@ class Takeover:
         self._successor: _Channel | None = None
         self._talks: dict[threading.Thread, _Channel] = {}
         self._answering: threading.Thread | None = None
-        self._handed_over = threading.Event()
+        self._handed_over = False
+        self._over = threading.Event()
         self._bell = os.pipe()
         try:
             self._find()
@@ -186,8 +188,10 @@ class Takeover:
 
         Raises:
             ValueError: the name is taken in this process, or longer than 255 bytes.
-            Error: ``NO_FD``, with the errno, if there is no such socket to be had.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
+                if this is closed.
         """
+        self._check_open()
         if name is None:
             name = host if port is None else f"{host}:{port}"
         if name in self._held:
@@ -225,6 +229,7 @@ class Takeover:
         """Say that requests are served: the predecessor drains, and a successor may come.
 
         The predecessor's sockets that were not asked for are closed, and their paths removed.
+        A second time does nothing.
 
         Returns:
             their names, which are also in ``dropped``.
@@ -233,7 +238,11 @@ class Takeover:
             TakeoverError: the predecessor does not hand over any more, since this took too long
                 for it, or does not answer, and goes on serving. This process must not serve:
                 close it.
+            Error: ``NO_FD`` if this is closed.
         """
+        self._check_open()
+        if self._ready:
+            return self.dropped
         if self._channel is not None:
             try:
                 with self._channel as channel:
@@ -261,6 +270,7 @@ class Takeover:
         for held in self._held.values():
             if held.path is not None and held.inode is not None:
                 self._paths[held.path] = held.inode
+        self._ready = True
         with self._lock:
             self._refusal = ""
         return self.dropped
@@ -268,18 +278,22 @@ class Takeover:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait until a successor is ready: from now on it serves, and this process drains.
 
+        `close` ends it.
+
         Args:
             timeout: seconds; None for ever.
 
         Returns:
             whether there is one.
         """
-        return self._handed_over.wait(timeout)
+        self._over.wait(timeout)
+        return self._handed_over
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
 
         It stays this object's. An event loop may watch it; there is nothing to read from it.
+        -1 once this is closed.
         """
         return self._bell[0]
 
@@ -293,8 +307,9 @@ class Takeover:
         with self._lock:
             self._refusal = "it is closing"
             successor = self._successor
-            followed = self._handed_over.is_set() or successor is not None
+            followed = self._handed_over or successor is not None
             bell, self._bell = self._bell, (-1, -1)
+            self._over.set()
         if successor is not None:
             # Before what it is being sent is closed: what came goes with it, and no refusal.
             successor.close()
@@ -323,6 +338,10 @@ class Takeover:
         for number in bell:
             if number >= 0:
                 os.close(number)
+
+    def _check_open(self) -> None:
+        if self._bell[0] < 0:
+            raise Error(f"{self!r} is closed", ErrType.NO_FD)
 
     def _bind_path(self, path: str, type: int, mode: int, backlog: int) -> socket.socket:
         with _closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
@@ -509,7 +528,8 @@ class Takeover:
                 old.sock.close()
         finally:
             with self._lock:
-                self._handed_over.set()
+                self._handed_over = True
+                self._over.set()
                 if self._bell[1] >= 0:
                     os.write(self._bell[1], b"!")
 

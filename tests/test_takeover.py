@@ -1095,6 +1095,47 @@ def test_closing_twice_is_fine(path: str) -> None:
     takeover.close()
 
 
+def test_after_close_nothing_can_be_asked_for(path: str) -> None:
+    with Takeover(path) as takeover:
+        pass
+    for call in (takeover.ready, lambda: takeover.listen("127.0.0.1", 0)):
+        with pytest.raises(conduit.Error, match="is closed") as caught:
+            call()
+        assert caught.value.type is conduit.ErrType.NO_FD
+    assert takeover.wait() is False
+    assert takeover.fileno() == -1
+
+
+def test_close_ends_the_wait_of_another_thread(path: str) -> None:
+    with Takeover(path) as takeover:
+        takeover.ready()
+        waiting = Call(takeover.wait)
+    assert waiting.result() is False
+
+
+def test_close_does_not_unsay_that_somebody_follows(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+    assert old.wait() is True
+
+
+def test_to_be_ready_a_second_time_does_nothing(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http"):
+        old.ready()
+        with Takeover(path) as new:
+            assert new.ready() == ("http",)
+            assert new.ready() == ("http",)
+            assert new.dropped == ("http",)
+            assert old.wait(GENEROUS)
+            old.ready()
+            with Takeover(path) as third:
+                third.ready()
+                assert new.wait(GENEROUS)
+
+
 def test_no_thread_is_left_after_close(path: str) -> None:
     before = threading.active_count()
     with Takeover(path) as old:
