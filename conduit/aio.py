@@ -14,6 +14,7 @@ import builtins
 import io
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from types import TracebackType
@@ -408,7 +409,14 @@ class AsyncTakeover:
         return self._entered
 
     async def __aenter__(self) -> Self:
-        self._entered = await to_thread.run_sync(self._enter)
+        entering: Future[Takeover] = Future()
+        try:
+            await to_thread.run_sync(_settle, entering, self._enter)
+        except BaseException:
+            # asyncio's own cancellation lets the thread go on, and nobody leaves then.
+            entering.add_done_callback(_close_entered)
+            raise
+        self._entered = entering.result()
         return self
 
     async def __aexit__(
@@ -439,15 +447,38 @@ class AsyncTakeover:
         """Say that requests are served; see `Takeover.ready`."""
         return await to_thread.run_sync(self.takeover.ready)
 
-    async def wait(self) -> None:
-        """Wait until a successor is ready; see `Takeover.wait`."""
-        await anyio.wait_readable(self.takeover.fileno())
+    async def wait(self) -> bool:
+        """Wait until a successor is ready, and return whether there is one; see `Takeover.wait`.
+
+        `aclose` ends it.
+        """
+        takeover = self.takeover
+        while not takeover.closed and not takeover.wait(0):
+            try:
+                await anyio.wait_readable(takeover.fileno())
+            except anyio.ClosedResourceError:
+                break
+        return takeover.wait(0)
 
     async def aclose(self) -> None:
         """Leave the line; see `Takeover.close`. It is closed even if this is cancelled."""
         if self._entered is not None:
+            if not self._entered.closed:
+                anyio.notify_closing(self._entered.fileno())
             with anyio.CancelScope(shield=True):
                 await to_thread.run_sync(self._entered.close)
+
+
+def _settle(future: Future[_T], function: Callable[[], _T]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as exc:
+        future.set_exception(exc)
+
+
+def _close_entered(entering: Future[Takeover]) -> None:
+    if entering.exception() is None:
+        entering.result().close()
 
 
 class AsyncListener:

@@ -339,8 +339,13 @@ class Takeover:
             if number >= 0:
                 os.close(number)
 
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._bell[0] < 0
+
     def _check_open(self) -> None:
-        if self._bell[0] < 0:
+        if self.closed:
             raise Error(f"{self!r} is closed", ErrType.NO_FD)
 
     def _bind_path(self, path: str, type: int, mode: int, backlog: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any, Literal, Self
 
 import anyio
 import pytest
+from anyio import to_thread
 from helpers import GENEROUS, Call, borrowed, is_private, room_for
 from sides import NOBODY, beside, needs_root
 
@@ -1293,3 +1295,67 @@ def test_an_async_takeover_is_entered_first(path: str) -> None:
     takeover = AsyncTakeover(path)
     with pytest.raises(RuntimeError, match="async with"):
         _ = takeover.takeover
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_aclose_ends_the_wait_of_another_task(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        results: list[bool] = []
+
+        async def wait(takeover: AsyncTakeover) -> None:
+            results.append(await takeover.wait())
+
+        async with anyio.create_task_group() as tasks, AsyncTakeover(path) as takeover:
+            await takeover.ready()
+            tasks.start_soon(wait, takeover)
+            await anyio.wait_all_tasks_blocked()
+        assert results == [False]
+        await wait(takeover)
+        assert results == [False, False]
+        await takeover.aclose()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS[:2])
+def test_entering_cancelled_by_asyncio_itself_leaves_nothing_behind(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(enter())
+        link = await to_thread.run_sync(control.accept, GENEROUS)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with Talk(link) as talk:
+            talk.say("control", control)
+            await to_thread.run_sync(hear_the_end, talk)
+
+    async def enter() -> None:
+        async with AsyncTakeover(path):
+            raise AssertionError
+
+    def hear_the_end(talk: Talk) -> None:
+        talk.hear()
+        with pytest.raises(conduit.PeerClosedError):
+            talk.hear()
+
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS[:2])
+def test_entering_that_fails_once_it_was_cancelled_fails_silently(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        task = asyncio.create_task(enter())
+        link = await to_thread.run_sync(control.accept, GENEROUS)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with Talk(link) as talk:
+            talk.say("refused", reason="no")
+
+    async def enter() -> None:
+        async with AsyncTakeover(path):
+            raise AssertionError
+
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        run(loop, main)
