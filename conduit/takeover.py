@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
@@ -65,6 +66,10 @@ _PAUSE = 0.1
 """Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
 
 
+_open: weakref.WeakSet[Takeover] = weakref.WeakSet()
+"""Those of this process that are not closed."""
+
+
 class Takeover:
     """This process's place in a line of servers, each of which takes over from the last.
 
@@ -79,6 +84,9 @@ class Takeover:
 
     A thread answers successors from the beginning; what is not possible yet is refused at once,
     with a reason. Successors are served while this process serves, whatever it does meanwhile.
+
+    A forked child has no part in this: there it is closed, and removes nothing. The sockets that
+    `listen` returned are the child's as well.
 
     Args:
         path: of the control socket; ``"@name"`` is abstract on Linux. It is the same for all who
@@ -135,6 +143,7 @@ class Takeover:
         self._handed_over = False
         self._over = threading.Event()
         self._bell = os.pipe()
+        _open.add(self)
         try:
             self._find()
         except BaseException:
@@ -304,6 +313,7 @@ class Takeover:
         the control socket and of Unix sockets that this process owns are removed. A takeover
         under way ends with the successor the owner.
         """
+        _open.discard(self)
         with self._lock:
             self._refusal = "it is closing"
             successor = self._successor
@@ -343,6 +353,14 @@ class Takeover:
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._bell[0] < 0
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child, close its copies, which would make the parent's end go unseen."""
+        # A thread that does not exist here may have held them.
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        self._paths.clear()
+        self.close()
 
     def _check_open(self) -> None:
         if self.closed:
@@ -537,6 +555,14 @@ class Takeover:
                 self._over.set()
                 if self._bell[1] >= 0:
                     os.write(self._bell[1], b"!")
+
+
+def _leave_to_parent() -> None:
+    for takeover in list(_open):
+        takeover._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class _Held(NamedTuple):

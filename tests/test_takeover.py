@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import anyio
 import pytest
 from anyio import to_thread
-from helpers import GENEROUS, Call, borrowed, is_private, room_for
+from helpers import GENEROUS, Call, borrowed, is_private, open_descriptors, room_for
 from sides import NOBODY, beside, needs_root
 
 import conduit
@@ -1172,6 +1172,61 @@ def test_wait_returns_in_a_thread_that_waits_already(path: str) -> None:
             assert waiting.thread.is_alive()
             new.ready()
             assert waiting.result() is True
+
+
+def test_a_forked_child_holds_nothing_but_the_sockets_and_removes_nothing(
+    path: str, tmp_path: Path
+) -> None:
+    place = f"{tmp_path}/unix"
+
+    def look() -> None:
+        assert takeover.closed
+        # What the conversation in this test waits with is its own.
+        left = {
+            number: name
+            for number, name in open_descriptors().items()
+            if number not in before and "eventfd" not in name
+        }
+        assert set(left) == {sock.fileno()}, left
+        with pytest.raises(conduit.Error):
+            takeover.ready()
+        assert takeover.wait() is False
+        takeover.close()
+
+    before = set(open_descriptors())
+    with Takeover(path) as takeover, takeover.listen(place, name="x") as sock:
+        takeover.ready()
+        with Talk.to(path) as talk:
+            go_to(talk, "sockets")
+            before.add(talk.link.fileno())
+            with beside(look):
+                pass
+        assert os.path.exists(place)
+        free(path)
+        with Takeover(path) as new:
+            assert new.ready() == ("x",)
+
+
+def test_workers_that_outlive_their_server_keep_nobody_from_following(
+    start: Callable[[], Server], running: Server, path: str
+) -> None:
+    new, third = start(), start()
+    address = address_of(running)
+    new.call("enter", path)
+    new.call("listen", "http", *address)
+    running.call("fork")
+    running.process.kill()
+    running.process.wait(GENEROUS)
+    assert new.call("ready") == []
+    third.call("enter", path)
+    third.call("listen", "http", *address)
+    new.call("fork")
+    new.process.kill()
+    new.process.wait(GENEROUS)
+    third.process.kill()
+    third.process.wait(GENEROUS)
+    with Takeover(path) as fourth:
+        assert fourth.predecessor is None
 
 
 # The wire where there are no packets: a stream, each message with its length before it.

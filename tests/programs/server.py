@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -73,6 +74,17 @@ class Server:
         connection, _ = self.sockets[name].accept()
         with connection:
             connection.sendall(b"%d" % os.getpid())
+
+    def fork(self) -> int:
+        """Start a worker, which lives until its standard input ends."""
+        with warnings.catch_warnings():
+            # Forking with threads is what this is about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if not pid:
+            sys.stdin.read()
+            os._exit(0)
+        return pid
 
     def close(self) -> list[Any]:
         """Close all, and return the threads and descriptors that are left."""
