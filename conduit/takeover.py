@@ -295,8 +295,7 @@ class Takeover:
         Returns:
             whether there is one.
         """
-        self._over.wait(timeout)
-        return self._handed_over
+        return self._over.wait(timeout) and self._handed_over
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
@@ -454,6 +453,8 @@ class Takeover:
             with channel.receive() as message:
                 message.expect("confirmed")
             channel.send("done")
+            # Until it has let go of the control socket, successors of this might find it there.
+            channel.last_sign()
         except PeerClosedError:
             # It may only have stopped listening. Unless it leaves a refusal, it is dead.
             channel.within(_GREETING)
@@ -508,6 +509,9 @@ class Takeover:
         with channel.receive() as message:
             version = message.expect("hello")["version"]
         with self._lock:
+            if self._handed_over:
+                # It comes again, since nothing is said, and finds the one that followed.
+                return
             refusal = self._refusal
             if not refusal and self._successor is not None:
                 refusal = "another takeover is under way"
@@ -544,14 +548,13 @@ class Takeover:
         with channel.last_word() as message:
             message.expect("done")
         with self._lock:
-            self._refusal = "it has handed over already"
+            self._handed_over = True
         try:
             control.close(unlink=False)
             for _, old in held:
                 old.sock.close()
         finally:
             with self._lock:
-                self._handed_over = True
                 self._over.set()
                 if self._bell[1] >= 0:
                     os.write(self._bell[1], b"!")
@@ -699,6 +702,11 @@ class _Channel:
         while len(data) < size:
             data += self._limited().receive(size - len(data), 0).data
         return data
+
+    def last_sign(self) -> None:
+        """Wait until the other side closes, or the deadline."""
+        with contextlib.suppress(PeerClosedError, TransferTimeoutError), self.receive():
+            pass
 
     def last_word(self) -> _Message:
         """Wait for a message; what has not come in time can no longer be sent over there."""

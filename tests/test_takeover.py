@@ -678,6 +678,23 @@ def test_a_client_that_goes_at_once_harms_nothing(
     take_over(start(), path)
 
 
+def test_one_that_has_handed_over_sends_nobody_away(path: str) -> None:
+    with Takeover(path) as old, Talk.to(path) as talk:
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            talk.say("hello", version=module.VERSION)
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+
+
+def test_a_successor_may_come_as_soon_as_one_is_ready(path: str) -> None:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Takeover(path)).ready()
+        for _ in range(100):
+            stack.enter_context(Takeover(path)).ready()
+
+
 @needs_root
 def test_another_user_cannot_reach_the_path(path: str, tmp_path: Path) -> None:
     for directory in (tmp_path, *list(tmp_path.parents)[:3]):
