@@ -394,6 +394,10 @@ class Takeover:
             except PeerClosedError:
                 if time.monotonic() > deadline:
                     raise
+            except (ValueError, TypeError, IndexError) as exc:
+                raise TakeoverError(
+                    f"a message of {peer} is malformed: {exc}", ErrType.FAILED_TRANSFER
+                ) from exc
             else:
                 return
             _log.warning("the predecessor died; going on with what came from it")
@@ -407,7 +411,9 @@ class Takeover:
         """Connect to the predecessor; if there is none, listen in its place."""
         while True:
             try:
-                return Conduit.connect(self.path, type=_TYPE, timeout=_GREETING)
+                return Conduit.connect(
+                    self.path, type=_TYPE, timeout=_GREETING, name=f"to {self.path!r}"
+                )
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise

@@ -1041,6 +1041,37 @@ def close_each_from(control: conduit.Listener) -> None:
         control.accept().close()
 
 
+@pytest.mark.parametrize(
+    ("count", "message"),
+    [
+        (0, {"kind": "sockets"}),
+        (0, {"kind": "sockets", "sockets": [["x", None, None]]}),
+        (2, {"kind": "sockets", "sockets": [["x", None, None]]}),
+        (1, {"kind": "sockets", "sockets": [["x"]]}),
+        (1, {"kind": "sockets", "sockets": [[["x"], None, None]]}),
+        (1, {"kind": "sockets", "sockets": [["x", None, None]]}),
+        (0, {"kind": "control"}),
+        (1, {"kind": "control"}),
+        (0, {"kind": "what"}),
+        (1, {"kind": "state", "padding": "x" * 100_000}),
+        (0, {"kind": "refused"}),
+        (0, {}),
+    ],
+)
+def test_a_predecessor_that_talks_nonsense_is_an_error(
+    path: str, count: int, message: dict[str, Any]
+) -> None:
+    with conduit.Listener(path, type=SEQPACKET) as control, open(os.devnull) as no_socket:
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk:
+            assert talk.hear()["kind"] == "hello"
+            data = json.dumps(message).encode() + b"\n"
+            talk.link.transfer(*[no_socket] * count, data=data, keep=True)
+            with pytest.raises(conduit.Error):
+                entering.result()
+        assert os.path.exists(path)
+
+
 def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path: str) -> None:
     def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
         assert talk.hear()["kind"] == "hello"
