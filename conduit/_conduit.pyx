@@ -465,11 +465,19 @@ cdef class Conduit:
         Raises `Error` (``NO_FD``) if the system makes no pair.
         """
         cdef int ends[2]
+        cdef int i, err = 0
         cdef int kind = type
         if conduit_socketpair(kind, ends) < 0:
             raise from_errno(errno, ErrType.NO_FD, "making a pair")
+        for i in range(2):
+            ends[i] = move_up(ends[i])
+            if ends[i] < 0:
+                err = errno
+        if err:
+            close_numbers(ends, 2)
+            raise from_errno(err, ErrType.NO_FD, "making a pair")
         first, second = own(ends[0]), own(ends[1])
-        return owner(raised(first), -1), owner(raised(second), -1)
+        return owner(first.detach(), -1), owner(second.detach(), -1)
 
     @classmethod
     def connect(
@@ -983,14 +991,6 @@ cdef class Departure:
         """Give up. If some of the message has left, the conduit sends no more."""
         self.shipment.abandon()
         give_back(self.lent)
-
-
-cdef int raised(Descriptor descriptor) except -1:
-    """The number of a descriptor made here, moved above standard error, and the caller's."""
-    cdef int number = move_up(descriptor._take())
-    if number < 0:
-        raise from_errno(errno, ErrType.NO_FD, "making a pair")
-    return number
 
 
 cdef Conduit owner(int fd, double timeout, str name=""):
