@@ -247,7 +247,8 @@ def other_process(task: str, number: int, *args: str) -> subprocess.Popen[str]:
 def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python of its own."""
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code, *args],
+        # Not from the current directory, where the modules may not be compiled.
+        [sys.executable, "-P", "-W", "error", "-c", code, *args],
         capture_output=True,
         text=True,
         timeout=GENEROUS,
