@@ -577,8 +577,9 @@ cdef class Conduit:
         described = self.transport.describe()
         cdef int err = self.transport.shut()
         with cython.critical_section(self):
-            # Not dropped in here: that may run anything.
             lender, self.lender = self.lender, None
+        # Only here: to forget an object may run anything.
+        del lender
         if err:
             raise from_errno(err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
