@@ -10,6 +10,7 @@ cdef extern from "_posix.h" nogil:
         CONDUIT_CMSG_CLOEXEC
         CONDUIT_MAX_FDS
         CONDUIT_NOSIGNAL
+        CONDUIT_SOCK_CLOEXEC
         CONDUIT_SCM_PIDFD
 
     ctypedef struct conduit_control:

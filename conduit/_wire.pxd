@@ -48,6 +48,7 @@ cdef class Transport:
     cdef ssize_t receive(self, void *data, size_t size, Arrival *arrival) except -1
 
     cdef int accept(self, double timeout) except -1
+    cdef int _accept_once(self, int *err) noexcept
 
     cdef str describe(self)
     cdef int _identify(self) except -1

@@ -51,6 +51,7 @@ from conduit._posix cimport (
     CONDUIT_MAX_FDS,
     CONDUIT_NOSIGNAL,
     CONDUIT_SCM_PIDFD,
+    CONDUIT_SOCK_CLOEXEC,
     MSG_CTRUNC,
     MSG_DONTWAIT,
     MSG_TRUNC,
@@ -817,13 +818,11 @@ cdef class Transport:
         ``timeout`` is in seconds: -1 waits for ever, 0 not at all.
         """
         cdef double deadline = deadline_after(timeout)
-        cdef int fd, err
+        cdef int fd, err = 0
         self.enter()
         try:
             while True:
-                with nogil:
-                    fd = move_up(conduit_accept(self.fd))
-                    err = errno
+                fd = self._accept_once(&err)
                 if fd >= 0:
                     return fd
                 if err == EAGAIN:
@@ -840,6 +839,18 @@ cdef class Transport:
                     raise from_errno(err, ErrType.NO_FD, f"{self.describe()}: accepting")
         finally:
             self.leave()
+
+    cdef int _accept_once(self, int *err) noexcept:
+        cdef int fd
+        if CONDUIT_SOCK_CLOEXEC:
+            with nogil:
+                fd = move_up(conduit_accept(self.fd))
+                err[0] = errno
+        else:
+            # As in receiving: no child is made before it is close-on-exec.
+            fd = move_up(conduit_accept(self.fd))
+            err[0] = errno
+        return fd
 
 
 @cython.final
