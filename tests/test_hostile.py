@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol, TypeVar
 
 import pytest
 from helpers import PORTABLE, borrowed, is_open, is_private, memory, open_descriptors, room_for
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sides import ALL_KINDS, close_all, identity
 
@@ -529,6 +529,8 @@ def play(kind: int, choose: Choose, longest: int) -> None:
     max_examples=80,
     derandomize=True,
     database=None,
+    # To look for a shorter example may take minutes; what has happened is told by the failure.
+    phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())
