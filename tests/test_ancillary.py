@@ -50,6 +50,7 @@ def asked(request: pytest.FixtureRequest, wired: Wired) -> list[str]:
     return names
 
 
+@pytest.mark.hazard("X2")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("count", [0, 1, 2, 253])
 def test_descriptors_come_alone_out_of_all_that_came(
@@ -101,6 +102,7 @@ def test_there_is_a_control_message_of_each_kind_that_was_asked_for(
     assert expected <= sent
 
 
+@pytest.mark.hazard("D1")
 @pytest.mark.parametrize("kind", ALL_KINDS[:2])
 def test_the_end_is_told_though_control_messages_come_with_it(
     wired: Wired, asked: list[str]
@@ -141,6 +143,7 @@ def test_everything_is_closed_when_a_message_is_refused(wired: Wired, asked: lis
     assert open_descriptors() == before
 
 
+@pytest.mark.hazard("X3")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("room", [0, 1, 2])
 def test_a_full_table_is_told_whatever_else_came(wired: Wired, asked: list[str], room: int) -> None:
@@ -156,6 +159,7 @@ def test_a_full_table_is_told_whatever_else_came(wired: Wired, asked: list[str],
     assert open_descriptors() == before
 
 
+@pytest.mark.hazard("K2")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("count", [0, 2])
 def test_a_pidfd_there_is_no_room_for_harms_no_message(wired: Wired, count: int) -> None:
@@ -170,6 +174,7 @@ def test_a_pidfd_there_is_no_room_for_harms_no_message(wired: Wired, count: int)
     os.close(number)
 
 
+@pytest.mark.hazard("T3")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_pidfd_that_was_sent_as_a_descriptor_is_one(wired: Wired) -> None:
     link, peer = wired
@@ -181,6 +186,7 @@ def test_a_pidfd_that_was_sent_as_a_descriptor_is_one(wired: Wired) -> None:
         assert len(message.fds) == 1
 
 
+@pytest.mark.hazard("X4")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("awaited", [True, False], ids=["passcred", "plain"])
 @pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
@@ -208,6 +214,7 @@ def test_credentials_that_the_sender_adds_are_never_taken_for_descriptors(
         os.close(number)
 
 
+@pytest.mark.hazard("G12")
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can claim to be another")
 def test_credentials_that_look_like_open_numbers_close_nothing(wired: Wired) -> None:
     link, peer = wired
@@ -222,6 +229,7 @@ def test_credentials_that_look_like_open_numbers_close_nothing(wired: Wired) -> 
     os.close(witness)
 
 
+@pytest.mark.hazard("B1")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_several_control_messages_of_descriptors_are_one_message(wired: Wired) -> None:
     link, peer = wired
@@ -240,6 +248,7 @@ def test_several_control_messages_of_descriptors_are_one_message(wired: Wired) -
         os.close(number)
 
 
+@pytest.mark.hazard("A1")
 def test_all_that_can_come_from_another_process_leaves_only_descriptors(ends: Ends) -> None:
     one, other = ends
     for name in OPTIONS:

@@ -57,6 +57,7 @@ def test_one_message_carries_253() -> None:
     assert MAX_FDS == 253
 
 
+@pytest.mark.hazard("A1")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_1_to_253_descriptors_arrive_in_their_order(ends: Ends) -> None:
     one, other = ends
@@ -89,6 +90,7 @@ def test_253_descriptors_reach_another_process_in_their_order(ends: Ends) -> Non
         assert array.array("Q", one.receive().data).tolist() == expected
 
 
+@pytest.mark.hazard("B2")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_254_are_refused_before_anything_is_sent_and_the_limit_is_named(ends: Ends) -> None:
     one, other = ends
@@ -102,6 +104,7 @@ def test_254_are_refused_before_anything_is_sent_and_the_limit_is_named(ends: En
     os.close(number)
 
 
+@pytest.mark.hazard("B3")
 @pytest.mark.parametrize("place", [0, 1, 251, 252])
 def test_one_closed_number_among_many_is_named_and_nothing_is_sent_or_closed(
     ends: Ends, place: int
@@ -148,6 +151,7 @@ class Unflushable(Holder):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.hazard("B3")
 @pytest.mark.parametrize(
     ("bad", "kind_of_error", "cls"),
     [
@@ -180,6 +184,7 @@ def test_one_bad_item_of_any_form_is_named_and_nothing_is_sent_or_closed(
         os.close(holder.number)
 
 
+@pytest.mark.hazard("G9", "R4")
 def test_the_conduit_itself_among_the_items_is_refused(ends: Ends) -> None:
     one, other = ends
     number = memory()

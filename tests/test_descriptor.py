@@ -42,6 +42,7 @@ def test_leaving_it_as_a_context_manager_closes_it() -> None:
     assert not is_open(number)
 
 
+@pytest.mark.hazard("Y5")
 def test_dropping_it_open_closes_it_and_warns() -> None:
     out, into = os.pipe()
     with pytest.warns(ResourceWarning, match=rf"unclosed <?conduit\.Descriptor {into}\b"):
@@ -222,6 +223,7 @@ def test_a_mode_it_does_not_allow_is_an_error_and_it_stays_owned(
     assert path.read_text() == "text"
 
 
+@pytest.mark.hazard("P6b")
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_PATH], ids=["directory", "path-only"])
 def test_what_can_be_no_file_is_an_error_and_it_stays_owned(flags: int) -> None:
     with Descriptor(os.open("/", flags)) as descriptor:
@@ -265,6 +267,7 @@ def test_a_socket_made_of_it_owns_the_number() -> None:
     assert not is_open(number)
 
 
+@pytest.mark.hazard("P5")
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_sockets_timeout_tells_the_truth_and_changes_nothing(
     default_timeout: None, blocking: bool
@@ -277,6 +280,7 @@ def test_a_sockets_timeout_tells_the_truth_and_changes_nothing(
         assert waits(conn.fileno()) is blocking
 
 
+@pytest.mark.hazard("P6")
 @pytest.mark.parametrize("make", [memory, directory, fifo, epoll])
 def test_what_is_no_socket_makes_none_and_stays_owned(make: Callable[[], int]) -> None:
     with Descriptor(make()) as descriptor:

@@ -28,6 +28,7 @@ def assert_no_room(caught: Error) -> None:
     assert "closed" in str(caught)
 
 
+@pytest.mark.hazard("R1")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("count", [3, 253])
 @pytest.mark.parametrize("room", [0, 1, 2])
@@ -44,6 +45,7 @@ def test_a_message_there_is_no_room_for_is_an_error_and_all_of_it_is_closed(
     assert is_at_eof(out)
 
 
+@pytest.mark.hazard("R1")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("room", [0, 1, 2])
 def test_the_conduit_works_on_with_what_there_is_room_for(wired: Wired, room: int) -> None:
@@ -233,6 +235,7 @@ with near, far, conduit.Conduit.from_conn(near) as link:
 """
 
 
+@pytest.mark.hazard("A7", "K2")
 @pytest.mark.parametrize("how", [{}, {"WITHHOLD_BY_ERRNO": "1"}], ids=["cut", "errno"])
 def test_a_descriptor_withheld_by_a_policy_is_told_apart_from_a_full_table(
     tmp_path: Path, how: dict[str, str]

@@ -170,6 +170,7 @@ def test_connecting_without_room_for_a_descriptor_says_so(path: str) -> None:
     assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.EMFILE)
 
 
+@pytest.mark.hazard("F26")
 def test_connecting_to_a_full_backlog_ends_at_the_deadline(path: str, kind: int) -> None:
     with Listener(path, type=kind, backlog=0) as listener, contextlib.ExitStack() as stack:
         for sock in fill_backlog(path, kind):
@@ -254,6 +255,7 @@ def test_a_signal_handler_that_raises_ends_an_accept(path: str) -> None:
             listener.accept().close()
 
 
+@pytest.mark.hazard("G7")
 def test_an_accept_without_room_says_so_and_the_peer_goes_on_waiting(path: str, kind: int) -> None:
     with Listener(path, type=kind) as listener, Conduit.connect(path, type=kind) as client:
         client.transfer(data=b"patient")
@@ -336,6 +338,7 @@ def test_a_closed_conduit_has_no_peer() -> None:
 # Who may come in
 
 
+@pytest.mark.hazard("S5")
 @needs_root
 def test_no_other_user_gets_in_at_any_instant_of_a_listeners_making(public: str) -> None:
     attempts, report = os.pipe()
@@ -500,6 +503,7 @@ def test_allow_decides_who_is_admitted(
     assert len(caplog.records) == 2
 
 
+@pytest.mark.hazard("G2", "R5b")
 def test_what_a_refused_peer_sent_is_closed(path: str, kind: int) -> None:
     out, into = os.pipe()
     with (
@@ -572,6 +576,7 @@ def test_the_path_is_there_while_it_listens_and_gone_afterwards(path: str, kind:
     listener.close()
 
 
+@pytest.mark.hazard("S3")
 @pytest.mark.parametrize("left", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
 def test_a_stale_socket_of_any_type_is_replaced(path: str, kind: int, left: int) -> None:
     stale(path, left)
@@ -607,6 +612,7 @@ def refuses(path: str, kind: int = socket.SOCK_STREAM) -> None:
     assert os.listdir(os.path.dirname(path)) == ["socket"]
 
 
+@pytest.mark.hazard("S3")
 def test_a_live_listener_is_not_replaced(path: str, kind: int) -> None:
     with Listener(path, type=kind) as listener:
         refuses(path, kind)
@@ -776,6 +782,7 @@ def test_an_abstract_name_has_no_file(kind: int, monkeypatch: Any, tmp_path: Pat
     assert caught.value.errno == errno.ECONNREFUSED
 
 
+@pytest.mark.hazard("E18")
 def test_a_live_abstract_name_is_not_replaced() -> None:
     name = abstract()
     with Listener(name):
@@ -784,6 +791,7 @@ def test_a_live_abstract_name_is_not_replaced() -> None:
         assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.EADDRINUSE)
 
 
+@pytest.mark.hazard("E18")
 @needs_root
 def test_an_abstract_name_admits_by_default_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     name = abstract()
@@ -840,6 +848,7 @@ def test_a_path_of_107_bytes_is_fine_however_long_its_directory_is(
         os.rmdir(deep)
 
 
+@pytest.mark.hazard("S4")
 def test_a_path_of_108_bytes_is_refused(tmp_path: Path) -> None:
     with public_directory() as directory:
         path = os.path.join(directory, "s" * (108 - len(directory) - 1))

@@ -45,6 +45,7 @@ def pipe() -> tuple[int, int]:
     return os.pipe()
 
 
+@pytest.mark.hazard("P15")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_bytes_and_descriptors_arrive_together(ends: Ends) -> None:
     one, other = ends
@@ -58,6 +59,7 @@ def test_bytes_and_descriptors_arrive_together(ends: Ends) -> None:
         assert is_private(message.fds[0].fileno())
 
 
+@pytest.mark.hazard("B4")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_items_without_data_come_with_one_nul_byte(ends: Ends) -> None:
     one, other = ends
@@ -141,6 +143,7 @@ def test_packets_keep_their_boundaries(ends: Ends) -> None:
     assert received == [(b"a", 0), (b"b", 1), (b"c", 0)]
 
 
+@pytest.mark.hazard("C1")
 @pytest.mark.parametrize("kind", ALL_KINDS[:1])
 def test_a_stream_glues_earlier_bytes_in_front_of_a_message_and_ends_at_its_descriptors(
     ends: Ends,
@@ -212,6 +215,7 @@ def test_an_empty_packet_with_descriptors_is_a_message_when_its_sender_is_gone(
         link.receive()
 
 
+@pytest.mark.hazard("A10")
 @pytest.mark.parametrize("kind", PACKET_KINDS)
 def test_a_packet_longer_than_asked_for_is_an_error_and_all_its_descriptors_are_closed(
     wired: Wired, pipe: tuple[int, int]
@@ -247,6 +251,7 @@ def test_a_stream_gives_no_more_bytes_than_asked_for_and_the_rest_next_time(ends
     assert (message.data, message.fds) == (b"5", ())
 
 
+@pytest.mark.hazard("A10", "E1")
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize(("sent", "most"), [(1, 0), (3, 2), (253, 252)])
 def test_more_descriptors_than_asked_for_are_an_error_and_all_are_closed(
@@ -272,6 +277,7 @@ def test_no_more_descriptors_than_asked_for_are_fine(ends: Ends, sent: int, most
         assert len(message.fds) == sent
 
 
+@pytest.mark.hazard("A10")
 @pytest.mark.parametrize(
     ("limits", "said"),
     [

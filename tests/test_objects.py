@@ -50,6 +50,7 @@ def rest(link: Conduit) -> bytes:
 # Files that leave
 
 
+@pytest.mark.hazard("P3")
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 2, 1500, 3002])
 def test_the_receiver_of_a_text_file_goes_on_where_the_program_was(
@@ -139,6 +140,7 @@ def test_an_unbuffered_file_is_sent_as_it_is(ends: Ends, lines: Path) -> None:
     assert rest(ends[1]) == LINES.encode()[6:]
 
 
+@pytest.mark.hazard("P3")
 @pytest.mark.parametrize("mode", ["w", "wb", "a", "ab", "x", "xb", "w+", "w+b"])
 def test_what_was_not_written_yet_is_there_before_the_file_arrives(
     ends: Ends, tmp_path: Path, mode: str
@@ -458,6 +460,7 @@ def test_wrong_arguments_are_refused_before_anything_is_received(
     assert rest(ends[1]) == b"still there"
 
 
+@pytest.mark.hazard("T4")
 @pytest.mark.parametrize(
     ("flags", "mode"),
     [
@@ -480,6 +483,7 @@ def test_a_mode_the_descriptor_does_not_allow_is_a_bad_clone(
     assert lines.read_bytes() == LINES.encode()
 
 
+@pytest.mark.hazard("B11")
 def test_a_directory_is_no_file(ends: Ends, tmp_path: Path) -> None:
     for mode in (None, "r", "rb"):
         ends[0].transfer_fd(os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY))
@@ -489,6 +493,7 @@ def test_a_directory_is_no_file(ends: Ends, tmp_path: Path) -> None:
         assert caught.value.errno == errno.EISDIR
 
 
+@pytest.mark.hazard("B11")
 @pytest.mark.skipif(not hasattr(os, "O_PATH"), reason="this system has no O_PATH")
 def test_a_descriptor_that_only_names_a_file_is_no_file_but_travels(
     ends: Ends, lines: Path
@@ -588,6 +593,7 @@ SOCKETS = [
 ]
 
 
+@pytest.mark.hazard("P5")
 @pytest.mark.parametrize("default", [None, 0.0, 7.0])
 @pytest.mark.parametrize("waiting", [True, False])
 @pytest.mark.parametrize(("family", "kind", "proto"), SOCKETS)
@@ -635,6 +641,7 @@ def test_a_listener_accepts_on_arrival(ends: Ends) -> None:
             assert client.recv(64) == b"welcome"
 
 
+@pytest.mark.hazard("P6b")
 def test_what_is_no_socket_is_a_bad_clone_and_closed(ends: Ends) -> None:
     reader, writer = os.pipe()
     ends[0].transfer_fd(writer)
@@ -645,6 +652,7 @@ def test_what_is_no_socket_is_a_bad_clone_and_closed(ends: Ends) -> None:
     os.close(reader)
 
 
+@pytest.mark.hazard("P9")
 def test_a_tls_socket_is_refused_and_told_why(ends: Ends) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False

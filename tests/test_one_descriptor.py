@@ -53,6 +53,7 @@ def test_a_number_is_moved(ends: Ends) -> None:
     os.close(arrived)
 
 
+@pytest.mark.hazard("E5")
 def test_a_number_is_shared_with_keep(ends: Ends) -> None:
     number = memory(b"shared")
     ends[0].transfer_fd(number, keep=True)
@@ -117,6 +118,7 @@ def test_a_conduit_travels_through_a_conduit(ends: Ends) -> None:
                 assert file.read() == b"nested"
 
 
+@pytest.mark.hazard("P4", "Y7")
 def test_a_moved_object_never_closes_its_number_again(ends: Ends, tmp_path: Path) -> None:
     file = open(tmp_path / "f", "wb")
     number = file.fileno()
@@ -131,6 +133,7 @@ def test_a_moved_object_never_closes_its_number_again(ends: Ends, tmp_path: Path
     os.close(ends[1].receive_fd())
 
 
+@pytest.mark.hazard("P4", "Y7")
 def test_a_moved_socket_never_closes_its_number_again(ends: Ends) -> None:
     sock = socket.socket()
     number = sock.fileno()
@@ -145,6 +148,7 @@ def test_a_moved_socket_never_closes_its_number_again(ends: Ends) -> None:
     os.close(ends[1].receive_fd())
 
 
+@pytest.mark.hazard("B1")
 def test_the_wire_is_one_zero_byte_and_one_message_of_rights(wired: Wired) -> None:
     link, peer = wired
     link.transfer_fd(memory(b"wire"))
@@ -190,6 +194,7 @@ def test_datagram_sockets_carry_descriptors_too() -> None:
             assert arrived.read() == b"as Go does"
 
 
+@pytest.mark.hazard("B22")
 def test_a_closed_datagram_peer_is_a_closed_peer() -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with mine, Conduit(mine.fileno()) as link:
@@ -221,6 +226,7 @@ def test_both_ends_send(ends: Ends) -> None:
 # What is refused, before anything is sent
 
 
+@pytest.mark.hazard("P17")
 @pytest.mark.parametrize("wrong", [True, False, 1.5, 1.0, "1", b"1", None, [1]])
 def test_a_descriptor_is_an_int(ends: Ends, wrong: object) -> None:
     with pytest.raises(conduit.DescriptorTypeError) as caught:
@@ -236,6 +242,7 @@ def test_an_object_with_fileno_is_no_int(ends: Ends) -> None:
     assert_nothing_was_sent(ends[1])
 
 
+@pytest.mark.hazard("P17")
 @pytest.mark.parametrize("wrong", [-1, -2, -(2**31), 2**31, 2**63, 2**64 + 1, -(2**64)])
 def test_a_number_that_cannot_be_a_descriptor_is_no_fd(ends: Ends, wrong: int) -> None:
     with pytest.raises(Error) as caught:
@@ -245,6 +252,7 @@ def test_a_number_that_cannot_be_a_descriptor_is_no_fd(ends: Ends, wrong: int) -
     assert_nothing_was_sent(ends[1])
 
 
+@pytest.mark.hazard("G9", "R4")
 def test_a_conduit_does_not_carry_itself(ends: Ends) -> None:
     with pytest.raises(Error) as caught:
         ends[0].transfer_fd(ends[0].fileno())
@@ -285,6 +293,7 @@ def udp_pair() -> tuple[socket.socket, socket.socket]:
     return one, other
 
 
+@pytest.mark.hazard("B9")
 @pytest.mark.parametrize("make", [tcp_pair, udp_pair])
 def test_only_unix_sockets_are_trusted_with_a_descriptor(
     make: Callable[[], tuple[socket.socket, socket.socket]],
@@ -305,6 +314,7 @@ def test_only_unix_sockets_are_trusted_with_a_descriptor(
     os.close(number)
 
 
+@pytest.mark.hazard("B9")
 def test_what_is_no_socket_is_no_transport() -> None:
     reader, writer = os.pipe()
     number, file = memory(), memory()
@@ -321,6 +331,7 @@ def test_what_is_no_socket_is_no_transport() -> None:
         os.close(end)
 
 
+@pytest.mark.hazard("L6")
 def test_a_number_nobody_has_is_no_transport() -> None:
     number = memory()
     os.close(number)
@@ -370,6 +381,7 @@ def test_what_fails_leaves_everything_open(ends: Ends, tmp_path: Path) -> None:
 # What arrives
 
 
+@pytest.mark.hazard("F6")
 def test_what_arrives_is_close_on_exec(ends: Ends) -> None:
     one, other = socket.socketpair()
     with other:
@@ -393,6 +405,7 @@ def test_all_the_library_opens_is_close_on_exec(ends: Ends) -> None:
     os.close(receiving.result())
 
 
+@pytest.mark.hazard("F6")
 def test_no_child_inherits_what_arrives_while_it_is_made(ends: Ends, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.touch()
@@ -422,6 +435,7 @@ def test_no_child_inherits_what_arrives_while_it_is_made(ends: Ends, tmp_path: P
     assert receiving.result() > 0
 
 
+@pytest.mark.hazard("E31")
 def test_what_arrives_is_never_a_standard_stream() -> None:
     program = """
 import os, sys, conduit
@@ -447,6 +461,7 @@ os._exit(0)
     assert run_python(program).stdout == "ok"
 
 
+@pytest.mark.hazard("A15")
 def test_a_message_without_a_descriptor_is_an_error_and_the_next_arrives(wired: Wired) -> None:
     link, peer = wired
     peer.send(b"\0")
@@ -465,6 +480,7 @@ def test_a_message_without_a_descriptor_is_an_error_and_the_next_arrives(wired: 
         assert arrived.read() == b"next"
 
 
+@pytest.mark.hazard("A2")
 @pytest.mark.parametrize("count", [2, 3, conduit.MAX_FDS])
 def test_more_than_one_descriptor_is_an_error_and_all_are_closed(wired: Wired, count: int) -> None:
     link, peer = wired
@@ -480,6 +496,7 @@ def test_more_than_one_descriptor_is_an_error_and_all_are_closed(wired: Wired, c
         os.close(reader)
 
 
+@pytest.mark.hazard("A10")
 def test_a_longer_packet_is_an_error_and_its_descriptor_is_closed() -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, peer, Conduit(mine.fileno()) as link:
@@ -494,6 +511,7 @@ def test_a_longer_packet_is_an_error_and_its_descriptor_is_closed() -> None:
         os.close(reader)
 
 
+@pytest.mark.hazard("X1")
 @pytest.mark.parametrize("option", ["SO_PASSCRED", "SO_TIMESTAMP", "SO_PASSSEC", "SO_PASSPIDFD"])
 def test_other_control_messages_do_not_crowd_a_descriptor_out(wired: Wired, option: str) -> None:
     link, peer = wired
@@ -514,6 +532,7 @@ def test_other_control_messages_do_not_crowd_a_descriptor_out(wired: Wired, opti
         link.receive_fd()
 
 
+@pytest.mark.hazard("D1")
 def test_an_empty_packet_is_not_the_end() -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with mine, peer, Conduit(mine.fileno()) as link:
@@ -542,6 +561,7 @@ def test_the_end_is_told_every_time(ends: Ends) -> None:
         assert caught.value.errno is None
 
 
+@pytest.mark.hazard("F22")
 def test_what_was_sent_before_the_end_arrives(ends: Ends) -> None:
     ends[0].transfer_fd(memory(b"1"))
     ends[0].transfer_fd(memory(b"2"))
@@ -553,6 +573,7 @@ def test_what_was_sent_before_the_end_arrives(ends: Ends) -> None:
         ends[1].receive_fd()
 
 
+@pytest.mark.hazard("D5", "L4")
 def test_what_was_sent_before_a_reset_arrives(ends: Ends) -> None:
     ends[0].transfer_fd(memory(b"1"))
     ends[0].transfer_fd(memory(b"2"))
@@ -566,6 +587,7 @@ def test_what_was_sent_before_a_reset_arrives(ends: Ends) -> None:
             ends[1].receive_fd()
 
 
+@pytest.mark.hazard("D4")
 def test_a_shut_down_peer_sends_no_more_but_receives(wired: Wired) -> None:
     link, peer = wired
     peer.shutdown(socket.SHUT_WR)
@@ -577,6 +599,7 @@ def test_a_shut_down_peer_sends_no_more_but_receives(wired: Wired) -> None:
     os.close(numbers[0])
 
 
+@pytest.mark.hazard("R1")
 @pytest.mark.parametrize("room", [0, 1])
 def test_a_full_table_is_named_and_nothing_is_left(wired: Wired, room: int) -> None:
     link, peer = wired
@@ -605,6 +628,7 @@ def test_a_full_table_stops_no_transfer(ends: Ends) -> None:
             assert arrived.read() == b"sent all the same"
 
 
+@pytest.mark.hazard("F31")
 @pytest.mark.skipif(PORTABLE, reason="Linux without MSG_NOSIGNAL has no SO_NOSIGPIPE either")
 def test_a_dead_peer_is_no_signal_even_by_default() -> None:
     program = """
@@ -636,6 +660,7 @@ def reopened(path: Path, number: int) -> int:
     return number
 
 
+@pytest.mark.hazard("F30")
 @pytest.mark.parametrize("reuse", ["another file", "the same file", "another eventfd", "nothing"])
 def test_a_number_reused_while_the_sender_waits_is_left_alone(
     wired: Wired, tmp_path: Path, reuse: str
@@ -734,6 +759,7 @@ def wait_for_the_storm() -> None:
         os.sched_yield()
 
 
+@pytest.mark.hazard("P2")
 @not_traced
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -781,6 +807,7 @@ def test_a_signal_handler_that_raises_leaks_nothing_that_is_received(ends: Ends,
     assert storms > 1400
 
 
+@pytest.mark.hazard("P2")
 @not_traced
 def test_a_signal_handler_that_raises_leaves_a_sender_all_or_nothing(ends: Ends) -> None:
     reader, writer = os.pipe()
@@ -816,6 +843,7 @@ def test_a_signal_handler_that_raises_leaves_a_sender_all_or_nothing(ends: Ends)
 # Many threads
 
 
+@pytest.mark.hazard("F20", "FT", "H1")
 def test_each_message_goes_to_exactly_one_receiver(ends: Ends) -> None:
     senders, receivers, each = 4, 4, 60
 

@@ -56,6 +56,7 @@ def received(end: Conduit, count: int) -> bytes:
     return b"".join(parts)
 
 
+@pytest.mark.hazard("B5", "C5")
 @pytest.mark.parametrize("kind", STREAM)
 @pytest.mark.parametrize("max_data", [65536, 4099])
 def test_a_payload_of_many_megabytes_arrives_whole_with_its_descriptors_at_the_first_byte(
@@ -175,6 +176,7 @@ def test_anything_else_is_refused_and_nothing_is_sent_or_closed(
     os.close(number)
 
 
+@pytest.mark.hazard("B14")
 @pytest.mark.parametrize("kind", PACKET_KINDS)
 def test_a_packet_longer_than_the_socket_takes_is_refused_whole(ends: Ends) -> None:
     one, other = ends
@@ -225,6 +227,7 @@ def assert_broken_in_the_middle(one: Conduit, other: Conduit, caught: Error, num
     os.close(number)
 
 
+@pytest.mark.hazard("B5b")
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_deadline_in_the_middle_of_a_payload_says_how_much_left_and_ends_the_sending(
     ends: Ends,
@@ -294,6 +297,7 @@ def test_a_signal_handler_that_raises_in_the_middle_of_a_payload_ends_the_sendin
     os.close(number)
 
 
+@pytest.mark.hazard("B5b")
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_signal_in_the_middle_of_a_payload_does_not_disturb_it(ends: Ends) -> None:
     one, other = ends
@@ -374,6 +378,7 @@ def test_a_deadline_before_anything_left_leaves_the_conduit_whole(ends: Ends) ->
         assert len(message.fds) == 1
 
 
+@pytest.mark.hazard("C6")
 @pytest.mark.parametrize("kind", STREAM)
 def test_payloads_sent_by_several_threads_never_interleave(ends: Ends) -> None:
     one, other = ends
@@ -461,6 +466,7 @@ def test_who_waits_for_a_payload_that_is_cut_off_sends_nothing(ends: Ends) -> No
         second.result()
 
 
+@pytest.mark.hazard("F30")
 @pytest.mark.parametrize("kind", STREAM)
 def test_descriptors_of_a_waiting_payload_are_what_was_given_whatever_the_numbers_become(
     ends: Ends,
@@ -484,6 +490,7 @@ def test_descriptors_of_a_waiting_payload_are_what_was_given_whatever_the_number
     close_all([innocent, into])
 
 
+@pytest.mark.hazard("A6")
 @pytest.mark.parametrize("kind", ALL_KINDS[:2])
 def test_a_buffer_cannot_be_resized_while_it_is_sent_and_can_be_afterwards(ends: Ends) -> None:
     one, other = ends

@@ -228,6 +228,7 @@ def test_what_the_other_process_had_opened_goes_on_here(other: Other, tmp_path: 
         other.link.receive_fd()
 
 
+@pytest.mark.hazard("F23")
 def test_a_descriptor_outlives_its_sender(other: Other, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("left behind")
     other.start("die", str(tmp_path / "f"))

@@ -53,6 +53,7 @@ def test_transfer_conn_to_recv_fds(wired: Wired) -> None:
             assert other.recv(64) == b"connected"
 
 
+@pytest.mark.hazard("A2")
 def test_several_descriptors_of_send_fds_are_refused_and_closed(wired: Wired) -> None:
     link, peer = wired
     reader, writer = os.pipe()
@@ -75,6 +76,7 @@ def test_sendfds_of_multiprocessing_to_receive_fd(wired: Wired) -> None:
     os.close(number)
 
 
+@pytest.mark.hazard("P10")
 def test_sendfds_of_two_is_refused_and_both_are_closed(wired: Wired) -> None:
     link, peer = wired
     reader, writer = os.pipe()

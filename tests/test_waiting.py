@@ -69,6 +69,7 @@ def test_receiving_ends_at_the_deadline(ends: Ends, name: str, timeout: float) -
         assert arrived.read() == b"after"
 
 
+@pytest.mark.hazard("B15")
 def test_sending_ends_at_the_deadline_and_nothing_is_lost(ends: Ends) -> None:
     queued = fill(ends[0].fileno())
     number = memory(b"mine")
@@ -159,6 +160,7 @@ def test_a_new_timeout_holds_from_the_next_call(ends: Ends) -> None:
 # Flags that the holders of a socket share
 
 
+@pytest.mark.hazard("F18")
 def test_a_non_blocking_socket_is_waited_for(wired: Wired) -> None:
     link, peer = wired
     set_waits(link.fileno(), False)
@@ -177,6 +179,7 @@ def test_a_non_blocking_socket_is_waited_for(wired: Wired) -> None:
         assert arrived.read() == b"waited"
 
 
+@pytest.mark.hazard("F18")
 def test_a_sharer_that_flips_o_nonblock_changes_nothing(wired: Wired) -> None:
     link, peer = wired
     call = Call(link.receive_fd)
@@ -193,6 +196,7 @@ def test_a_sharer_that_flips_o_nonblock_changes_nothing(wired: Wired) -> None:
         link.receive_fd()
 
 
+@pytest.mark.hazard("F1")
 def test_receive_timeouts_of_the_socket_itself_change_nothing(wired: Wired) -> None:
     link, peer = wired
     with socket.socket(fileno=os.dup(link.fileno())) as sock:
@@ -225,6 +229,7 @@ def test_a_blocked_call_lets_other_threads_run(ends: Ends) -> None:
         assert arrived.read() == b"sent"
 
 
+@pytest.mark.hazard("F4", "P14")
 @pytest.mark.parametrize("count", [1, 5])
 def test_close_wakes_every_receiver(ends: Ends, count: int) -> None:
     calls = [Call(ends[0].receive_fd) for _ in range(count)]
@@ -251,6 +256,7 @@ def test_close_wakes_each_kind_of_receiver(ends: Ends, name: str) -> None:
     assert caught.value.type is ErrType.NO_FD
 
 
+@pytest.mark.hazard("F4", "P14")
 def test_close_wakes_senders_and_what_they_sent_stays_theirs(ends: Ends) -> None:
     fill(ends[0].fileno())
     numbers = [memory() for _ in range(3)]
@@ -320,6 +326,7 @@ def test_two_threads_may_close_at_once() -> None:
                 receiving.result()
 
 
+@pytest.mark.hazard("FT")
 def test_close_while_others_send_and_receive_closes_no_foreign_number(kind: int) -> None:
     for _ in range(30):
         one, other = Conduit.pair(type=kind)
@@ -352,6 +359,7 @@ def test_close_while_others_send_and_receive_closes_no_foreign_number(kind: int)
         other.close()
 
 
+@pytest.mark.hazard("Y2")
 def test_a_program_whose_worker_waits_ends_by_ctrl_c() -> None:
     program = """
 import os, signal, sys, threading
@@ -382,6 +390,7 @@ except KeyboardInterrupt:
 # Signals
 
 
+@pytest.mark.hazard("CY1")
 @pytest.mark.parametrize("name", RECEIVERS)
 def test_ctrl_c_ends_a_receiver(ends: Ends, name: str) -> None:
     interrupting = interrupt_once_polling(signal.SIGINT)
@@ -393,6 +402,7 @@ def test_ctrl_c_ends_a_receiver(ends: Ends, name: str) -> None:
         assert arrived.read() == b"nothing was lost"
 
 
+@pytest.mark.hazard("CY1")
 def test_ctrl_c_ends_a_sender_and_nothing_is_lost(ends: Ends) -> None:
     queued = fill(ends[0].fileno())
     number = memory(b"mine")
@@ -407,6 +417,7 @@ def test_ctrl_c_ends_a_sender_and_nothing_is_lost(ends: Ends) -> None:
         assert arrived.read() == b"mine"
 
 
+@pytest.mark.hazard("F1")
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_handler_that_returns_lets_the_call_wait_on(ends: Ends, restart: bool) -> None:
     def transmit(*_: Any) -> None:
@@ -420,6 +431,7 @@ def test_a_handler_that_returns_lets_the_call_wait_on(ends: Ends, restart: bool)
         interrupting.result()
 
 
+@pytest.mark.hazard("Y3")
 def test_a_signal_that_another_thread_took_is_seen_by_the_main_thread(ends: Ends) -> None:
     native = threading.get_native_id()
 
@@ -444,6 +456,7 @@ def test_a_handler_that_closes_the_conduit_ends_the_call(ends: Ends) -> None:
     assert not is_open(number)
 
 
+@pytest.mark.hazard("G5")
 def test_a_number_reused_by_a_handler_is_not_read_by_the_old_call(kind: int) -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, kind)
     new, new_peer = socket.socketpair(socket.AF_UNIX, kind)
@@ -467,6 +480,7 @@ def test_a_number_reused_by_a_handler_is_not_read_by_the_old_call(kind: int) -> 
     os.close(number)
 
 
+@pytest.mark.hazard("F1b")
 def test_a_storm_of_signals_loses_no_message(ends: Ends) -> None:
     def transmit() -> None:
         for i in range(2000):
@@ -488,6 +502,7 @@ def test_a_storm_of_signals_loses_no_message(ends: Ends) -> None:
 # Forks
 
 
+@pytest.mark.hazard("S1")
 def test_a_child_that_closes_does_not_disturb_the_parent(ends: Ends) -> None:
     receiving = Call(ends[0].receive_fd)
     assert receiving.is_waiting()
@@ -504,6 +519,7 @@ def test_a_child_that_closes_does_not_disturb_the_parent(ends: Ends) -> None:
     os.close(number)
 
 
+@pytest.mark.hazard("S1")
 def test_a_child_that_drops_its_conduits_does_not_disturb_the_parent(kind: int) -> None:
     held = list(Conduit.pair(type=kind))
     receiving = Call(held[0].receive_fd)
@@ -551,6 +567,7 @@ def test_parent_and_child_talk_over_a_pair(ends: Ends) -> None:
         assert arrived.read() == b"from the child"
 
 
+@pytest.mark.hazard("Y4")
 def test_a_child_can_wait_and_be_woken_by_its_own_close(ends: Ends) -> None:
     receiving = Call(ends[0].receive_fd)
     assert receiving.is_waiting()
@@ -569,6 +586,7 @@ def test_a_child_can_wait_and_be_woken_by_its_own_close(ends: Ends) -> None:
     os.close(receiving.result())
 
 
+@pytest.mark.hazard("Y4")
 def test_a_child_can_send_though_a_thread_of_the_parent_held_the_turn(ends: Ends) -> None:
     fill(ends[0].fileno())
     number = memory(b"the parent's")

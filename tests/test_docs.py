@@ -1,0 +1,76 @@
+"""docs/hazards.md against the tests that it names, and its examples run."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from helpers import run_python
+
+TESTS = Path(__file__).parent
+TEXT, _, INDEX = (TESTS.parent / "docs" / "hazards.md").read_text().partition("\n## Index\n")
+
+ROW = r"[A-Z]{1,2}\d{1,2}[a-z]?|FT|NFS"
+EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+
+
+def index() -> dict[str, str]:
+    """The last column of each row, by its ID."""
+    rows = re.findall(rf"^\| ({ROW}) \|[^|]*\| (.*) \|$", INDEX, re.MULTILINE)
+    lines = re.findall(r"^\|", INDEX, re.MULTILINE)
+    assert len(rows) == len(lines) - 2, "a line of the index is malformed"
+    assert len(dict(rows)) == len(rows), "a row stands twice"
+    return dict(rows)
+
+
+def named() -> set[tuple[str, str]]:
+    """Each row with each test that the index names for it."""
+    return {
+        (row, test)
+        for row, column in index().items()
+        for test in re.findall(r"`(test_\w+\.py::test_\w+)`", column)
+    }
+
+
+def marked() -> set[tuple[str, str]]:
+    """Each row with each test that is marked with it."""
+    found = set()
+    for file in TESTS.rglob("test_*.py"):
+        for function in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            for mark in function.decorator_list:
+                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.hazard":
+                    test = f"{file.relative_to(TESTS)}::{function.name}"
+                    found |= {(ast.literal_eval(row), test) for row in mark.args}
+    return found
+
+
+def test_every_test_that_the_index_names_is_marked_with_its_row() -> None:
+    assert named() - marked() == set()
+
+
+def test_every_row_that_a_test_is_marked_with_is_in_the_index() -> None:
+    assert {row for row, _ in marked()} - set(index()) == set()
+
+
+def test_every_row_has_a_test_or_says_why_not() -> None:
+    tested = {row for row, _ in named()}
+    reasons = ("cannot occur", "not provoked")
+    assert [
+        row for row, column in index().items() if (row in tested) == column.startswith(reasons)
+    ] == []
+
+
+def test_every_row_is_explained_to_users() -> None:
+    lists = re.findall(rf"\(((?:{ROW})(?:,\s+(?:{ROW}))*)\)", TEXT)
+    explained = {row for one in lists for row in re.findall(ROW, one)}
+    assert explained == set(index())
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_each_example_runs_without_a_warning(example: str) -> None:
+    done = run_python(example)
+    assert (done.returncode, done.stderr) == (0, "")
