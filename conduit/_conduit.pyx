@@ -967,6 +967,11 @@ cdef class Departure:
         if self.viewed:
             PyBuffer_Release(&self.payload)
 
+    @property
+    def sent(self):
+        """How many bytes have left."""
+        return self.shipment.gone
+
     def hold(self):
         """Hold the descriptors from now on, whatever becomes of the caller's.
 
@@ -1006,3 +1011,17 @@ cdef Conduit owner(int fd, double timeout, str name=""):
 def accept(Conduit listening not None, timeout=None):
     """Accept a connection on a conduit over a non-blocking listening socket; for `Listener`."""
     return owner(listening.transport.accept(seconds_from(timeout)), -1)
+
+
+def enter(Conduit conduit not None):
+    """Begin a call that waits in its own way; the number, which stays open until it leaves.
+
+    Raises `Error` (``NO_FD``) if the conduit is closed.
+    """
+    conduit.transport.enter()
+    return conduit.transport.fd
+
+
+def leave(Conduit conduit not None):
+    """End a call that `enter` began; the last one out of a closed conduit closes its number."""
+    conduit.transport.leave()

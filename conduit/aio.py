@@ -20,11 +20,16 @@ from functools import partial
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, overload
 
-import anyio
+try:
+    import anyio
+except ModuleNotFoundError as exc:
+    raise ModuleNotFoundError(
+        "conduit.aio needs anyio: pip install 'net-conduit[async]'", name=exc.name
+    ) from exc
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from conduit._conduit import Conduit, Departure, Message
+from conduit._conduit import Conduit, Departure, Message, enter, leave
 from conduit._wire import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
 from conduit.listener import Listener
@@ -67,11 +72,13 @@ class _Direction:
         self._passed += 1
         return self._passed < _STRIDE and not self._queued
 
-    async def repeat(self, attempt: Callable[[], _T]) -> _T:
-        """Return what ``attempt`` does, when it no longer raises `WouldBlockError`.
-
-        For a call that may not go ahead at once, or tried to in vain.
-        """
+    async def call(self, attempt: Callable[[], _T]) -> _T:
+        """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
+        if self.free():
+            try:
+                return attempt()
+            except WouldBlockError:
+                pass
         async with self.turn():
             while True:
                 try:
@@ -84,36 +91,50 @@ class _Direction:
         try:
             # Its turn may be far: from here on its descriptors are safe from the caller.
             departure.hold()
-            async with self.turn():
+            async with self.turn(departure.sent):
                 while not departure.attempt():
-                    await self.wait()
+                    await self.wait(departure.sent)
         finally:
             departure.abandon()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, sent: int = 0) -> AsyncIterator[None]:
         """Wait for one's turn, and until other tasks have run or the socket may be ready."""
+        behind = self._queued
         self._queued += 1
         try:
             async with self._turn:
                 if self._passed >= _STRIDE:
                     self._passed = 0
                     await checkpoint()
-                else:
-                    await self.wait()
+                elif not behind:
+                    # The caller has just tried in vain.
+                    await self.wait(sent)
                 yield
         finally:
             self._queued -= 1
 
-    async def wait(self) -> None:
-        """Wait until the socket may be ready."""
+    async def wait(self, sent: int = 0) -> None:
+        """Wait until the socket may be ready; ``sent`` is what has left of a message."""
         self._passed = 0
+        # What wakes a task may run before it: the number must be no other file's until then.
+        fd = enter(self._conduit)
         try:
-            await self._wait_for(self._conduit.fileno())
+            await self._wait_for(fd)
         except anyio.ClosedResourceError:
             raise Error(
-                f"{self._conduit!r}: waiting ended, since it was closed meanwhile", ErrType.NO_FD
+                f"{self._conduit!r}: waiting ended, since it was closed meanwhile",
+                ErrType.NO_FD,
+                sent=sent,
             ) from None
+        finally:
+            leave(self._conduit)
+
+    async def end(self) -> None:
+        """Let the calls that wait end, once the conduit is closed and they are woken."""
+        await checkpoint()
+        while self._queued:
+            await checkpoint()
 
 
 class AsyncConduit:
@@ -206,25 +227,34 @@ class AsyncConduit:
         """Return the number of the socket; see `Conduit.fileno`."""
         return self._conduit.fileno()
 
+    def close(self) -> None:
+        """Close as `aclose` does, without letting other tasks run before it returns.
+
+        It is there because a transfer closes what it moved, and a conduit can be moved, too.
+        """
+        if not self._conduit.closed:
+            anyio.notify_closing(self._conduit.fileno())
+            self._conduit.close()
+
     async def aclose(self) -> None:
         """Close what the conduit made, and end the calls of other tasks that wait.
 
         Those raise `Error` (``NO_FD``). See `Conduit.close`. It is closed even if this is
         cancelled.
         """
-        if not self._conduit.closed:
-            anyio.notify_closing(self._conduit.fileno())
-            self._conduit.close()
-        await checkpoint()
+        self.close()
+        await self._sending.end()
+        await self._receiving.end()
 
     async def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
         if self._sending.free():
             try:
                 self._conduit.transfer_fd(fd, keep=keep)
-                return
             except WouldBlockError:
                 pass
+            else:
+                return
         await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
@@ -245,12 +275,7 @@ class AsyncConduit:
 
     async def receive_fd(self) -> int:
         """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
-        if self._receiving.free():
-            try:
-                return self._conduit.receive_fd()
-            except WouldBlockError:
-                pass
-        return await self._receiving.repeat(self._conduit.receive_fd)
+        return await self._receiving.call(self._conduit.receive_fd)
 
     @overload
     async def receive_file(
@@ -357,30 +382,15 @@ class AsyncConduit:
         attempt = partial(
             self._conduit.receive_file, mode, buffering, encoding, errors, newline, name=name
         )
-        if self._receiving.free():
-            try:
-                return attempt()
-            except WouldBlockError:
-                pass
-        return await self._receiving.repeat(attempt)
+        return await self._receiving.call(attempt)
 
     async def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a socket that owns it; see `Conduit.receive_conn`."""
-        if self._receiving.free():
-            try:
-                return self._conduit.receive_conn()
-            except WouldBlockError:
-                pass
-        return await self._receiving.repeat(self._conduit.receive_conn)
+        return await self._receiving.call(self._conduit.receive_conn)
 
     async def receive(self, max_data: int = 65536, max_fds: int = MAX_FDS) -> Message:
         """Receive one message; see `Conduit.receive`."""
-        if self._receiving.free():
-            try:
-                return self._conduit.receive(max_data, max_fds)
-            except WouldBlockError:
-                pass
-        return await self._receiving.repeat(partial(self._conduit.receive, max_data, max_fds))
+        return await self._receiving.call(partial(self._conduit.receive, max_data, max_fds))
 
 
 class AsyncTakeover:
@@ -529,13 +539,13 @@ class AsyncListener:
 
     async def accept(self) -> AsyncConduit:
         """Wait for a connection from a peer that is allowed; see `Listener.accept`."""
-        attempt = partial(self._listener.accept, 0)
-        if self._accepting.free():
-            try:
-                return AsyncConduit(attempt())
-            except WouldBlockError:
-                pass
-        return AsyncConduit(await self._accepting.repeat(attempt))
+        attempt = partial(self._listener.admit, 0)
+        while True:
+            conduit = await self._accepting.call(attempt)
+            if conduit is not None:
+                return AsyncConduit(conduit)
+            # However many come who are refused, other tasks run in between.
+            await checkpoint()
 
     async def aclose(self) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.
@@ -545,4 +555,4 @@ class AsyncListener:
         if not self._listener.closed:
             anyio.notify_closing(self._listener.fileno())
             self._listener.close()
-        await checkpoint()
+        await self._accepting.end()

@@ -162,16 +162,9 @@ class Listener:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            conduit = accept(self.conduit, timeout)
-            try:
-                peer = conduit.peer
-                if self._allow(peer):
-                    return conduit
-                _log.warning("%r refused %r", self, peer)
-            except BaseException:
-                conduit.close()
-                raise
-            conduit.close()
+            conduit = self.admit(timeout)
+            if conduit is not None:
+                return conduit
             if deadline is not None and timeout:
                 timeout = deadline - time.monotonic()
                 if timeout <= 0:
@@ -181,6 +174,20 @@ class Listener:
                         f"{self!r}: accepting",
                         "the deadline passed, and all who came were refused",
                     )
+
+    def admit(self, timeout: float | None = None) -> Conduit | None:
+        """Wait for a connection; None if its peer was refused. Otherwise as `accept`."""
+        conduit = accept(self.conduit, timeout)
+        try:
+            peer = conduit.peer
+            if self._allow(peer):
+                return conduit
+            _log.warning("%r refused %r", self, peer)
+        except BaseException:
+            conduit.close()
+            raise
+        conduit.close()
+        return None
 
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls that wait in `accept`, and remove the path.
