@@ -6,10 +6,13 @@ import faulthandler
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import pytest
+from drivers import BLOCKING, LOOPS, Driver, LoopDriver
 from helpers import KINDS, open_descriptors
 
 import conduit
@@ -33,8 +36,26 @@ def terminal(pytestconfig: pytest.Config) -> Iterator[int]:
     os.close(number)
 
 
+@pytest.fixture(scope="session")
+def start_loop() -> Iterator[Callable[[str], LoopDriver]]:
+    """Start an event loop that stays until all tests have run, unless it runs already."""
+    with ExitStack() as stack:
+        yield cache(lambda loop: LoopDriver(loop, stack))
+
+
+@pytest.fixture(params=[BLOCKING, *LOOPS])
+def driver(request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]) -> Driver:
+    """The classes to make conduits of: the blocking ones, and those on each event loop."""
+    return Driver() if request.param == BLOCKING else start_loop(request.param)
+
+
 @pytest.fixture(autouse=True)
-def no_descriptor_leaks_and_nothing_hangs(terminal: int) -> Iterator[None]:
+def no_descriptor_leaks_and_nothing_hangs(
+    request: pytest.FixtureRequest, terminal: int
+) -> Iterator[None]:
+    if "driver" in request.fixturenames:
+        # What a loop has open stays, and is not the test's.
+        request.getfixturevalue("driver")
     before = open_descriptors()
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=terminal)
     yield
@@ -57,18 +78,18 @@ def kind(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def ends(kind: int) -> Iterator[tuple[conduit.Conduit, conduit.Conduit]]:
+def ends(kind: int, driver: Driver) -> Iterator[tuple[conduit.Conduit, conduit.Conduit]]:
     """Two connected conduits."""
-    one, other = conduit.Conduit.pair(type=kind)
+    one, other = driver.Conduit.pair(type=kind)
     with one, other:
         yield one, other
 
 
 @pytest.fixture
-def wired(kind: int) -> Iterator[tuple[conduit.Conduit, socket.socket]]:
+def wired(kind: int, driver: Driver) -> Iterator[tuple[conduit.Conduit, socket.socket]]:
     """A conduit and the plain socket at its other end."""
     mine, peer = socket.socketpair(socket.AF_UNIX, kind)
-    with mine, peer, conduit.Conduit.from_conn(mine) as link:
+    with mine, peer, driver.Conduit.from_conn(mine) as link:
         mine.close()
         yield link, peer
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivers import only_blocking
 from helpers import content, is_open, is_private, memory
 from sides import ALL_KINDS, beside, close_all, files, identity
 
@@ -327,6 +328,7 @@ def test_an_item_whose_close_fails_is_reported_once_all_others_are_closed(ends: 
         assert len(message.fds) == 5
 
 
+@only_blocking
 def test_an_exception_of_a_close_that_is_no_error_leaves_nothing_unclosed(ends: Ends) -> None:
     one, other = ends
     interrupted = Holder(memory())

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from drivers import only_blocking
 from helpers import is_open, is_private, memory, open_descriptors, same_file, waits
 
 import conduit
@@ -239,6 +240,7 @@ def test_a_name_is_a_string() -> None:
         Conduit(0, 5)  # type: ignore[arg-type]
 
 
+@only_blocking
 @pytest.mark.parametrize(
     ("given", "kept"), [(None, None), (0, 0.0), (0.5, 0.5), (3, 3.0), (float("inf"), float("inf"))]
 )
@@ -247,6 +249,7 @@ def test_timeout_is_kept_as_given(ends: Ends, given: float | None, kept: float |
     assert ends[0].timeout == kept
 
 
+@only_blocking
 @pytest.mark.parametrize("wrong", [-1, -0.001, float("nan"), float("-inf")])
 def test_an_impossible_timeout_is_a_value_error(ends: Ends, wrong: float) -> None:
     ends[0].timeout = 7
@@ -255,17 +258,20 @@ def test_an_impossible_timeout_is_a_value_error(ends: Ends, wrong: float) -> Non
     assert ends[0].timeout == 7
 
 
+@only_blocking
 def test_a_timeout_is_a_number(ends: Ends) -> None:
     with pytest.raises(TypeError):
         ends[0].timeout = "1"  # type: ignore[assignment]
 
 
+@only_blocking
 def test_a_timeout_changes_no_flag_of_the_socket(ends: Ends) -> None:
     for timeout in (0, 1, None):
         ends[0].timeout = timeout
         assert waits(ends[0].fileno())
 
 
+@only_blocking
 def test_a_conduit_takes_no_attribute_it_does_not_have(ends: Ends) -> None:
     with pytest.raises(AttributeError):
         ends[0].time_out = 1  # type: ignore[attr-defined]

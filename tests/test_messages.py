@@ -10,6 +10,7 @@ import time
 from types import FrameType
 
 import pytest
+from drivers import only_blocking
 from helpers import (
     PORTABLE,
     Call,
@@ -421,6 +422,7 @@ def test_closing_a_conduit_wakes_a_receive(ends: Ends) -> None:
     assert caught.value.type is ErrType.NO_FD
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_signal_handler_that_raises_ends_a_receive_and_loses_nothing(ends: Ends) -> None:
     one, other = ends

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from drivers import only_blocking
 from helpers import (
     GENEROUS,
     Call,
@@ -228,6 +229,7 @@ def assert_broken_in_the_middle(one: Conduit, other: Conduit, caught: Error, num
 
 
 @pytest.mark.hazard("B5b")
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_deadline_in_the_middle_of_a_payload_says_how_much_left_and_ends_the_sending(
     ends: Ends,
@@ -241,6 +243,7 @@ def test_a_deadline_in_the_middle_of_a_payload_says_how_much_left_and_ends_the_s
     assert_broken_in_the_middle(one, other, caught.value, number)
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_timeout_of_0_in_the_middle_of_a_payload_is_such_a_deadline(ends: Ends) -> None:
     one, other = ends
@@ -252,6 +255,7 @@ def test_a_timeout_of_0_in_the_middle_of_a_payload_is_such_a_deadline(ends: Ends
     assert_broken_in_the_middle(one, other, caught.value, number)
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_deadline_holds_for_a_whole_payload_however_steadily_it_is_read(ends: Ends) -> None:
     one, other = ends
@@ -277,6 +281,7 @@ def test_a_deadline_holds_for_a_whole_payload_however_steadily_it_is_read(ends: 
     os.close(number)
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_signal_handler_that_raises_in_the_middle_of_a_payload_ends_the_sending(
     ends: Ends,
@@ -298,6 +303,7 @@ def test_a_signal_handler_that_raises_in_the_middle_of_a_payload_ends_the_sendin
 
 
 @pytest.mark.hazard("B5b")
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_signal_in_the_middle_of_a_payload_does_not_disturb_it(ends: Ends) -> None:
     one, other = ends
@@ -361,6 +367,7 @@ def test_a_peer_that_dies_in_the_middle_of_a_payload_is_reported_with_what_left(
     os.close(number)
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_a_deadline_before_anything_left_leaves_the_conduit_whole(ends: Ends) -> None:
     one, other = ends
@@ -400,6 +407,7 @@ def test_payloads_sent_by_several_threads_never_interleave(ends: Ends) -> None:
     assert sorted(seen) == [bytes([letter]) for letter in letters]
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_who_waits_for_another_threads_payload_waits_no_longer_than_its_deadline(
     ends: Ends,
@@ -434,6 +442,7 @@ def test_a_new_timeout_holds_for_the_next_call_and_cuts_off_none_under_way(ends:
     call.result()
 
 
+@only_blocking
 @pytest.mark.parametrize("kind", STREAM)
 def test_waiting_for_another_thread_and_for_the_socket_counts_as_one_wait(ends: Ends) -> None:
     one, other = ends

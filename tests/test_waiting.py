@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from drivers import only_blocking
 from helpers import (
     GENEROUS,
     Call,
@@ -97,6 +98,7 @@ def test_sending_ends_at_the_deadline_and_nothing_is_lost(ends: Ends) -> None:
         assert arrived.read() == b"mine"
 
 
+@only_blocking
 def test_a_deadline_counts_for_the_whole_call_whatever_interrupts_it(ends: Ends) -> None:
     ends[0].timeout = 0.3
     ticks = []
@@ -137,6 +139,7 @@ def test_a_timeout_of_zero_takes_and_sends_what_is_ready(ends: Ends) -> None:
         assert arrived.read() == b"ready"
 
 
+@only_blocking
 def test_a_huge_timeout_is_waited_for(ends: Ends) -> None:
     for timeout in (1e9, 1e18, float("inf")):
         ends[0].timeout = timeout
@@ -179,6 +182,23 @@ def test_a_non_blocking_socket_is_waited_for(wired: Wired) -> None:
         assert arrived.read() == b"waited"
 
 
+@only_blocking
+def test_waiting_changes_no_flag(wired: Wired) -> None:
+    link, peer = wired
+    call = Call(link.receive_fd)
+    assert call.is_waiting()
+    assert waits(link.fileno())
+    number = memory()
+    send(peer, [number])
+    os.close(call.result())
+    queued = fill(link.fileno())
+    sending = Call(link.transfer_fd, number)
+    assert sending.is_waiting()
+    assert waits(link.fileno())
+    drain(peer.fileno(), queued)
+    sending.result()
+
+
 @pytest.mark.hazard("F18")
 def test_a_sharer_that_flips_o_nonblock_changes_nothing(wired: Wired) -> None:
     link, peer = wired
@@ -213,6 +233,7 @@ def test_receive_timeouts_of_the_socket_itself_change_nothing(wired: Wired) -> N
 # Other threads
 
 
+@only_blocking
 def test_a_blocked_call_lets_other_threads_run(ends: Ends) -> None:
     receiving = Call(ends[1].receive_fd)
     assert receiving.is_waiting()
@@ -289,6 +310,7 @@ def test_close_of_a_borrowed_number_wakes_and_takes_nothing(kind: int) -> None:
             assert arrived.read() == b"for the next"
 
 
+@only_blocking
 def test_close_wakes_a_receiver_for_which_there_was_no_descriptor_to_be_woken_by(
     ends: Ends,
 ) -> None:
@@ -391,6 +413,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.hazard("CY1")
+@only_blocking
 @pytest.mark.parametrize("name", RECEIVERS)
 def test_ctrl_c_ends_a_receiver(ends: Ends, name: str) -> None:
     interrupting = interrupt_once_polling(signal.SIGINT)
@@ -403,6 +426,7 @@ def test_ctrl_c_ends_a_receiver(ends: Ends, name: str) -> None:
 
 
 @pytest.mark.hazard("CY1")
+@only_blocking
 def test_ctrl_c_ends_a_sender_and_nothing_is_lost(ends: Ends) -> None:
     queued = fill(ends[0].fileno())
     number = memory(b"mine")
@@ -418,6 +442,7 @@ def test_ctrl_c_ends_a_sender_and_nothing_is_lost(ends: Ends) -> None:
 
 
 @pytest.mark.hazard("F1")
+@only_blocking
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_handler_that_returns_lets_the_call_wait_on(ends: Ends, restart: bool) -> None:
     def transmit(*_: Any) -> None:
@@ -432,6 +457,7 @@ def test_a_handler_that_returns_lets_the_call_wait_on(ends: Ends, restart: bool)
 
 
 @pytest.mark.hazard("Y3")
+@only_blocking
 def test_a_signal_that_another_thread_took_is_seen_by_the_main_thread(ends: Ends) -> None:
     native = threading.get_native_id()
 
@@ -445,6 +471,7 @@ def test_a_signal_that_another_thread_took_is_seen_by_the_main_thread(ends: Ends
     call.result()
 
 
+@only_blocking
 def test_a_handler_that_closes_the_conduit_ends_the_call(ends: Ends) -> None:
     number = ends[0].fileno()
     with handling(signal.SIGUSR1, lambda *_: ends[0].close()):
@@ -481,6 +508,7 @@ def test_a_number_reused_by_a_handler_is_not_read_by_the_old_call(kind: int) -> 
 
 
 @pytest.mark.hazard("F1b")
+@only_blocking
 def test_a_storm_of_signals_loses_no_message(ends: Ends) -> None:
     def transmit() -> None:
         for i in range(2000):
@@ -503,6 +531,7 @@ def test_a_storm_of_signals_loses_no_message(ends: Ends) -> None:
 
 
 @pytest.mark.hazard("S1")
+@only_blocking
 def test_a_child_that_closes_does_not_disturb_the_parent(ends: Ends) -> None:
     receiving = Call(ends[0].receive_fd)
     assert receiving.is_waiting()
@@ -538,6 +567,7 @@ def test_a_child_that_drops_its_conduits_does_not_disturb_the_parent(kind: int) 
         end.close()
 
 
+@only_blocking
 def test_a_child_closes_its_own_copy_though_a_thread_of_the_parent_waits(ends: Ends) -> None:
     receiving = Call(ends[0].receive_fd)
     assert receiving.is_waiting()
@@ -554,6 +584,7 @@ def test_a_child_closes_its_own_copy_though_a_thread_of_the_parent_waits(ends: E
     os.close(receiving.result())
 
 
+@only_blocking
 def test_parent_and_child_talk_over_a_pair(ends: Ends) -> None:
     def child() -> None:
         ends[0].close()
@@ -568,6 +599,7 @@ def test_parent_and_child_talk_over_a_pair(ends: Ends) -> None:
 
 
 @pytest.mark.hazard("Y4")
+@only_blocking
 def test_a_child_can_wait_and_be_woken_by_its_own_close(ends: Ends) -> None:
     receiving = Call(ends[0].receive_fd)
     assert receiving.is_waiting()
@@ -587,6 +619,7 @@ def test_a_child_can_wait_and_be_woken_by_its_own_close(ends: Ends) -> None:
 
 
 @pytest.mark.hazard("Y4")
+@only_blocking
 def test_a_child_can_send_though_a_thread_of_the_parent_held_the_turn(ends: Ends) -> None:
     fill(ends[0].fileno())
     number = memory(b"the parent's")
@@ -610,6 +643,7 @@ def test_a_child_can_send_though_a_thread_of_the_parent_held_the_turn(ends: Ends
     os.close(number)
 
 
+@only_blocking
 def test_a_fork_in_a_signal_handler_leaves_both_usable(ends: Ends) -> None:
     statuses: list[int] = []
 

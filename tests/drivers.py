@@ -1,0 +1,176 @@
+"""The conduits of a test: blocking, or on one of three event loops, behind the same names.
+
+A test that takes the fixture ``driver``, or ``ends`` or ``wired`` that come of it, runs once with
+each. One that is about threads, signals or the ``timeout`` of the blocking class says so with
+``@only_blocking``, and so can a whole module.
+"""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import Any, Self, TypeVar, cast
+
+import anyio
+import anyio.from_thread
+import pytest
+from helpers import ELSEWHERE
+
+import conduit
+from conduit.aio import AsyncConduit, AsyncListener
+from conduit.errors import ErrType, from_errno
+
+T = TypeVar("T")
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},
+    "trio": {"backend": "trio"},
+}
+"""The event loops by name, each as anyio takes it."""
+
+BLOCKING = "blocking"
+
+only_blocking = pytest.mark.parametrize("driver", [BLOCKING], indirect=True)
+"""For a test whose meaning is of the blocking class alone."""
+
+AT_ONCE = 0.02
+"""Seconds in which a call ends that need not wait. A loop has no deadline that is over at once:
+such a call is cancelled wherever it lets other tasks run, be its message there or not."""
+
+
+class Driver:
+    """The classes to make conduits of: here the blocking ones."""
+
+    Conduit: type[conduit.Conduit] = conduit.Conduit
+    Listener: type[conduit.Listener] = conduit.Listener
+
+
+class LoopDriver(Driver):
+    """An event loop in a thread of its own, and classes that call coroutines there and wait.
+
+    They stand in for the blocking classes. In a forked child, which has no such thread, what they
+    made is the blocking conduit beneath.
+    """
+
+    def __init__(self, loop: str, stack: ExitStack) -> None:
+        portal = anyio.from_thread.start_blocking_portal(**LOOPS[loop])
+        self._portal = stack.enter_context(portal)
+        self.Conduit = cast(type[conduit.Conduit], _Conduits(self))
+        self.Listener = cast(type[conduit.Listener], partial(_Listener, self))
+
+    def call(
+        self,
+        function: Callable[..., Awaitable[T]],
+        timeout: float | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> T:
+        """Await a coroutine function on the loop, no longer than the timeout of a conduit."""
+        result: list[T] = []
+        deadline = None if timeout is None else max(timeout, AT_ONCE)
+
+        async def run() -> None:
+            with anyio.move_on_after(deadline):
+                # No other place may hold the result: it is the test's to drop.
+                result.append(await function(*args, **kwargs))
+
+        ending = self._portal.start_task_soon(run)
+        ELSEWHERE[threading.get_native_id()] = self.settle
+        try:
+            ending.result()
+        finally:
+            del ELSEWHERE[threading.get_native_id()]
+        if result:
+            return result.pop()
+        code = errno.ETIMEDOUT if timeout else errno.EAGAIN
+        raise from_errno(code, ErrType.FAILED_TRANSFER, "on a loop", "the deadline passed")
+
+    def settle(self) -> None:
+        """Return once all tasks of the loop wait for something."""
+        self._portal.call(anyio.wait_all_tasks_blocked)
+
+    def run(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function in the loop's thread."""
+        return self._portal.call(partial(function, *args, **kwargs))
+
+
+class _Face:
+    """What the facades of AsyncConduit and AsyncListener share: attributes, passed on."""
+
+    def __init__(
+        self, driver: LoopDriver, inner: Any, blocking: Any, timeout: float | None
+    ) -> None:
+        self._driver, self._inner, self._blocking = driver, inner, blocking
+        self._process = os.getpid()
+        self.timeout = timeout
+
+    def __getattr__(self, name: str) -> Any:
+        if os.getpid() != self._process:
+            if isinstance(self._blocking, conduit.Conduit) and not self._blocking.closed:
+                self._blocking.timeout = self.timeout
+            return getattr(self._blocking, name)
+        attribute = getattr(self._inner, "aclose" if name == "close" else name)
+        return (
+            partial(self._call, attribute) if inspect.iscoroutinefunction(attribute) else attribute
+        )
+
+    def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+        bare = [arg._inner if isinstance(arg, _Face) else arg for arg in args]
+        return self._driver.call(method, self.timeout, *bare, **kwargs)
+
+    def __repr__(self) -> str:
+        return repr(self._inner)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+class _Conduits:
+    """What stands in for the class `Conduit`: its constructors."""
+
+    def __init__(self, driver: LoopDriver) -> None:
+        self._driver = driver
+
+    def _face(self, inner: AsyncConduit, timeout: float | None = None) -> _Face:
+        return _Face(self._driver, inner, inner._conduit, timeout)
+
+    def __call__(self, *args: Any) -> _Face:
+        return self._face(self._driver.run(AsyncConduit, *args))
+
+    def pair(self, **kwargs: Any) -> tuple[_Face, ...]:
+        return tuple(map(self._face, self._driver.run(AsyncConduit.pair, **kwargs)))
+
+    def from_conn(self, conn: Any, **kwargs: Any) -> _Face:
+        return self._face(self._driver.run(AsyncConduit.from_conn, conn, **kwargs))
+
+    def connect(self, path: Any, *, timeout: float | None = None, **kwargs: Any) -> Any:
+        if os.getpid() != _PROCESS:
+            return conduit.Conduit.connect(path, timeout=timeout, **kwargs)
+        link = self._driver.call(AsyncConduit.connect, timeout, path, **kwargs)
+        return self._face(link, timeout)
+
+
+class _Listener(_Face):
+    """What stands in for the class `Listener`."""
+
+    def __init__(self, driver: LoopDriver, path: Any, **kwargs: Any) -> None:
+        inner = driver.run(AsyncListener, path, **kwargs)
+        super().__init__(driver, inner, inner._listener, None)
+
+    def accept(self, timeout: float | None = None) -> Any:
+        if os.getpid() != self._process:
+            return self._blocking.accept(timeout)
+        link = self._driver.call(self._inner.accept, timeout)
+        return _Face(self._driver, link, link._conduit, None)
+
+
+_PROCESS = os.getpid()
