@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 from helpers import (
     GENEROUS,
+    PORTABLE,
     Call,
     as_int,
     borrowed,
@@ -173,19 +174,19 @@ def test_a_descriptor_that_comes_out_of_band_arrives_in_its_place(wired: Wired, 
         assert link.receive().data == b"\0"
     number = memory(b"urgent")
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, as_int(number))]
-    peer.send(b"be")
+    peer.send(b"in ")
     try:
-        peer.sendmsg([b"f"], rights, socket.MSG_OOB)
+        peer.sendmsg([b"p"], rights, socket.MSG_OOB)
     except OSError as exc:
         pytest.skip(f"this system has no out-of-band bytes on Unix sockets: {exc}")
     os.close(number)
-    peer.send(b"ore")
+    peer.send(b"lace")
     received, arrived = b"", list[Descriptor]()
-    while len(received) < 6:
+    while len(received) < 8:
         message = link.receive()
         received += message.data
         arrived += message.fds
-    assert received == b"before"
+    assert received == b"in place"
     [descriptor] = arrived
     assert content(descriptor.fileno()) == b"urgent"
     descriptor.close()
@@ -415,7 +416,12 @@ def close_the_conduit(link: Conduit) -> None:
         close_a_message,
         drop_a_message,
         refuse_a_message,
-        have_no_room,
+        pytest.param(
+            have_no_room,
+            marks=pytest.mark.skipif(
+                PORTABLE, reason="received with the GIL, so that no child is made meanwhile"
+            ),
+        ),
         close_the_conduit,
     ],
 )
@@ -1097,8 +1103,8 @@ def test_a_peer_outside_this_namespace_of_processes_has_no_pid(path: str) -> Non
 # The process
 
 
-SYSTEM_CALLS = {"x86_64": (53, 288), "aarch64": (199, 242)}
-"""socketpair and accept4."""
+SYSTEM_CALLS = {"x86_64": (53, 43, 288), "aarch64": (199, 202, 242)}
+"""socketpair, accept and accept4."""
 
 
 @pytest.mark.hazard("G1")
@@ -1108,10 +1114,11 @@ SYSTEM_CALLS = {"x86_64": (53, 288), "aarch64": (199, 242)}
 )
 def test_a_full_system_is_told_apart_and_stops_no_transfer(path: str, ends: Ends) -> None:
     def fail_with(code: int) -> Iterator[bytes]:
-        pair, accept = SYSTEM_CALLS[platform.machine()]
+        pair, accept, accept4 = SYSTEM_CALLS[platform.machine()]
         yield struct.pack("HBBI", 0x20, 0, 0, 0)  # load the number of the call
-        yield struct.pack("HBBI", 0x15, 1, 0, pair)
-        yield struct.pack("HBBI", 0x15, 0, 1, accept)
+        yield struct.pack("HBBI", 0x15, 2, 0, pair)
+        yield struct.pack("HBBI", 0x15, 1, 0, accept)
+        yield struct.pack("HBBI", 0x15, 0, 1, accept4)
         yield struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | code)  # SECCOMP_RET_ERRNO
         yield struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
 
@@ -1121,7 +1128,7 @@ def test_a_full_system_is_told_apart_and_stops_no_transfer(path: str, ends: Ends
         # What cannot be had in earnest without harm to the whole system: every call that needs
         # a new open file fails as it does when fs.file-max is reached.
         rules = ctypes.create_string_buffer(b"".join(fail_with(errno.ENFILE)))
-        program = struct.pack("HxxxxxxP", 5, ctypes.addressof(rules))
+        program = struct.pack("HxxxxxxP", 6, ctypes.addressof(rules))
         system("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
         system("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
         attempts: list[Callable[[], object]] = [Conduit.pair, lambda: listener.accept(GENEROUS)]
