@@ -141,6 +141,7 @@ def test_a_peer_killed_once_connected_is_accepted_and_gone(path: str, kind: int)
             assert_gone(link)
 
 
+@pytest.mark.hazard("R5b")
 def test_a_listener_killed_before_it_accepts_destroys_what_was_sent(path: str, kind: int) -> None:
     """R5b."""
     kept: list[Listener] = []
@@ -159,6 +160,7 @@ def test_a_listener_killed_before_it_accepts_destroys_what_was_sent(path: str, k
         again.accept(GENEROUS).close()
 
 
+@pytest.mark.hazard("F23")
 @pytest.mark.parametrize("unread", [0, 3])
 def test_what_a_peer_sent_before_it_was_killed_arrives(ends: Ends, unread: int) -> None:
     """F22, F23 and, where it left something unread, D5."""
@@ -213,6 +215,7 @@ def test_a_peer_killed_while_it_waits_for_a_message_is_gone(ends: Ends) -> None:
     assert_gone(mine)
 
 
+@pytest.mark.hazard("F24", "S6")
 def test_a_peer_killed_before_it_received_takes_what_was_sent_with_it(ends: Ends) -> None:
     """F24: to send is not to deliver."""
     mine, its = ends
@@ -358,6 +361,7 @@ def rain(handler: Callable[..., None], interval: float = 2e-4) -> Iterator[None]
             signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+@pytest.mark.hazard("F1b")
 @pytest.mark.parametrize("timeout", [0.05, 0.3])
 @pytest.mark.parametrize("sending", [True, False], ids=["sending", "receiving"])
 def test_a_rain_of_signals_moves_no_deadline(ends: Ends, timeout: float, sending: bool) -> None:
@@ -378,6 +382,7 @@ def test_a_rain_of_signals_moves_no_deadline(ends: Ends, timeout: float, sending
     os.close(number)
 
 
+@pytest.mark.hazard("P2")
 def test_handlers_that_raise_leave_no_received_descriptor_behind(ends: Ends) -> None:
     """P2: what arrived is with the caller or closed, whenever the handler raises."""
     mine, its = ends
@@ -516,6 +521,7 @@ def compiled(directory: Path, name: str, source: str, *options: str) -> Path:
     return made
 
 
+@pytest.mark.hazard("F6")
 def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) -> None:
     """F6: nor any that the library makes for itself."""
     looker = compiled(tmp_path, "looker", LOOKER)
@@ -708,6 +714,7 @@ with listener.accept(), client, listener:
 """
 
 
+@pytest.mark.hazard("G1")
 def test_a_system_without_room_for_files_is_told_apart_from_a_full_process(
     tmp_path: Path, path: str
 ) -> None:
@@ -719,6 +726,7 @@ def test_a_system_without_room_for_files_is_told_apart_from_a_full_process(
     assert run.stdout.splitlines() == [f"NO_FD {errno.ENFILE} True"] * 3
 
 
+@pytest.mark.hazard("L3", "R2")
 def test_too_many_descriptors_on_their_way_is_told_and_everything_stays(kind: int) -> None:
     """R2."""
 
@@ -764,6 +772,7 @@ def test_too_many_descriptors_on_their_way_is_told_and_everything_stays(kind: in
 # Races
 
 
+@pytest.mark.hazard("F4", "P14")
 def test_close_in_the_middle_of_calls_touches_no_foreign_descriptor(kind: int) -> None:
     """F4, G5, F30: others open and close files meanwhile, under the numbers that get free."""
     generator = random.Random(kind)

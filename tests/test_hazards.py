@@ -11,14 +11,13 @@ import fcntl
 import itertools
 import mmap
 import os
-import platform
 import resource
 import select
 import signal
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -1101,49 +1100,6 @@ def test_a_peer_outside_this_namespace_of_processes_has_no_pid(path: str) -> Non
 
 
 # The process
-
-
-SYSTEM_CALLS = {"x86_64": (53, 43, 288), "aarch64": (199, 202, 242)}
-"""socketpair, accept and accept4."""
-
-
-@pytest.mark.hazard("G1")
-@pytest.mark.skipif(
-    platform.machine() not in SYSTEM_CALLS or sys.platform != "linux",
-    reason="the numbers of the system calls are not known here",
-)
-def test_a_full_system_is_told_apart_and_stops_no_transfer(path: str, ends: Ends) -> None:
-    def fail_with(code: int) -> Iterator[bytes]:
-        pair, accept, accept4 = SYSTEM_CALLS[platform.machine()]
-        yield struct.pack("HBBI", 0x20, 0, 0, 0)  # load the number of the call
-        yield struct.pack("HBBI", 0x15, 2, 0, pair)
-        yield struct.pack("HBBI", 0x15, 1, 0, accept)
-        yield struct.pack("HBBI", 0x15, 0, 1, accept4)
-        yield struct.pack("HBBI", 0x06, 0, 0, 0x00050000 | code)  # SECCOMP_RET_ERRNO
-        yield struct.pack("HBBI", 0x06, 0, 0, 0x7FFF0000)  # SECCOMP_RET_ALLOW
-
-    def work() -> None:
-        listener = Listener(path)
-        client = Conduit.connect(path)
-        # What cannot be had in earnest without harm to the whole system: every call that needs
-        # a new open file fails as it does when fs.file-max is reached.
-        rules = ctypes.create_string_buffer(b"".join(fail_with(errno.ENFILE)))
-        program = struct.pack("HxxxxxxP", 6, ctypes.addressof(rules))
-        system("prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-        system("prctl", 22, 2, program, 0, 0)  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
-        attempts: list[Callable[[], object]] = [Conduit.pair, lambda: listener.accept(GENEROUS)]
-        for attempt in attempts:
-            with pytest.raises(Error) as caught:
-                attempt()
-            assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.ENFILE)
-            assert "fs.file-max" in str(caught.value)
-        ends[0].transfer_fd(memory(b"sent"))
-        with ends[1].receive_file() as arrived:
-            assert arrived.read() == b"sent"
-        client.close()
-
-    assert in_child(work) == 0
-    os.unlink(path)
 
 
 @pytest.mark.hazard("CY3")

@@ -86,6 +86,7 @@ def test_no_import_turns_the_gil_on() -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.hazard("FT")
 def test_every_message_of_many_threads_arrives_once_and_whole(ends: Ends) -> None:
     sent: list[str] = []
     arrived: list[str] = []
@@ -117,6 +118,7 @@ def test_every_message_of_many_threads_arrives_once_and_whole(ends: Ends) -> Non
     assert Counter(arrived) == Counter(sent)
 
 
+@pytest.mark.hazard("C6")
 def test_long_payloads_of_many_threads_are_not_mixed() -> None:
     one, other = Conduit.pair()
     size = 300_000
@@ -162,6 +164,7 @@ def test_long_payloads_of_many_threads_are_not_mixed() -> None:
     assert sum(marks.values()) == storm.rounds["transfer"] > 5
 
 
+@pytest.mark.hazard("FT")
 def test_closing_races_every_call_and_no_foreign_number_is_touched(kind: int) -> None:
     storm = Storm(2 * SECONDS)
     lock = threading.Lock()
