@@ -13,11 +13,16 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers import GENEROUS, Call, content, is_open, memory, run_python
+from helpers import GENEROUS, TRACED, Call, content, is_open, memory, run_python
 from sides import identity
 
 import conduit
 from conduit import Conduit, Descriptor, Error, ErrType
+
+pytestmark = pytest.mark.skipif(
+    TRACED,
+    reason="between two traced lines the GIL may change hands, which it never does otherwise",
+)
 
 SECONDS = 1.5
 """How long each storm lasts."""
