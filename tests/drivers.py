@@ -111,18 +111,18 @@ class _Face:
         self.timeout = timeout
 
     def __getattr__(self, name: str) -> Any:
-        if os.getpid() != self._process:
-            if isinstance(self._blocking, conduit.Conduit) and not self._blocking.closed:
-                self._blocking.timeout = self.timeout
-            return getattr(self._blocking, name)
         attribute = getattr(self._inner, "aclose" if name == "close" else name)
-        return (
-            partial(self._call, attribute) if inspect.iscoroutinefunction(attribute) else attribute
-        )
+        if not inspect.iscoroutinefunction(attribute):
+            return attribute
+        return partial(self._call, name, attribute)
 
-    def _call(self, method: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any) -> Any:
+    def _call(self, name: str, method: Callable[..., Awaitable[Any]], *args: Any, **kw: Any) -> Any:
+        if os.getpid() != self._process:
+            if isinstance(self._blocking, conduit.Conduit):
+                self._blocking.timeout = self.timeout
+            return getattr(self._blocking, name)(*args, **kw)
         bare = [arg._inner if isinstance(arg, _Face) else arg for arg in args]
-        return self._driver.call(method, self.timeout, *bare, **kwargs)
+        return self._driver.call(method, self.timeout, *bare, **kw)
 
     def __repr__(self) -> str:
         return repr(self._inner)
