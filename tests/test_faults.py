@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivers import Driver
 from helpers import (
     GENEROUS,
     PORTABLE,
@@ -55,6 +56,12 @@ LONG_PAYLOAD = b"payload!" * (1 << 18)
 
 
 # The peer is killed
+
+
+@pytest.fixture
+def driver() -> Driver:
+    """Threads, signals and dying processes are what the blocking classes must bear."""
+    return Driver()
 
 
 class Doomed:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from drivers import Driver
 from helpers import GENEROUS, TRACED, Call, content, is_open, memory, run_python
 from sides import identity
 
@@ -28,6 +29,12 @@ SECONDS = 1.5
 """How long each storm lasts."""
 
 Ends = tuple[Conduit, Conduit]
+
+
+@pytest.fixture
+def driver() -> Driver:
+    """Threads, signals and dying processes are what the blocking classes must bear."""
+    return Driver()
 
 
 class Storm:
