@@ -390,7 +390,7 @@ def test_beginning_anew_with_another_number_meets_no_call_under_way() -> None:
 
     def begin() -> None:
         with contextlib.suppress(Error):
-            borrowed.__init__(mine.fileno(), "again")  # type: ignore[misc]
+            borrowed.__init__(mine.fileno(), "again")
             borrowed.timeout = 0.0005
 
     def receive() -> None:
