@@ -30,8 +30,13 @@ from dataclasses import dataclass
 from multiprocessing import reduction
 from pathlib import Path
 from time import perf_counter_ns
+from typing import Any
+
+import anyio
+from anyio.abc import UNIXSocketStream
 
 import conduit
+from conduit.aio import AsyncConduit
 
 # Takes a number of iterations and returns how many nanoseconds they took in all.
 Round = Callable[[int], int]
@@ -39,10 +44,19 @@ Round = Callable[[int], int]
 FLOOR = "C floor"
 STDLIB = "send_fds/recv_fds"
 OURS = "conduit"
+ANYIO = "anyio's send_fds/receive_fds"
+
+# As anyio takes them, with the most that conduit's time may be of anyio's there.
+LOOPS: dict[str, tuple[dict[str, Any], float]] = {
+    "asyncio": ({"backend": "asyncio"}, 0.5),
+    "uvloop": ({"backend": "asyncio", "backend_options": {"use_uvloop": True}}, 0.5),
+    "trio": ({"backend": "trio"}, 0.7),
+}
 
 LEGEND = """\
 x floor     time relative to the same system calls made from C; in brackets, the most it may be
-x send_fds  time relative to socket.send_fds and recv_fds with the same closes; likewise
+x send_fds  time relative to socket.send_fds and recv_fds with the same closes (on an event loop,
+            to anyio's); likewise
 us          median time of one iteration in microseconds; then its quartiles over the rounds
 One descriptor: duplicate, send, close what was sent, receive, close what came.
 Batches: one descriptor named N times in one message and shared (keep=True), so that no side
@@ -57,6 +71,7 @@ class Comparison:
     contestants: dict[str, Round]
     most_of_floor: float | None = None
     most_of_stdlib: float | None = None
+    stdlib: str = STDLIB
 
 
 @dataclass(frozen=True)
@@ -242,6 +257,44 @@ def batch(setting: Setting, count: int, most_of_floor: float | None = None) -> C
     )
 
 
+def on_a_loop(setting: Setting, loop: str) -> Comparison:
+    """Compare one transfer_fd and receive_fd on an event loop with anyio's own."""
+    fd = setting.opened("/dev/null")
+    options, most = LOOPS[loop]
+
+    async def ours(iterations: int) -> int:
+        one, other = AsyncConduit.pair()
+        async with one, other:
+            began = perf_counter_ns()
+            for _ in range(iterations):
+                await one.transfer_fd(os.dup(fd))
+                os.close(await other.receive_fd())
+            return perf_counter_ns() - began
+
+    async def theirs(iterations: int) -> int:
+        ends = socket.socketpair()
+        one, other = [await UNIXSocketStream.from_socket(end) for end in ends]
+        async with one, other:
+            began = perf_counter_ns()
+            for _ in range(iterations):
+                copy = os.dup(fd)
+                await one.send_fds(b"\0", [copy])
+                os.close(copy)
+                _, (arrived,) = await other.receive_fds(1, 1)
+                os.close(arrived)
+            return perf_counter_ns() - began
+
+    return Comparison(
+        f"On {loop}: transfer_fd and receive_fd",
+        {
+            OURS: lambda iterations: anyio.run(ours, iterations, **options),
+            ANYIO: lambda iterations: anyio.run(theirs, iterations, **options),
+        },
+        most_of_stdlib=most,
+        stdlib=ANYIO,
+    )
+
+
 def comparisons(setting: Setting) -> list[Comparison]:
     """Return all comparisons, in the order of the table."""
     return [
@@ -250,6 +303,7 @@ def comparisons(setting: Setting) -> list[Comparison]:
         one_file(setting),
         batch(setting, 16),
         batch(setting, 253, most_of_floor=1.15),
+        *[on_a_loop(setting, loop) for loop in LOOPS],
     ]
 
 
@@ -302,7 +356,7 @@ def print_comparison(comparison: Comparison, times: dict[str, list[float]]) -> N
     print(f"\n{comparison.title}")
     for name, series in times.items():
         of_floor = ratio(times, name, FLOOR, comparison.most_of_floor)
-        of_stdlib = ratio(times, name, STDLIB, comparison.most_of_stdlib)
+        of_stdlib = ratio(times, name, comparison.stdlib, comparison.most_of_stdlib)
         first, median, third = statistics.quantiles(series, n=4, method="inclusive")
         print(f"{of_floor:<15}{of_stdlib:<15}{median:>8.2f}  {first:>7.2f} - {third:<7.2f}  {name}")
 
