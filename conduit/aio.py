@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_STRIDE = 32
+_STRIDE = 64
 """How many calls that need not wait a conduit lets pass before one lets other tasks run."""
 
 _BACKLOG_PAUSE = 0.01
@@ -59,6 +59,8 @@ _BACKLOG_PAUSE = 0.01
 
 class _Direction:
     """The calls of one direction of a socket: whose turn it is, and when other tasks are due."""
+
+    __slots__ = ("_conduit", "_passed", "_queued", "_turn", "_wait_for")
 
     def __init__(self, conduit: Conduit, wait: Callable[[Any], Awaitable[None]]) -> None:
         self._conduit = conduit
@@ -79,6 +81,18 @@ class _Direction:
                 return attempt()
             except WouldBlockError:
                 pass
+        return await self.queue(attempt)
+
+    async def queue(self, attempt: Callable[[], _T]) -> _T:
+        """Go on as `call` does, for who may not go ahead or has tried in vain."""
+        if self._passed >= _STRIDE and not self._queued:
+            self._passed = 0
+            await checkpoint()
+            if not self._queued:
+                try:
+                    return attempt()
+                except WouldBlockError:
+                    pass
         async with self.turn():
             while True:
                 try:
@@ -148,7 +162,7 @@ class AsyncConduit:
     the middle breaks the stream: the conduit then sends no more.
 
     A call that need not wait returns without letting other tasks run, but now and then one does
-    (every 32nd at the latest), and is where cancellation comes.
+    (every 64th at the latest), and is where cancellation comes.
     """
 
     def __init__(self, conduit: Conduit | int, name: str = "") -> None:
@@ -158,6 +172,9 @@ class AsyncConduit:
         self._conduit = conduit
         self._sending = _Direction(conduit, anyio.wait_writable)
         self._receiving = _Direction(conduit, anyio.wait_readable)
+        # Looked up once: of a call that need not wait, a look-up is a measurable part.
+        self._transfer_fd = conduit.transfer_fd
+        self._receive_fd = conduit.receive_fd
 
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Self:
@@ -250,12 +267,10 @@ class AsyncConduit:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
         if self._sending.free():
             try:
-                self._conduit.transfer_fd(fd, keep=keep)
+                return self._transfer_fd(fd, keep=keep)
             except WouldBlockError:
                 pass
-            else:
-                return
-        await self.transfer(fd, keep=keep)
+        return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; see `Conduit.transfer_file`."""
@@ -275,7 +290,12 @@ class AsyncConduit:
 
     async def receive_fd(self) -> int:
         """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
-        return await self._receiving.call(self._conduit.receive_fd)
+        if self._receiving.free():
+            try:
+                return self._receive_fd()
+            except WouldBlockError:
+                pass
+        return await self._receiving.queue(self._receive_fd)
 
     @overload
     async def receive_file(
