@@ -183,7 +183,8 @@ def test_connecting_to_a_full_backlog_ends_at_the_deadline(
         began = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             driver.Conduit.connect(path, type=kind, timeout=0.05)
-        assert time.monotonic() - began >= 0.05
+        # The clock of a loop may count in whole milliseconds.
+        assert time.monotonic() - began >= 0.049
         with pytest.raises(WouldBlockError):
             driver.Conduit.connect(path, type=kind, timeout=0)
         call = Call(driver.Conduit.connect, path, type=kind)
@@ -230,7 +231,7 @@ def test_an_accept_ends_at_its_deadline(path: str, kind: int, driver: Driver) ->
         began = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             listener.accept(0.05)
-        assert time.monotonic() - began >= 0.05
+        assert time.monotonic() - began >= 0.049
         with pytest.raises(WouldBlockError):
             listener.accept(0)
         with driver.Conduit.connect(path, type=kind):
