@@ -29,6 +29,7 @@ except ModuleNotFoundError as exc:
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
+from conduit import objects
 from conduit._conduit import Conduit, Departure, Message, enter, leave
 from conduit._wire import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
@@ -274,10 +275,13 @@ class AsyncConduit:
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; see `Conduit.transfer_file`."""
+        # A number, which transfer() takes, is none.
+        objects.number_of(file)
         await self.transfer(file, keep=keep)
 
     async def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket; see `Conduit.transfer_conn`."""
+        objects.number_of(conn)
         await self.transfer(conn, keep=keep)
 
     async def transfer(
