@@ -49,13 +49,24 @@ def driver(request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDrive
     return Driver() if request.param == BLOCKING else start_loop(request.param)
 
 
+@pytest.fixture(params=LOOPS)
+def anyio_backend(
+    request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]
+) -> tuple[str, dict[str, Any]]:
+    """The event loop of a test that is a coroutine itself."""
+    # The first loop of a kind opens what all later ones share.
+    start_loop(request.param)
+    settings = LOOPS[request.param]
+    return settings["backend"], settings.get("backend_options", {})
+
+
 @pytest.fixture(autouse=True)
 def no_descriptor_leaks_and_nothing_hangs(
     request: pytest.FixtureRequest, terminal: int
 ) -> Iterator[None]:
-    if "driver" in request.fixturenames:
-        # What a loop has open stays, and is not the test's.
-        request.getfixturevalue("driver")
+    for loop in {"driver", "anyio_backend"}.intersection(request.fixturenames):
+        # What it has open stays, and is not the test's.
+        request.getfixturevalue(loop)
     before = open_descriptors()
     faulthandler.dump_traceback_later(PATIENCE, exit=True, file=terminal)
     yield

@@ -43,6 +43,9 @@ AT_ONCE = 0.02
 """Seconds in which a call ends that need not wait. A loop has no deadline that is over at once:
 such a call is cancelled wherever it lets other tasks run, be its message there or not."""
 
+TICK = 0.002
+"""Seconds that a loop's timer may be early: uvloop counts whole milliseconds."""
+
 
 class Driver:
     """The classes to make conduits of: here the blocking ones."""
@@ -73,7 +76,7 @@ class LoopDriver(Driver):
     ) -> T:
         """Await a coroutine function on the loop, no longer than the timeout of a conduit."""
         result: list[T] = []
-        deadline = None if timeout is None else max(timeout, AT_ONCE)
+        deadline = None if timeout is None else max(timeout, AT_ONCE) + TICK
 
         async def run() -> None:
             with anyio.move_on_after(deadline):

@@ -1,0 +1,825 @@
+"""What only an event loop has: cancellation, tasks that share a conduit, loops' own sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import trio
+from anyio.abc import SocketAttribute
+from anyio.lowlevel import checkpoint
+from helpers import (
+    GENEROUS,
+    content,
+    drain,
+    fill,
+    is_open,
+    memory,
+    open_descriptors,
+    run_python,
+    same_file,
+    send,
+)
+from sides import close_all, is_at_eof
+
+from conduit import (
+    Conduit,
+    Error,
+    ErrType,
+    Peer,
+    PeerClosedError,
+)
+from conduit.aio import AsyncConduit, AsyncListener
+
+pytestmark = pytest.mark.anyio
+
+Ends = tuple[AsyncConduit, AsyncConduit]
+
+LARGE = bytes(range(256)) * 16384
+"""4 MiB, many times what a socket's buffer takes."""
+
+only_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio", "uvloop"], indirect=True)
+only_trio = pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+
+all_blocked = anyio.wait_all_tasks_blocked
+"""Waits until every other task waits for something."""
+
+
+@pytest.fixture
+async def ends(kind: int) -> AsyncIterator[Ends]:
+    """Two connected conduits."""
+    one, other = AsyncConduit.pair(type=kind)
+    async with one, other:
+        yield one, other
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    return str(tmp_path / "socket")
+
+
+async def assert_empty(end: AsyncConduit) -> None:
+    """See that nothing is there to be received."""
+    with anyio.move_on_after(0.01), pytest.raises(PeerClosedError):
+        await end.receive()
+        raise AssertionError("something is there")
+
+
+# Cancellation
+
+
+async def take(end: AsyncConduit, method: str) -> bytes:
+    """Receive one file in any of the ways there are; what is in it."""
+    received = await getattr(end, method)()
+    if method == "receive_fd":
+        try:
+            return content(received)
+        finally:
+            os.close(received)
+    with received:
+        number = received.fds[0] if method == "receive" else received
+        return content(number.fileno())
+
+
+@pytest.mark.parametrize("method", ["receive_fd", "receive_file", "receive"])
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_receive_cancelled_as_its_message_arrives_has_it_or_leaves_it(
+    ends: Ends, method: str, ticks: int
+) -> None:
+    for round_ in range(50):
+        got: list[bytes] = []
+
+        async def receive(got: list[bytes] = got) -> None:
+            got.append(await take(ends[1], method))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            for _ in range(3):
+                await checkpoint()
+            await ends[0].transfer_fd(memory(b"%d" % round_))
+            for _ in range(ticks):
+                await checkpoint()
+            tasks.cancel_scope.cancel()
+        if not got:
+            got.append(await take(ends[1], method))
+        assert got == [b"%d" % round_]
+
+
+@only_asyncio
+@pytest.mark.parametrize("ticks", range(4))
+async def test_a_task_cancelled_as_its_message_arrives_has_it_or_leaves_it(
+    ends: Ends, ticks: int
+) -> None:
+    for round_ in range(50):
+        task = asyncio.create_task(take(ends[1], "receive_fd"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        await ends[0].transfer_fd(memory(b"%d" % round_))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            assert await task == b"%d" % round_
+            continue
+        assert await take(ends[1], "receive_fd") == b"%d" % round_
+
+
+async def wait_for(receiving: Awaitable[bytes], seconds: float) -> bytes:
+    return await asyncio.wait_for(receiving, seconds)
+
+
+async def timeout(receiving: Awaitable[bytes], seconds: float) -> bytes:
+    async with asyncio.timeout(seconds):
+        return await receiving
+
+
+@only_asyncio
+@pytest.mark.parametrize("limit", [wait_for, timeout])
+async def test_a_message_that_arrives_at_the_deadline_is_returned_or_stays(
+    ends: Ends, limit: Callable[[Awaitable[bytes], float], Awaitable[bytes]]
+) -> None:
+    loop = asyncio.get_running_loop()
+    arrived = 0
+    with Conduit(ends[0].fileno()) as sender:
+        for round_ in range(100):
+            number = memory(b"%d" % round_)
+            loop.call_later(0.001, sender.transfer_fd, number)
+            try:
+                got = await limit(take(ends[1], "receive_fd"), 0.001)
+                arrived += 1
+            except TimeoutError:
+                got = await take(ends[1], "receive_fd")
+            assert got == b"%d" % round_
+
+
+async def test_a_receive_whose_deadline_passes_leaves_the_next_message_alone(ends: Ends) -> None:
+    for _ in range(3):
+        with pytest.raises(TimeoutError), anyio.fail_after(0.01):
+            await ends[1].receive_fd()
+    await ends[0].transfer_fd(memory(b"next"))
+    assert await take(ends[1], "receive_fd") == b"next"
+
+
+async def test_a_receive_that_is_cancelled_before_it_begins_leaves_its_message(ends: Ends) -> None:
+    await ends[0].transfer_fd(memory(b"there"))
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await checkpoint()
+        await ends[1].receive_fd()
+    assert await take(ends[1], "receive_fd") == b"there"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM])
+async def test_a_send_cancelled_in_the_middle_of_a_payload_breaks_the_stream(ends: Ends) -> None:
+    one, other = ends
+    number = memory(b"kept")
+    async with anyio.create_task_group() as tasks:
+
+        async def transfer() -> None:
+            await one.transfer(number, data=LARGE)
+
+        tasks.start_soon(transfer)
+        await all_blocked()
+        tasks.cancel_scope.cancel()
+    assert content(number) == b"kept"
+    for items, data in (((number,), b""), ((), b"more")):
+        with pytest.raises(Error, match="cut off in its middle") as caught:
+            await one.transfer(*items, data=data)
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        assert caught.value.sent == 0
+    with pytest.raises(Error, match="cut off in its middle"):
+        await one.transfer_fd(number)
+    assert is_open(number)
+    os.close(number)
+    with await other.receive() as message:
+        assert len(message.fds) == 1
+    await other.transfer(data=b"the other way is whole")
+    assert (await one.receive()).data == b"the other way is whole"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM])
+async def test_who_waits_behind_a_payload_that_is_cancelled_is_told_and_sends_nothing(
+    ends: Ends,
+) -> None:
+    one, _ = ends
+    number = memory()
+    told: list[Error] = []
+
+    async def wait_behind() -> None:
+        with pytest.raises(Error, match="cut off in its middle") as caught:
+            await one.transfer(number)
+        told.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as cut_off:
+
+                async def transfer() -> None:
+                    await one.transfer(data=LARGE)
+
+                cut_off.start_soon(transfer)
+                await all_blocked()
+                tasks.start_soon(wait_behind)
+                await all_blocked()
+                scope.cancel()
+    assert [error.sent for error in told] == [0]
+    assert is_open(number)
+    os.close(number)
+
+
+@pytest.mark.parametrize("queue", [1, 3])
+async def test_a_send_cancelled_while_it_only_waited_breaks_and_moves_nothing(
+    ends: Ends, queue: int
+) -> None:
+    one, other = ends
+    queued = fill(one.fileno())
+    numbers = [memory(b"%d" % place) for place in range(queue)]
+    before = open_descriptors()
+    async with anyio.create_task_group() as tasks:
+        for number in numbers:
+            tasks.start_soon(one.transfer_fd, number)
+        await all_blocked()
+        tasks.cancel_scope.cancel()
+    assert open_descriptors() == before, "what they held meanwhile is closed"
+    drain(other.fileno(), queued)
+    for number in numbers:
+        await one.transfer_fd(number)
+        assert await take(other, "receive_fd") == b"%d" % numbers.index(number)
+
+
+async def test_a_send_cancelled_while_others_wait_lets_them_go_on(ends: Ends) -> None:
+    one, other = ends
+    queued = fill(one.fileno())
+    dropped = memory()
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as doomed:
+                doomed.start_soon(one.transfer_fd, dropped)
+                await all_blocked()
+                tasks.start_soon(one.transfer_fd, memory(b"behind"))
+                await all_blocked()
+                scope.cancel()
+        drain(other.fileno(), queued)
+        assert await take(other, "receive_fd") == b"behind"
+    assert is_open(dropped)
+    os.close(dropped)
+
+
+# Tasks that share a conduit
+
+
+async def test_each_message_goes_to_exactly_one_of_many_tasks(ends: Ends) -> None:
+    senders, receivers, each = 4, 4, 60
+    got: list[bytes] = []
+
+    async def transmit(sender: int) -> None:
+        for place in range(each):
+            await ends[0].transfer_fd(memory(b"%d:%d" % (sender, place)))
+
+    async def collect() -> None:
+        for _ in range(senders * each // receivers):
+            # One at a time, so that each waits anew.
+            got.append(await take(ends[1], "receive_fd"))  # noqa: PERF401
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(receivers):
+            tasks.start_soon(collect)
+        await all_blocked()
+        for sender in range(senders):
+            tasks.start_soon(transmit, sender)
+    assert sorted(got) == sorted(b"%d:%d" % (s, i) for s in range(senders) for i in range(each))
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM])
+async def test_payloads_of_many_tasks_never_interleave(ends: Ends) -> None:
+    one, other = ends
+    letters, size = b"abcdef", 300_000
+
+    async def transfer(letter: bytes) -> None:
+        await one.transfer(memory(letter), data=letter * size)
+
+    seen = b""
+    async with anyio.create_task_group() as tasks:
+        for letter in letters:
+            tasks.start_soon(transfer, b"%c" % letter)
+        for _ in letters:
+            with await other.receive(max_data=1) as message:
+                assert content(message.fds[0].fileno()) == message.data
+            seen += message.data
+            left = size - 1
+            while left:
+                rest = await other.receive(max_data=left)
+                assert (rest.data, rest.fds) == (message.data * len(rest.data), ())
+                left -= len(rest.data)
+    assert sorted(seen) == sorted(letters)
+
+
+async def test_one_task_sends_while_another_receives_on_the_same_end(ends: Ends) -> None:
+    one, other = ends
+
+    async def echo() -> None:
+        for _ in range(100):
+            await other.transfer_fd(await other.receive_fd())
+
+    async def transmit() -> None:
+        for place in range(100):
+            await one.transfer_fd(memory(b"%d" % place))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(echo)
+        tasks.start_soon(transmit)
+        for place in range(100):
+            assert await take(one, "receive_fd") == b"%d" % place
+
+
+async def test_who_waits_is_served_in_order(ends: Ends) -> None:
+    served: list[tuple[int, bytes]] = []
+
+    async def receive(place: int) -> None:
+        served.append((place, await take(ends[1], "receive_fd")))
+
+    async with anyio.create_task_group() as tasks:
+        for place in range(3):
+            tasks.start_soon(receive, place)
+            await all_blocked()
+        for place in range(3):
+            await ends[0].transfer_fd(memory(b"%d" % place))
+    assert served == [(place, b"%d" % place) for place in range(3)]
+
+
+# Closing
+
+
+async def assert_woken(calls: Sequence[Callable[[], Awaitable[object]]], close: Any) -> None:
+    """See that each call waits until it is closed, and is then told."""
+    told: list[Error] = []
+
+    async def run(call: Callable[[], Awaitable[object]]) -> None:
+        with pytest.raises(Error) as caught:
+            await call()
+        told.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        for call in calls:
+            tasks.start_soon(run, call)
+        await all_blocked()
+        assert not told
+        await close()
+        assert len(told) == len(calls), "they have ended once it has closed"
+    assert [error.type for error in told] == [ErrType.NO_FD] * len(calls)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_aclose_wakes_all_who_receive(ends: Ends, count: int) -> None:
+    number = ends[0].fileno()
+    await assert_woken([ends[0].receive_fd] * count, ends[0].aclose)
+    assert not is_open(number)
+    with pytest.raises(PeerClosedError):
+        await ends[1].receive()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_aclose_wakes_all_who_send_and_what_they_sent_stays_theirs(
+    ends: Ends, count: int
+) -> None:
+    fill(ends[0].fileno())
+    numbers = [memory() for _ in range(count)]
+    calls = [partial(ends[0].transfer_fd, number) for number in numbers]
+    await assert_woken(calls, ends[0].aclose)
+    assert all(map(is_open, numbers))
+    close_all(numbers)
+
+
+async def test_aclose_wakes_both_directions_at_once(ends: Ends) -> None:
+    fill(ends[0].fileno())
+    number = memory()
+    await assert_woken([lambda: ends[0].transfer_fd(number), ends[0].receive], ends[0].aclose)
+    os.close(number)
+
+
+async def test_aclose_wakes_all_who_accept(path: str, kind: int) -> None:
+    listener = AsyncListener(path, type=kind)
+    await assert_woken([listener.accept] * 3, listener.aclose)
+    assert listener.closed
+    with pytest.raises(Error, match="ENOENT"):
+        await AsyncConduit.connect(path)
+    with pytest.raises(Error, match="closed"):
+        await listener.accept()
+
+
+async def test_aclose_twice_and_of_a_cancelled_task_closes_once(ends: Ends) -> None:
+    number = ends[0].fileno()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await ends[0].aclose()
+    assert ends[0].closed
+    taken = memory()
+    assert taken == number, "the lowest free number is given out first"
+    await ends[0].aclose()
+    assert is_open(taken)
+    os.close(taken)
+    with pytest.raises(Error, match="closed") as caught:
+        await ends[0].receive()
+    assert caught.value.type is ErrType.NO_FD
+
+
+async def test_a_borrowed_number_stays_open_and_works_on_once_its_waiter_is_woken(
+    kind: int,
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with mine, peer:
+        link = AsyncConduit(mine.fileno(), "borrowed")
+        assert link.name == "borrowed"
+        await assert_woken([link.receive_fd], link.aclose)
+        async with AsyncConduit.from_file(mine) as following:
+            peer.send(b"for the next")
+            assert (await following.receive()).data == b"for the next"
+        assert is_open(mine.fileno())
+
+
+async def test_a_number_is_not_anothers_before_those_who_wait_on_it_have_ended() -> None:
+    """A loop tells only by their number apart who is to be woken by which socket."""
+    first, other = AsyncConduit.pair()
+    go = anyio.Event()
+    made: list[AsyncConduit] = []
+    got: list[bytes] = []
+
+    async def wait_in_vain() -> None:
+        with pytest.raises(Error):
+            await first.receive_fd()
+
+    async def make_another() -> None:
+        await go.wait()
+        made.extend(AsyncConduit.pair())
+        got.append(await take(made[0], "receive_fd"))
+
+    with anyio.fail_after(GENEROUS):
+        async with other, anyio.create_task_group() as tasks:
+            tasks.start_soon(wait_in_vain)
+            tasks.start_soon(make_another)
+            await all_blocked()
+            # The one who makes another is to run before the one who waited.
+            go.set()
+            await first.aclose()
+            await all_blocked()
+            await made[1].transfer_fd(memory(b"woken"))
+    assert got == [b"woken"]
+    for link in made:
+        await link.aclose()
+
+
+async def test_a_peers_end_wakes_both_directions(ends: Ends) -> None:
+    one, other = ends
+    fill(one.fileno())
+    number = memory()
+
+    async def transfer() -> None:
+        with pytest.raises(PeerClosedError):
+            await one.transfer_fd(number)
+
+    async def receive() -> None:
+        with pytest.raises(PeerClosedError):
+            await one.receive()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(transfer)
+        tasks.start_soon(receive)
+        await all_blocked()
+        await other.aclose()
+    assert is_open(number)
+    os.close(number)
+
+
+# Other tasks
+
+
+async def assert_fair(hog: Callable[[], Awaitable[object]]) -> None:
+    """See that a task which repeats a call that need not wait leaves time to others, and ends."""
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+
+            async def repeat() -> None:
+                while True:
+                    await hog()
+
+            tasks.start_soon(repeat)
+            for _ in range(100):
+                await checkpoint()
+            tasks.cancel_scope.cancel()
+
+
+async def test_a_task_that_always_finds_a_message_starves_no_other_and_sees_its_cancellation(
+    kind: int,
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with mine, peer:
+        async with AsyncConduit.from_conn(mine) as link:
+            number = memory()
+
+            async def receive() -> None:
+                send(peer, [number])
+                os.close(await link.receive_fd())
+
+            await assert_fair(receive)
+            # It may have been cancelled with its message still there.
+            with anyio.move_on_after(0.01):
+                os.close(await link.receive_fd())
+            os.close(number)
+
+
+@pytest.mark.parametrize("method", ["transfer_fd", "transfer", "transfer_conn"])
+async def test_a_task_that_can_always_send_starves_no_other_and_sees_its_cancellation(
+    kind: int, method: str
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with mine, peer:
+        async with AsyncConduit.from_conn(mine) as link:
+            item: Any = peer if method == "transfer_conn" else peer.fileno()
+
+            async def transfer() -> None:
+                await getattr(link, method)(item, keep=True)
+                data, numbers, _, _ = socket.recv_fds(peer, 1, 1)
+                close_all(numbers)
+                assert data == b"\0"
+
+            await assert_fair(transfer)
+
+
+async def test_strangers_who_come_again_and_again_starve_nobody(path: str) -> None:
+    strangers: list[Conduit] = []
+
+    def refuse(peer: Peer) -> bool:
+        # The next one is there before this one is refused.
+        strangers.append(Conduit.connect(path))
+        strangers.pop(0).close()
+        return False
+
+    async with AsyncListener(path, allow=refuse) as listener:
+        strangers.append(Conduit.connect(path))
+        await assert_fair(listener.accept)
+        strangers.pop().close()
+
+
+# What conduits are made of
+
+
+async def assert_connected(link: AsyncConduit, peer: socket.socket) -> None:
+    """See that descriptors go both ways between a conduit and a socket."""
+    number = memory(b"there")
+    send(peer, [number])
+    os.close(number)
+    assert await take(link, "receive_fd") == b"there"
+    await link.transfer_fd(memory(b"back"))
+    peer.settimeout(GENEROUS)
+    _, [number], _, _ = socket.recv_fds(peer, 1, 1)
+    assert content(number) == b"back"
+    os.close(number)
+
+
+@pytest.mark.parametrize("limit", [None, 0.0, 2.5])
+async def test_a_plain_socket_becomes_a_conduit_whatever_its_timeout(
+    kind: int, limit: float | None
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    mine.settimeout(limit)
+    with peer, AsyncConduit.from_conn(mine, name="plain")._conduit as link:
+        mine.close()
+        async with AsyncConduit(link) as again:
+            assert again.name == "plain"
+            await assert_connected(again, peer)
+
+
+@only_asyncio
+async def test_a_socket_of_an_asyncio_transport_becomes_a_conduit(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        reader, writer = await asyncio.open_unix_connection(path)
+        peer, _ = listener.accept()
+    with peer:
+        sock = writer.get_extra_info("socket")
+        assert not isinstance(sock, socket.socket)
+        async with AsyncConduit.from_conn(sock) as link:
+            # From here on the transport must not read what is sent to the conduit.
+            writer.transport.abort()
+            await checkpoint()
+            assert reader.at_eof() or reader.exception() is None
+            await assert_connected(link, peer)
+
+
+async def test_a_socket_of_an_anyio_stream_becomes_a_conduit(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        stream = await anyio.connect_unix(path)
+        peer, _ = listener.accept()
+    with peer:
+        async with AsyncConduit.from_conn(stream.extra(SocketAttribute.raw_socket)) as link:
+            await anyio.aclose_forcefully(stream)
+            # Its end was not shut down for the others who have it.
+            await assert_connected(link, peer)
+
+
+@only_trio
+async def test_a_socket_of_trio_becomes_a_conduit(kind: int) -> None:
+    mine, peer = trio.socket.socketpair(socket.AF_UNIX, kind)
+    with peer:
+        async with AsyncConduit.from_conn(mine) as link:
+            mine.close()
+            with socket.socket(fileno=os.dup(peer.fileno())) as plain:
+                await assert_connected(link, plain)
+
+
+async def test_a_blocking_conduit_becomes_an_asynchronous_one(kind: int) -> None:
+    blocking, other = Conduit.pair(type=kind)
+    blocking.timeout = 7
+    with other:
+        async with AsyncConduit(blocking) as link:
+            assert link.fileno() == blocking.fileno()
+            assert str(blocking.fileno()) in repr(link)
+            other.transfer_fd(memory(b"mixed"))
+            assert await take(link, "receive_fd") == b"mixed"
+        assert blocking.closed
+
+
+def test_what_is_made_before_its_loop_runs_works_in_it(anyio_backend: Any) -> None:
+    one, other = AsyncConduit.pair()
+
+    async def main() -> None:
+        async with one, other, anyio.create_task_group() as tasks:
+            tasks.start_soon(one.transfer_fd, memory(b"later"))
+            assert await take(other, "receive_fd") == b"later"
+
+    name, options = anyio_backend
+    anyio.run(main, backend=name, backend_options=options)
+
+
+async def test_a_conduit_travels_through_a_conduit_and_is_closed_here(ends: Ends) -> None:
+    one, other = AsyncConduit.pair()
+    async with other:
+        await ends[0].transfer_conn(one)
+        assert one.closed
+        conn = await ends[1].receive_conn()
+        async with AsyncConduit.from_conn(conn) as link:
+            conn.close()
+            await link.transfer_fd(memory(b"nested"))
+            assert await take(other, "receive_fd") == b"nested"
+
+
+async def test_a_conduit_does_not_carry_itself(ends: Ends) -> None:
+    with pytest.raises(Error, match="carry itself"):
+        await ends[0].transfer_conn(ends[0])
+    assert not ends[0].closed
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_a_number_is_no_file_and_no_socket(ends: Ends, keep: bool) -> None:
+    number: Any = memory()
+    for transfer in (ends[0].transfer_conn, ends[0].transfer_file):
+        with pytest.raises(TypeError):
+            await transfer(number, keep=keep)
+    assert is_open(number)
+    os.close(number)
+    await assert_empty(ends[1])
+
+
+# Numbers that change hands while a sender waits
+
+
+async def test_a_number_reused_while_its_sender_waits_is_left_alone(
+    ends: Ends, tmp_path: Path
+) -> None:
+    one, other = ends
+    number = memory(b"the right file")
+    innocent = memory(b"innocent")
+    queued = fill(one.fileno())
+
+    async def transfer() -> None:
+        with pytest.raises(Error, match="given to another file") as caught:
+            await one.transfer_fd(number)
+        assert caught.value.type is ErrType.FAILED_CLOSE
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(transfer)
+        await all_blocked()
+        os.dup2(innocent, number, inheritable=False)
+        drain(other.fileno(), queued)
+        assert await take(other, "receive_fd") == b"the right file"
+    assert same_file(number, innocent)
+    close_all([number, innocent])
+
+
+# Listening
+
+
+async def test_a_connection_to_a_full_backlog_waits_for_room_and_ends_at_a_deadline(
+    path: str, kind: int
+) -> None:
+    async with AsyncListener(path, type=kind, backlog=0) as listener:
+        waiting = []
+        with anyio.fail_after(GENEROUS):
+            while True:
+                with anyio.move_on_after(0.05):
+                    waiting.append(await AsyncConduit.connect(path, type=kind))
+                    continue
+                break
+        made: list[AsyncConduit] = []
+
+        async def connect() -> None:
+            made.append(await AsyncConduit.connect(path, type=kind, name="patient"))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connect)
+            for _ in range(len(waiting) + 1):
+                async with await listener.accept() as link:
+                    assert link.peer == Peer(os.getpid(), os.geteuid(), os.getegid())
+        assert [link.name for link in made] == ["patient"]
+        for link in waiting + made:
+            await link.aclose()
+
+
+async def test_a_connection_to_nothing_says_so(path: str) -> None:
+    with pytest.raises(Error) as caught:
+        await AsyncConduit.connect(path)
+    assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.ENOENT)
+
+
+async def test_an_accept_waits_past_those_who_are_refused(
+    path: str, kind: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    admitted = False
+    accepted: list[AsyncConduit] = []
+    out, into = os.pipe()
+
+    async with AsyncListener(path, type=kind, allow=lambda peer: admitted) as listener:
+
+        async def accept() -> None:
+            async with await listener.accept() as link:
+                accepted.append(link)
+                await link.transfer(data=b"welcome")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(accept)
+            async with await AsyncConduit.connect(path, type=kind) as refused:
+                await refused.transfer(into)
+                with pytest.raises(PeerClosedError):
+                    await refused.receive()
+            assert is_at_eof(out)
+            assert not accepted
+            admitted = True
+            async with await AsyncConduit.connect(path, type=kind) as welcome:
+                assert (await welcome.receive()).data == b"welcome"
+        assert repr(path) in repr(listener)
+        assert listener.path == path
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+async def test_each_connection_goes_to_one_of_many_who_accept(path: str, kind: int) -> None:
+    names: list[bytes] = []
+    async with AsyncListener(path, type=kind) as listener:
+
+        async def serve() -> None:
+            for _ in range(5):
+                async with await listener.accept() as link:
+                    names.append((await link.receive()).data)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(serve)
+            for place in range(20):
+                async with await AsyncConduit.connect(path, type=kind) as client:
+                    await client.transfer(data=b"%d" % place)
+    assert sorted(names) == sorted(b"%d" % place for place in range(20))
+
+
+# Importing
+
+
+def test_conduit_without_its_aio_imports_no_anyio() -> None:
+    program = "import sys, conduit; sys.exit(any(m in sys.modules for m in ('anyio', 'asyncio')))"
+    done = run_python(program)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_anyio_the_import_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["anyio"] = None
+try:
+    import conduit.aio
+except ImportError as exc:
+    assert exc.name == "anyio"
+    print(exc)
+"""
+    done = run_python(program)
+    assert "pip install 'net-conduit[async]'" in done.stdout, done.stderr
