@@ -400,14 +400,23 @@ def test_beginning_anew_with_another_number_meets_no_call_under_way() -> None:
             late = isinstance(exc, conduit.TransferTimeoutError)
             assert late or exc.type is ErrType.NO_FD, repr(exc)
 
-    def send() -> None:
-        peer.send(b"x")
-        time.sleep(0.0005)
+    # Until the storm is over: a receive that begins before the timeout is set waits for it.
+    over = threading.Event()
 
+    def feed() -> None:
+        while not over.wait(0.0005):
+            with contextlib.suppress(BlockingIOError):
+                peer.send(b"x", socket.MSG_DONTWAIT)
+
+    feeder = threading.Thread(target=feed)
     with mine, peer:
         storm.add(begin)
         storm.add(receive, 3)
-        storm.add(send)
-        storm.run()
+        feeder.start()
+        try:
+            storm.run()
+        finally:
+            over.set()
+            feeder.join()
         borrowed.close()
         assert is_open(mine.fileno())
