@@ -22,10 +22,10 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, ove
 
 try:
     import anyio
-except ModuleNotFoundError as exc:
+except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError(
-        "conduit.aio needs anyio: pip install 'net-conduit[async]'", name=exc.name
-    ) from exc
+        "conduit.aio needs anyio: pip install 'net-conduit[async]'", name=_missing.name
+    ) from _missing
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
