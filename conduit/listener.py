@@ -82,10 +82,11 @@ class Listener:
                 else:
                     self._inode = bind_path(sock, address, mode, backlog)
                 self.conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
-        except OSError as exc:
+        except BaseException as exc:
+            # An interrupt, too, leaves nothing behind that no object removes.
             if self._inode is not None:
                 unlink_own(self._place, self._inode)
-            if isinstance(exc, Error):
+            if isinstance(exc, Error) or not isinstance(exc, OSError):
                 raise
             code = exc.errno or errno.EINVAL
             why = None if exc.strerror == os.strerror(code) else exc.strerror
@@ -235,25 +236,33 @@ def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tupl
         the device and inode of the socket, to know it again.
     """
     _check_length(path)
-    private = tempfile.mkdtemp(prefix=b".", dir=os.path.dirname(path) or b".")
-    made, aside = os.path.join(private, b"s"), os.path.join(private, b"stale")
+    inode = None
     try:
-        with _short(private) as reachable:
-            sock.bind(os.path.join(reachable, b"s"))
-        os.chmod(made, mode)
-        if sock.type != socket.SOCK_DGRAM:
-            sock.listen(backlog)
-        if os.path.lexists(path):
-            with _alone(path):
-                _remove_stale(path, aside, sock.type)
-        _link(made, path)
-        return inode_of(made)
-    finally:
-        # By name: what walks a directory needs a descriptor, and there may be none left.
-        for name in (made, aside):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-        os.rmdir(private)
+        private = tempfile.mkdtemp(prefix=b".", dir=os.path.dirname(path) or b".")
+        made, aside = os.path.join(private, b"s"), os.path.join(private, b"stale")
+        try:
+            with _short(private) as reachable:
+                sock.bind(os.path.join(reachable, b"s"))
+            os.chmod(made, mode)
+            if sock.type != socket.SOCK_DGRAM:
+                sock.listen(backlog)
+            if os.path.lexists(path):
+                with _alone(path):
+                    _remove_stale(path, aside, sock.type)
+            inode = inode_of(made)
+            _link(made, path)
+        finally:
+            # By name: what walks a directory needs a descriptor, and there may be none left.
+            for name in (made, aside):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+            os.rmdir(private)
+        return inode
+    except BaseException:
+        # It may be linked already: an interrupt comes at any line.
+        if inode is not None:
+            unlink_own(path, inode)
+        raise
 
 
 def _link(made: bytes, path: bytes) -> None:

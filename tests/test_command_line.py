@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from helpers import GENEROUS
+from sides import wait_until_process_polls
 
 import conduit
 from conduit.run import parse_address
@@ -714,6 +715,7 @@ def test_receive_says_when_nothing_arrives(tmp_path: Path) -> None:
 
 def test_receive_ends_with_control_c(tmp_path: Path) -> None:
     process = receiving(tmp_path / "s")
+    wait_until_process_polls(process.pid)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=GENEROUS) == (b"", b"")
     assert process.returncode == 128 + signal.SIGINT

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
+import itertools
 import logging
 import os
 import shutil
 import signal
 import socket
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -28,6 +31,7 @@ from helpers import (
     interrupt_once_polling,
     is_private,
     memory,
+    not_traced,
     open_descriptors,
     room_for,
     send,
@@ -215,6 +219,38 @@ def test_a_signal_handler_that_raises_ends_a_connect(path: str) -> None:
             with pytest.raises(KeyboardInterrupt):
                 signal.setitimer(signal.ITIMER_REAL, 0.05)
                 Conduit.connect(path)
+
+
+@not_traced
+@pytest.mark.filterwarnings("ignore:unclosed <conduit.Conduit:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_a_listener_is_made_leaves_nothing_at_its_path(path: str) -> None:
+    """Whichever line it comes at: each in turn raises, as a signal handler may."""
+    lines = itertools.count()
+    due = 0
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename != inspect.getfile(Listener):
+            return None
+        if event == "line" and next(lines) == due:
+            raise KeyboardInterrupt
+        return interrupt
+
+    interrupted = True
+    while interrupted:
+        lines = itertools.count()
+        sys.settrace(interrupt)
+        try:
+            listener = Listener(path)
+        except KeyboardInterrupt:
+            assert not os.path.lexists(path)
+            due += 1
+        else:
+            interrupted = False
+        finally:
+            sys.settrace(None)
+    listener.close()
+    assert due > 20
 
 
 @pytest.mark.parametrize("wrong", [-1, float("nan")])
