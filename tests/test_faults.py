@@ -33,6 +33,7 @@ from helpers import (
     handling,
     is_open,
     memory,
+    not_traced,
     open_descriptors,
     room_for,
     run_python,
@@ -389,6 +390,7 @@ def test_a_rain_of_signals_moves_no_deadline(ends: Ends, timeout: float, sending
     os.close(number)
 
 
+@not_traced
 @pytest.mark.hazard("P2")
 def test_handlers_that_raise_leave_no_received_descriptor_behind(ends: Ends) -> None:
     """P2: what arrived is with the caller or closed, whenever the handler raises."""
@@ -439,6 +441,7 @@ def test_handlers_that_raise_leave_no_received_descriptor_behind(ends: Ends) -> 
     close_all(numbers)
 
 
+@not_traced
 def test_handlers_that_raise_leave_a_descriptor_here_or_send_it_never_both(ends: Ends) -> None:
     """Promise 1, under F1: a descriptor is the caller's still, or it has arrived."""
     mine, its = ends
