@@ -22,7 +22,7 @@ import anyio
 import pytest
 from anyio import to_thread
 from helpers import GENEROUS, Call, borrowed, is_private, open_descriptors, room_for
-from sides import NOBODY, beside, needs_root
+from sides import NOBODY, beside, needs_root, public_directory
 
 import conduit
 from conduit import takeover as module
@@ -696,18 +696,17 @@ def test_a_successor_may_come_as_soon_as_one_is_ready(path: str) -> None:
 
 
 @needs_root
-def test_another_user_cannot_reach_the_path(path: str, tmp_path: Path) -> None:
-    for directory in (tmp_path, *list(tmp_path.parents)[:3]):
-        os.chmod(directory, 0o755)
-
+def test_another_user_cannot_reach_the_path() -> None:
     def intrude() -> None:
         with pytest.raises(conduit.Error, match=r"EACCES|Permission denied"):
             Takeover(path)
 
-    with Takeover(path) as takeover:
-        takeover.ready()
-        with beside(intrude, user=NOBODY):
-            pass
+    with public_directory() as directory:
+        path = f"{directory}/control"
+        with Takeover(path) as takeover:
+            takeover.ready()
+            with beside(intrude, user=NOBODY):
+                pass
 
 
 @needs_root
