@@ -182,31 +182,38 @@ static inline int conduit_connect(int fd, const char *path, size_t length, long 
     return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 
-/* The address family of a socket; -1 and errno for anything else. */
-static inline int conduit_domain(int fd)
-{
-#ifdef SO_DOMAIN
-    int domain;
-    socklen_t size = sizeof domain;
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) ? -1 : domain;
-#else
-    struct sockaddr_storage address;
-    socklen_t size = sizeof address;
-    return getsockname(fd, (struct sockaddr *)&address, &size) ? -1 : address.ss_family;
-#endif
-}
-
-/* Make a socket fit to carry descriptors: no SIGPIPE where no flag says so, and out-of-band
- * bytes in line, for a descriptor that comes with one is dropped unseen otherwise, and poll()
- * calls the socket readable for ever. 0, or -1 and errno. */
-static inline int conduit_prepare(int fd, int kind)
+/* Make a number fit to carry descriptors, and tell the type of its socket: it must be a Unix one,
+ * for any other takes the bytes and drops the descriptors. No SIGPIPE where no flag says so, and
+ * out-of-band bytes in line, for a descriptor that comes with one is dropped unseen otherwise, and
+ * poll() calls the socket readable for ever. 0, or -1 and errno. */
+static inline int conduit_prepare(int fd, int *kind)
 {
     int on = 1;
+    socklen_t size;
+#ifdef SO_DOMAIN
+    int family = AF_UNSPEC;
+    size = sizeof family;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size))
+        return -1;
+#else
+    struct sockaddr_storage address;
+    size = sizeof address;
+    if (getsockname(fd, (struct sockaddr *)&address, &size))
+        return -1;
+    int family = address.ss_family;
+#endif
+    if (family != AF_UNIX) {
+        errno = EAFNOSUPPORT;
+        return -1;
+    }
 #if !defined(MSG_NOSIGNAL) && defined(SO_NOSIGPIPE)
     if (setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on))
         return -1;
 #endif
-    if (kind == SOCK_STREAM)
+    size = sizeof *kind;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, kind, &size))
+        return -1;
+    if (*kind == SOCK_STREAM)
         return setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
     return 0;
 }

@@ -19,9 +19,8 @@ cdef extern from "_posix.h" nogil:
     size_t conduit_cmsg_size(msghdr *msg, cmsghdr *cmsg)
     int conduit_accept(int fd)
     int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
-    int conduit_domain(int fd)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
-    int conduit_prepare(int fd, int kind)
+    int conduit_prepare(int fd, int *kind)
     int conduit_socket(int kind)
     int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
@@ -33,7 +32,6 @@ cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
 
     enum:
-        AF_UNIX
         MSG_CTRUNC
         MSG_DONTWAIT
         MSG_TRUNC

@@ -20,7 +20,6 @@ from cpython.pythread cimport (
     PyThread_release_lock,
 )
 from libc.errno cimport (
-    EAFNOSUPPORT,
     EAGAIN,
     EBADF,
     ECONNABORTED,
@@ -41,7 +40,6 @@ from posix.uio cimport iovec
 from posix.unistd cimport close, write
 
 from conduit._posix cimport (
-    AF_UNIX,
     CMSG_DATA,
     CMSG_FIRSTHDR,
     CMSG_LEN,
@@ -72,7 +70,6 @@ from conduit._posix cimport (
     conduit_cmsg_size,
     conduit_connect,
     conduit_control,
-    conduit_domain,
     conduit_peer,
     conduit_prepare,
     conduit_same_file,
@@ -455,21 +452,13 @@ cdef class Transport:
 
     cdef int _identify(self) except -1:
         """Check, once, that the number is that of a Unix socket, and make it fit."""
-        cdef int domain, err, kind = 0
-        cdef socklen_t size = sizeof(kind)
-        domain = conduit_domain(self.fd)
-        err = errno
-        if domain >= 0 and domain != AF_UNIX:
-            domain = -1
-            err = EAFNOSUPPORT
-        if domain < 0 or getsockopt(self.fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
+        cdef int err, kind = 0
+        if conduit_prepare(self.fd, &kind) < 0:
+            err = errno
             raise from_errno(
                 err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be used",
                 "its number was closed elsewhere" if err == EBADF else None,
             )
-        if conduit_prepare(self.fd, kind) < 0:
-            err = errno
-            raise from_errno(err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be set up")
         self.kind = kind
         return 0
 
@@ -824,7 +813,7 @@ cdef class Transport:
             while True:
                 fd = self._accept_once(&err)
                 if fd >= 0:
-                    return fd
+                    break
                 if err == EAGAIN:
                     if timeout == 0:
                         raise from_errno(
@@ -839,6 +828,7 @@ cdef class Transport:
                     raise from_errno(err, ErrType.NO_FD, f"{self.describe()}: accepting")
         finally:
             self.leave()
+        return fd
 
     cdef int _accept_once(self, int *err) noexcept:
         cdef int fd
@@ -931,14 +921,16 @@ cdef class Shipment:
         For those who take turns and wait in their own way.
         """
         cdef ssize_t sent
+        cdef int events
         self.transport.enter()
         try:
             self.transport._check_sound()
             with nogil:
                 sent = self.send_rest()
-            return self.go(sent)
+            events = self.go(sent)
         finally:
             self.transport.leave()
+        return events
 
     cdef void abandon(self) noexcept:
         """Let go of the duplicates. A message cut off in its middle ends the stream."""
