@@ -546,13 +546,14 @@ cdef class Conduit:
         """
         self.transport.enter()
         try:
-            return Peer(*peer_of(self.transport.fd))
+            peer = Peer(*peer_of(self.transport.fd))
         except OSError as exc:
             raise from_errno(
                 exc.errno, ErrType.FAILED_TRANSFER, f"{self.transport.describe()}: its peer"
             ) from exc
         finally:
             self.transport.leave()
+        return peer
 
     def fileno(self):
         """Return the number of the socket, which stays the conduit's.
@@ -964,6 +965,7 @@ cdef class Departure:
             raise
 
     def __dealloc__(self):
+        give_back(self.lent)
         if self.viewed:
             PyBuffer_Release(&self.payload)
 
@@ -984,7 +986,13 @@ cdef class Departure:
 
         Raises as `Conduit.transfer` does, but does not wait.
         """
-        if self.shipment.start():
+        cdef int events
+        try:
+            events = self.shipment.start()
+        except BaseException:
+            self.abandon()
+            raise
+        if events:
             return False
         self.shipment.abandon()
         if self.keep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import os
 import socket
@@ -21,6 +22,7 @@ from conduit import (
     DescriptorTypeError,
     Error,
     ErrType,
+    PeerClosedError,
     TransferTimeoutError,
     WouldBlockError,
 )
@@ -344,6 +346,23 @@ def test_an_exception_of_a_close_that_is_no_error_leaves_nothing_unclosed(ends: 
     with other.receive() as message:
         assert len(message.fds) == 2
     assert after.closings == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_descriptor_that_was_not_sent_is_its_owners_as_before(ends: Ends, keep: bool) -> None:
+    one, other = ends
+    other.close()
+    for let_go in (Descriptor.close, Descriptor.to_conn):
+        mine, peer = socket.socketpair()
+        peer.setblocking(False)
+        with peer:
+            descriptor = Descriptor(mine.detach())
+            with pytest.raises(PeerClosedError):
+                one.transfer(descriptor, descriptor, keep=keep)
+            assert identity(descriptor.fileno())
+            with contextlib.closing(let_go(descriptor) or descriptor):
+                assert descriptor.closed
+            assert peer.recv(1) == b""
 
 
 def test_a_batch_that_could_not_be_sent_in_time_stays_open(ends: Ends) -> None:
