@@ -137,6 +137,16 @@ class _Face:
         self.close()
 
 
+def settle(link: conduit.Conduit) -> None:
+    """Let what was dropped here be gone.
+
+    Without a GIL, an object goes away in the thread that made it (PEP 703), once that runs again:
+    for what a conduit of a `LoopDriver` received, that is the loop's.
+    """
+    if isinstance(link, _Face):
+        link._driver.settle()
+
+
 class _Conduits:
     """What stands in for the class `Conduit`: its constructors."""
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from drivers import settle
 from helpers import (
     GENEROUS,
     PORTABLE,
@@ -389,6 +390,7 @@ def close_a_message(link: Conduit) -> None:
 
 def drop_a_message(link: Conduit) -> None:
     link.receive()
+    settle(link)
 
 
 def refuse_a_message(link: Conduit) -> None:

@@ -10,7 +10,7 @@ import time
 from types import FrameType
 
 import pytest
-from drivers import only_blocking
+from drivers import only_blocking, settle
 from helpers import (
     PORTABLE,
     Call,
@@ -344,6 +344,7 @@ def test_a_dropped_message_closes_its_descriptors_with_a_warning_for_each(
     one.transfer(into, into)
     with pytest.warns(ResourceWarning, match=r"unclosed <?conduit\.Descriptor") as caught:
         other.receive()
+        settle(other)
     assert len(caught) == 2
     assert is_at_eof(out)
 
