@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -135,6 +136,18 @@ def room_for(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@contextlib.contextmanager
+def stdin_closed() -> Iterator[None]:
+    """Free the number 0 meanwhile."""
+    kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+
+
 ELSEWHERE: dict[int, Callable[[], None]] = {}
 """Threads, by native id, whose call an event loop runs: what returns once that one waits."""
 
@@ -157,6 +170,16 @@ def wait_until_polling(thread: int) -> None:
             return
         # A kernel that does not tell where a thread sleeps still tells that it does.
         asleep = asleep + 1 if where in ("", "0") and state == "S" else 0
+        os.sched_yield()
+
+
+def wait_until_asleep(thread: int) -> None:
+    """Return once a thread of this process (its native id) waits: it sleeps whenever one looks."""
+    asleep = 0
+    while asleep < 200:
+        with open(f"/proc/self/task/{thread}/stat") as stat:
+            state = stat.read().rpartition(")")[2].split()[0]
+        asleep = asleep + 1 if state == "S" else 0
         os.sched_yield()
 
 
@@ -262,3 +285,14 @@ def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProc
         check=False,
         **kwargs,
     )
+
+
+def compiled(directory: Path, name: str, source: str, *options: str) -> Path:
+    """Compile a program, or a library with ``-shared``."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a helper with")
+    (directory / f"{name}.c").write_text(source)
+    made = directory / name
+    subprocess.run([compiler, *options, "-o", made, directory / f"{name}.c"], check=True)
+    return made

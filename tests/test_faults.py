@@ -10,10 +10,8 @@ import gc
 import os
 import random
 import resource
-import shutil
 import signal
 import socket
-import subprocess
 import threading
 import time
 import warnings
@@ -27,6 +25,7 @@ from helpers import (
     GENEROUS,
     PORTABLE,
     Call,
+    compiled,
     content,
     drain,
     fill,
@@ -36,7 +35,6 @@ from helpers import (
     not_traced,
     open_descriptors,
     room_for,
-    run_python,
 )
 from sides import beside, close_all, files, identity, is_at_eof, wait_until_process_polls
 
@@ -520,17 +518,6 @@ int main(int argc, char **argv)
 """
 
 
-def compiled(directory: Path, name: str, source: str, *options: str) -> Path:
-    """Compile a program, or a library with ``-shared``."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to make a helper with")
-    (directory / f"{name}.c").write_text(source)
-    made = directory / name
-    subprocess.run([compiler, *options, "-o", made, directory / f"{name}.c"], check=True)
-    return made
-
-
 @pytest.mark.hazard("F6")
 def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) -> None:
     """F6: nor any that the library makes for itself."""
@@ -657,83 +644,6 @@ def test_a_sender_that_waits_needs_room_for_what_it_holds(
     assert caught.value.sent == 0
     assert [content(number) for number in numbers] == [b"%d" % i for i in range(needs)]
     close_all(numbers)
-
-
-NO_ROOM = r"""
-#include <errno.h>
-#include <stdlib.h>
-#include <sys/socket.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-/* A system whose table of open files is full. */
-int socketpair(int domain, int type, int protocol, int ends[2])
-{
-    if (getenv("FULL")) {
-        errno = ENFILE;
-        return -1;
-    }
-    return (int)syscall(SYS_socketpair, domain, type, protocol, ends);
-}
-
-int socket(int domain, int type, int protocol)
-{
-    if (getenv("FULL")) {
-        errno = ENFILE;
-        return -1;
-    }
-    return (int)syscall(SYS_socket, domain, type, protocol);
-}
-
-static int accepted(int fd, struct sockaddr *address, socklen_t *size, int flags)
-{
-    if (getenv("FULL")) {
-        errno = ENFILE;
-        return -1;
-    }
-    return (int)syscall(SYS_accept4, fd, address, size, flags);
-}
-
-int accept4(int fd, struct sockaddr *address, socklen_t *size, int flags)
-{
-    return accepted(fd, address, size, flags);
-}
-
-int accept(int fd, struct sockaddr *address, socklen_t *size)
-{
-    return accepted(fd, address, size, 0);
-}
-"""
-
-MEETING_NO_ROOM = r"""
-import os, sys
-from conduit import Conduit, Error, Listener
-listener = Listener(sys.argv[1])
-client = Conduit.connect(sys.argv[1])
-before = os.listdir("/proc/self/fd")
-os.environ["FULL"] = "1"
-for call in (Conduit.pair, lambda: Conduit.connect(sys.argv[1]), listener.accept):
-    try:
-        call()
-    except Error as error:
-        print(error.type.name, error.errno, "fs.file-max" in str(error))
-del os.environ["FULL"]
-assert os.listdir("/proc/self/fd") == before
-with listener.accept(), client, listener:
-    pass
-"""
-
-
-@pytest.mark.hazard("G1")
-def test_a_system_without_room_for_files_is_told_apart_from_a_full_process(
-    tmp_path: Path, path: str
-) -> None:
-    """G1: to provoke ENFILE itself would stop every process of the machine."""
-    library = compiled(tmp_path, "full", NO_ROOM, "-shared", "-fPIC")
-    preload = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
-    run = run_python(MEETING_NO_ROOM, path, env=dict(os.environ, LD_PRELOAD=preload))
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines() == [f"NO_FD {errno.ENFILE} True"] * 3
 
 
 @pytest.mark.hazard("L3", "R2")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import is_open, memory, room_for, run_python, send
+from helpers import is_open, memory, room_for, run_python, send, stdin_closed
 from sides import ALL_KINDS, beside, close_all, files, identity, is_at_eof, wait_until_process_polls
 
 from conduit import Conduit, Error, ErrType
@@ -67,6 +67,21 @@ def test_the_conduit_works_on_with_what_there_is_room_for(wired: Wired, room: in
     with link.receive() as message:
         assert len(message.fds) == 3
     os.close(number)
+
+
+@pytest.mark.hazard("E31", "R1")
+@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("count", [1, 3])
+def test_room_that_is_only_among_the_standard_streams_is_none(wired: Wired, count: int) -> None:
+    link, peer = wired
+    out, into = os.pipe()
+    send(peer, [into] * count, b"lost")
+    os.close(into)
+    # All of them arrive, the first under the number 0, for which there is no other.
+    with room_for(count), stdin_closed(), pytest.raises(Error) as caught:
+        link.receive()
+    assert_no_room(caught.value)
+    assert is_at_eof(out)
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)

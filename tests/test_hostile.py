@@ -21,7 +21,16 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Protocol, TypeVar
 
 import pytest
-from helpers import PORTABLE, borrowed, is_open, is_private, memory, open_descriptors, room_for
+from helpers import (
+    PORTABLE,
+    borrowed,
+    is_open,
+    is_private,
+    memory,
+    open_descriptors,
+    room_for,
+    stdin_closed,
+)
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sides import ALL_KINDS, close_all, identity
@@ -148,18 +157,6 @@ class Packets:
 
     def take(self, size: int) -> tuple[bytes, list[Identity]]:
         return self.queue.popleft()
-
-
-@contextlib.contextmanager
-def stdin_closed() -> Iterator[None]:
-    """Free the number 0 meanwhile."""
-    kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(0)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 0)
-        os.close(kept)
 
 
 def assert_told(error: Error) -> None:
