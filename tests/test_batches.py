@@ -348,6 +348,21 @@ def test_an_exception_of_a_close_that_is_no_error_leaves_nothing_unclosed(ends: 
     assert after.closings == 1
 
 
+def test_an_item_that_closes_itself_when_it_is_flushed_is_told_of(ends: Ends) -> None:
+    class Fickle(Holder):
+        def flush(self) -> None:
+            self.close()
+            self.number = -1
+
+    one, other = ends
+    number = memory()
+    with pytest.raises(Error, match=r"^item 2 of 2: .* has no descriptor") as caught:
+        one.transfer(number, Fickle(memory()))
+    assert caught.value.type is ErrType.NO_FD
+    one.transfer(number)
+    other.receive().close()
+
+
 @pytest.mark.parametrize("keep", [True, False])
 def test_a_descriptor_that_was_not_sent_is_its_owners_as_before(ends: Ends, keep: bool) -> None:
     one, other = ends

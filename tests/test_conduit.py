@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from drivers import only_blocking
-from helpers import is_open, is_private, memory, open_descriptors, same_file, waits
+from helpers import Call, is_open, is_private, memory, open_descriptors, same_file, waits
 
 import conduit
 from conduit import Conduit, Error, ErrType
@@ -52,6 +52,28 @@ def test_a_conduit_takes_no_number_that_cannot_be_a_descriptor(number: int) -> N
         Conduit(number)
     assert caught.value.type is ErrType.NO_FD
     assert not isinstance(caught.value, TypeError)
+
+
+def test_a_conduit_that_a_call_waits_on_takes_no_other_number(kind: int) -> None:
+    one, other = socket.socketpair(socket.AF_UNIX, kind)
+    with one, other:
+        link = Conduit(one.fileno())
+        receiving = Call(link.receive)
+        assert receiving.is_waiting()
+        with one.dup() as again:
+            try:
+                link.__init__(again.fileno())  # type: ignore[misc]
+            except Error as exc:
+                assert exc.type is ErrType.NO_FD
+                assert "another call is using it" in str(exc)
+            else:
+                assert link.fileno() == again.fileno()
+        with pytest.raises(Error) as caught:
+            receiving.result()
+        assert caught.value.type is ErrType.NO_FD
+        link.__init__(one.fileno())  # type: ignore[misc]
+        other.send(b"x")
+        assert link.receive().data == b"x"
 
 
 def test_from_file_borrows_and_keeps_the_file_alive() -> None:

@@ -10,15 +10,26 @@ import select
 import socket
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import is_open, is_private, memory, same_file, waits
+from helpers import (
+    Call,
+    content,
+    drain,
+    fill,
+    in_child,
+    is_open,
+    is_private,
+    memory,
+    same_file,
+    waits,
+)
 from sides import is_at_eof
 
-from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType
+from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType, objects
 
 
 def test_closing_closes_the_number_and_a_second_time_does_nothing() -> None:
@@ -318,3 +329,112 @@ def test_it_says_what_it_is() -> None:
     with Descriptor(memory()) as descriptor:
         assert repr(descriptor) == f"<conduit.Descriptor {descriptor.fileno()}>"
     assert repr(descriptor) == "<conduit.Descriptor closed>"
+
+
+@pytest.mark.parametrize("how", ["transfer_file", "transfer_conn", "transfer"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_every_call_that_sends_an_object_sends_it(kind: int, how: str, keep: bool) -> None:
+    one, other = Conduit.pair(type=kind)
+    with one, other, Descriptor(memory(b"inside")) as descriptor:
+        getattr(one, how)(descriptor, keep=keep)
+        assert descriptor.closed is not keep
+        with other.receive() as message:
+            assert [content(fd.fileno()) for fd in message.fds] == [b"inside"]
+
+
+# Used by a call meanwhile
+
+
+@pytest.fixture
+def sent_by_another(kind: int) -> Iterator[tuple[Descriptor, Call[None], Conduit, int]]:
+    """A Descriptor of a socket that a thread waits to send and keep, and how to let it go on."""
+    one, other = Conduit.pair(type=kind)
+    with one, other:
+        queued = fill(one.fileno())
+        mine, peer = socket.socketpair()
+        with peer:
+            descriptor = Descriptor(mine.detach())
+            sending = Call(one.transfer, descriptor, keep=True)
+            assert sending.is_waiting()
+            yield descriptor, sending, other, queued
+            descriptor.close()
+
+
+Sent = tuple[Descriptor, Call[None], Conduit, int]
+
+
+@pytest.mark.parametrize("use", ["detach", "to_file", "to_conn"])
+def test_what_another_thread_sends_is_not_given_away(sent_by_another: Sent, use: str) -> None:
+    descriptor, sending, other, queued = sent_by_another
+    number = descriptor.fileno()
+    with pytest.raises(Error, match="another call is using") as caught:
+        getattr(descriptor, use)()
+    assert caught.value.type is ErrType.NO_FD
+    assert descriptor.fileno() == number
+    drain(other.fileno(), queued)
+    sending.result()
+    other.receive().close()
+    os.close(descriptor.detach())
+
+
+def test_what_is_closed_while_another_thread_sends_it_is_closed_after_that(
+    sent_by_another: Sent,
+) -> None:
+    descriptor, sending, other, queued = sent_by_another
+    number = descriptor.fileno()
+    descriptor.close()
+    descriptor.close()
+    assert descriptor.closed
+    assert is_open(number)
+    with pytest.raises(Error, match="another call is using") as caught:
+        descriptor.__init__(number)  # type: ignore[misc]
+    assert caught.value.type is ErrType.NO_FD
+    assert descriptor.closed
+    drain(other.fileno(), queued)
+    sending.result()
+    assert not is_open(number)
+    other.receive().close()
+
+
+def test_what_is_closed_while_a_thread_of_the_parent_sends_it_is_closed_in_a_child(
+    sent_by_another: Sent,
+) -> None:
+    descriptor, sending, other, queued = sent_by_another
+    number = descriptor.fileno()
+    descriptor.close()
+
+    def child() -> None:
+        # No thread is here that could be the last to use it.
+        descriptor.close()
+        assert not is_open(number)
+        with Descriptor.__new__(Descriptor) as fresh:
+            assert fresh.closed
+
+    assert in_child(child) == 0
+    assert is_open(number)
+    drain(other.fileno(), queued)
+    sending.result()
+    other.receive().close()
+
+
+def test_a_socket_whose_making_is_interrupted_at_its_end_stays_the_descriptors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fill_socket = objects.fill_socket
+
+    def fill_and_raise(sock: socket.socket, number: int) -> None:
+        fill_socket(sock, number)
+        raise KeyboardInterrupt
+
+    mine, peer = socket.socketpair()
+    with peer, Descriptor(mine.detach()) as descriptor:
+        number = descriptor.fileno()
+        with monkeypatch.context() as patch:
+            patch.setattr(objects, "fill_socket", fill_and_raise)
+            with pytest.raises(KeyboardInterrupt):
+                descriptor.to_conn()
+        gc.collect()
+        assert descriptor.fileno() == number
+        with descriptor.to_conn() as sock:
+            sock.send(b"x")
+        assert peer.recv(2) == b"x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import gc
@@ -32,6 +33,7 @@ from helpers import (
     room_for,
     run_python,
     send,
+    wait_until_asleep,
     wait_until_polling,
     waits,
 )
@@ -507,6 +509,42 @@ def test_a_number_reused_by_a_handler_is_not_read_by_the_old_call(kind: int) -> 
     os.close(number)
 
 
+@only_blocking
+@pytest.mark.parametrize("raises", [False, True])
+def test_a_signal_runs_while_a_sender_waits_for_its_turn(ends: Ends, raises: bool) -> None:
+    queued = fill(ends[0].fileno())
+    first, second = memory(b"first"), memory(b"second")
+    sending = Call(ends[0].transfer_fd, first)
+    assert sending.is_waiting()
+    me, native = threading.get_ident(), threading.get_native_id()
+
+    def interrupt() -> None:
+        wait_until_asleep(native)
+        signal.pthread_kill(me, signal.SIGUSR1)
+
+    def handler(*_: Any) -> None:
+        if raises:
+            raise InterruptedError
+        drain(ends[1].fileno(), queued)
+
+    with handling(signal.SIGUSR1, handler):
+        interrupting = Call(interrupt)
+        with pytest.raises(InterruptedError) if raises else contextlib.nullcontext():
+            ends[0].transfer_fd(second)
+        interrupting.result()
+    if raises:
+        assert content(second) == b"second"
+        drain(ends[1].fileno(), queued)
+        ends[0].transfer_fd(second)
+    sending.result()
+    arrived = []
+    for _ in range(2):
+        with ends[1].receive_file() as file:
+            arrived.append(file.read())
+    # A packet socket lets whoever wakes first be first.
+    assert sorted(arrived) == [b"first", b"second"]
+
+
 @pytest.mark.hazard("F1b")
 @only_blocking
 def test_a_storm_of_signals_loses_no_message(ends: Ends) -> None:
@@ -641,6 +679,33 @@ def test_a_child_can_send_though_a_thread_of_the_parent_held_the_turn(ends: Ends
     with pytest.raises(Error):
         sending.result()
     os.close(number)
+
+
+@pytest.mark.hazard("Y4")
+@only_blocking
+def test_a_child_can_send_though_threads_of_the_parent_waited_for_their_turn(ends: Ends) -> None:
+    fill(ends[0].fileno())
+    numbers = [memory(), memory()]
+    sending = [Call(ends[0].transfer_fd, number) for number in numbers]
+    for call in sending:
+        assert call.thread.native_id is not None
+        wait_until_asleep(call.thread.native_id)
+
+    def child() -> None:
+        ends[0].timeout = 0
+        with pytest.raises(conduit.WouldBlockError, match="not ready"):
+            ends[0].transfer_fd(memory())
+        second = Call(ends[0].transfer_fd, memory())
+        with pytest.raises(conduit.WouldBlockError, match="not ready"):
+            second.result()
+
+    assert in_child(child) == 0
+    ends[0].close()
+    for call, number in zip(sending, numbers, strict=True):
+        with pytest.raises(Error) as caught:
+            call.result()
+        assert caught.value.type is ErrType.NO_FD
+        os.close(number)
 
 
 @only_blocking
