@@ -808,13 +808,11 @@ cdef class Transport:
         ``timeout`` is in seconds: -1 waits for ever, 0 not at all.
         """
         cdef double deadline = deadline_after(timeout)
-        cdef int fd, err = 0
+        cdef int fd = -1, err = 0
         self.enter()
         try:
-            while True:
-                fd = self._accept_once(&err)
-                if fd >= 0:
-                    break
+            fd = self._accept_once(&err)
+            while fd < 0:
                 if err == EAGAIN:
                     if timeout == 0:
                         raise from_errno(
@@ -827,6 +825,7 @@ cdef class Transport:
                     self._check_open("accepting")
                 elif err != ECONNABORTED:
                     raise from_errno(err, ErrType.NO_FD, f"{self.describe()}: accepting")
+                fd = self._accept_once(&err)
         finally:
             self.leave()
         return fd

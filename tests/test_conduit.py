@@ -62,7 +62,7 @@ def test_a_conduit_that_a_call_waits_on_takes_no_other_number(kind: int) -> None
         assert receiving.is_waiting()
         with one.dup() as again:
             try:
-                link.__init__(again.fileno())  # type: ignore[misc]
+                link.__init__(again.fileno())
             except Error as exc:
                 assert exc.type is ErrType.NO_FD
                 assert "another call is using it" in str(exc)
@@ -71,7 +71,7 @@ def test_a_conduit_that_a_call_waits_on_takes_no_other_number(kind: int) -> None
         with pytest.raises(Error) as caught:
             receiving.result()
         assert caught.value.type is ErrType.NO_FD
-        link.__init__(one.fileno())  # type: ignore[misc]
+        link.__init__(one.fileno())
         other.send(b"x")
         assert link.receive().data == b"x"
 

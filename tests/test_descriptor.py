@@ -387,7 +387,7 @@ def test_what_is_closed_while_another_thread_sends_it_is_closed_after_that(
     assert descriptor.closed
     assert is_open(number)
     with pytest.raises(Error, match="another call is using") as caught:
-        descriptor.__init__(number)  # type: ignore[misc]
+        descriptor.__init__(number)
     assert caught.value.type is ErrType.NO_FD
     assert descriptor.closed
     drain(other.fileno(), queued)

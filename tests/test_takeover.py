@@ -705,13 +705,14 @@ def test_a_successor_may_come_as_soon_as_one_is_ready(path: str) -> None:
 
 @needs_root
 def test_another_user_cannot_reach_the_path() -> None:
-    def intrude() -> None:
-        with pytest.raises(conduit.Error, match=r"EACCES|Permission denied"):
-            Takeover(path)
-
     with public_directory() as directory:
-        path = f"{directory}/control"
-        with Takeover(path) as takeover:
+        control = f"{directory}/control"
+
+        def intrude() -> None:
+            with pytest.raises(conduit.Error, match=r"EACCES|Permission denied"):
+                Takeover(control)
+
+        with Takeover(control) as takeover:
             takeover.ready()
             with beside(intrude, user=NOBODY):
                 pass
