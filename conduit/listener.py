@@ -342,7 +342,9 @@ def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
         os.rename(path, aside)
     except FileNotFoundError:
         return
-    if inode_of(aside) != (found.st_dev, found.st_ino):
+    moved = os.lstat(aside)
+    # The number of what another removed may be its own socket's now; the time tells.
+    if not os.path.samestat(moved, found) or moved.st_mtime_ns != found.st_mtime_ns:
         # Another listener took the place in between; it gets it back.
         _link(aside, path)
         raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import inspect
 import itertools
@@ -16,7 +17,7 @@ import stat
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -836,6 +837,134 @@ def test_of_racing_listeners_at_a_stale_path_exactly_one_wins(path: str, racers:
             assert os.listdir(os.path.dirname(path)) == []
         for ours, _theirs in starting:
             ours.transfer(data=b"end")
+
+
+def before(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, happens: Callable[[], object]
+) -> None:
+    """Let something happen just before the next call of a function."""
+    real = getattr(module, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        monkeypatch.setattr(module, name, real)
+        happens()
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+def lock_of(path: str) -> str:
+    """Where those who would replace a stale socket lock each other out."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.lock")
+
+
+def assert_listens(path: str) -> None:
+    """See that a listener can be made at a path, and is the only thing there."""
+    with Listener(path) as listener, Conduit.connect(path):
+        listener.accept().close()
+        assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
+
+
+def assert_taken(path: str, why: str) -> None:
+    """See that a listener is refused a path, and leaves nothing of its own."""
+    with pytest.raises(Error, match=why) as caught:
+        Listener(path)
+    assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.EADDRINUSE)
+    assert not [name for name in os.listdir(os.path.dirname(path)) if name.startswith(".")]
+
+
+def test_a_stale_socket_that_another_is_about_to_replace_is_left_to_it(path: str) -> None:
+    stale(path)
+    with open(lock_of(path), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Error, match="about to listen") as caught:
+            Listener(path)
+        assert caught.value.errno == errno.EADDRINUSE
+        assert sorted(os.listdir(os.path.dirname(path))) == [".socket.lock", "socket"]
+        os.unlink(lock_of(path))
+    assert_listens(path)
+
+
+@pytest.mark.parametrize("meanwhile", ["removed", "replaced"])
+def test_a_lock_that_its_former_owner_removed_is_none(
+    path: str, meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end() -> None:
+        # In the order in which a number cannot be given out again.
+        Path(path + ".new").touch()
+        os.unlink(lock_of(path))
+        if meanwhile == "replaced":
+            os.rename(path + ".new", lock_of(path))
+        else:
+            os.unlink(path + ".new")
+
+    stale(path)
+    before(monkeypatch, fcntl, "flock", end)
+    assert_listens(path)
+
+
+def test_a_lock_that_another_took_once_the_former_was_removed_is_respected(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale(path)
+    with open(path + ".new", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before(monkeypatch, fcntl, "flock", lambda: os.rename(path + ".new", lock_of(path)))
+        with pytest.raises(Error, match="about to listen"):
+            Listener(path)
+        assert os.path.samestat(os.stat(lock_of(path)), os.fstat(lock.fileno()))
+
+
+@pytest.mark.parametrize("step", [(fcntl, "flock"), (os, "rename")], ids=["found", "probed"])
+def test_a_path_that_vanishes_once_something_was_found_there_is_free(
+    path: str, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale(path)
+    before(monkeypatch, *step, lambda: os.unlink(path))
+    assert_listens(path)
+
+
+@pytest.mark.parametrize("step", [(fcntl, "flock"), (os, "rename"), (os, "link")])
+def test_who_begins_to_listen_while_a_stale_socket_is_replaced_stays(
+    path: str, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale(path)
+    with socket.socket(socket.AF_UNIX) as other:
+
+        def listen() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            other.bind(path)
+            other.listen()
+
+        # As one that was left long ago, whose inode the other's may be.
+        os.utime(path, (1, 1))
+        before(monkeypatch, *step, listen)
+        assert_taken(path, "listens there" if step[1] == "flock" else "just begun to listen")
+        # Nobody else listens here.
+        Conduit.connect(path).close()
+
+
+def test_who_begins_to_listen_where_nothing_was_stays(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with contextlib.ExitStack() as stack:
+        before(monkeypatch, os, "link", lambda: stack.enter_context(Listener(path)))
+        assert_taken(path, "just begun to listen")
+        Conduit.connect(path).close()
+
+
+def test_of_three_at_a_stale_path_the_last_stays(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was moved aside by mistake cannot go back where somebody listens by now."""
+    stale(path)
+    with Listener(path + "2"), contextlib.ExitStack() as stack:
+        before(monkeypatch, os, "rename", lambda: os.replace(path + "2", path))
+        before(monkeypatch, os, "link", lambda: stack.enter_context(Listener(path)))
+        assert_taken(path, "just begun to listen")
+        Conduit.connect(path).close()
 
 
 # Names and lengths
