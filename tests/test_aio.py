@@ -38,6 +38,7 @@ from conduit import (
     ErrType,
     Peer,
     PeerClosedError,
+    aio,
 )
 from conduit.aio import AsyncConduit, AsyncListener
 
@@ -553,6 +554,55 @@ async def test_a_task_that_can_always_send_starves_no_other_and_sees_its_cancell
                 assert data == b"\0"
 
             await assert_fair(transfer)
+
+
+async def bring_due(ends: Ends) -> None:
+    """Receive at the second end until its next call is to let other tasks run."""
+    for _ in range(aio._STRIDE - 1):
+        await ends[0].transfer(data=b"early")
+        assert (await ends[1].receive()).data == b"early"
+
+
+async def test_a_call_that_let_others_run_waits_if_nothing_is_there(ends: Ends) -> None:
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append((await ends[1].receive()).data)
+
+    await bring_due(ends)
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await all_blocked()
+            assert got == []
+            await ends[0].transfer(data=b"late")
+    assert got == [b"late"]
+
+
+async def test_who_began_to_wait_while_a_call_let_others_run_comes_before_it(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[tuple[str, bytes]] = []
+
+    async def receive(name: str) -> None:
+        got.append((name, (await ends[1].receive()).data))
+
+    async def begin_meanwhile() -> None:
+        await receive("other")
+        await ends[0].transfer(data=b"second")
+
+    async def let_another_begin() -> None:
+        monkeypatch.undo()
+        tasks.start_soon(begin_meanwhile)
+        await all_blocked()
+        await ends[0].transfer(data=b"first")
+
+    await bring_due(ends)
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+            monkeypatch.setattr(aio, "checkpoint", let_another_begin)
+            await receive("due")
+    assert got == [("other", b"first"), ("due", b"second")]
 
 
 async def test_strangers_who_come_again_and_again_starve_nobody(path: str) -> None:

@@ -94,6 +94,22 @@ def test_the_receiver_goes_on_between_lines_that_end_in_two_bytes(
     assert rest(ends[1]).startswith(b"three\r\none\r\n")
 
 
+def test_a_text_file_read_to_the_middle_of_what_is_decoded_at_once_stays(
+    ends: Ends, tmp_path: Path
+) -> None:
+    # One run of base64, whose bytes are no character's alone.
+    (tmp_path / "f").write_bytes("äöü, more".encode("utf-7"))
+    with open(tmp_path / "f", encoding="utf-7") as file:
+        first = file.read(1)
+        with pytest.raises(Error, match="decodes at once") as caught:
+            ends[0].transfer_file(file)
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        assert caught.value.errno == errno.ESPIPE
+        assert first + file.read(3) == "äöü,"
+        ends[0].transfer_file(file)
+    assert rest(ends[1]) == b" more"
+
+
 def test_a_text_file_under_iteration_cannot_tell_its_position_and_stays(
     ends: Ends, lines: Path
 ) -> None:
