@@ -223,8 +223,6 @@ class Takeover:
             with self._lock:
                 self._held[name] = _Held(kept, path, inode)
         except OSError as exc:
-            if isinstance(exc, Error):
-                raise
             raise Error(
                 f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
             ) from exc
@@ -270,7 +268,7 @@ class Takeover:
             self._answer()
         self.dropped = tuple(self._inherited)
         for old in self._inherited.values():
-            if old.path is not None:
+            if old.path is not None and old.inode is not None:
                 _remove(old.path, old.inode)
             old.sock.close()
         self._inherited.clear()
@@ -409,6 +407,7 @@ class Takeover:
 
     def _connect(self) -> Conduit | None:
         """Connect to the predecessor; if there is none, listen in its place."""
+        deadline = time.monotonic() + _GREETING
         while True:
             try:
                 return Conduit.connect(
@@ -420,8 +419,12 @@ class Takeover:
             try:
                 self._control = Listener(self.path, type=_TYPE, allow=_anybody)
             except Error as exc:
-                # Somebody was faster, and is the predecessor then.
-                if exc.errno != errno.EADDRINUSE or not _is_socket(self.path):
+                # Somebody was faster, and is the predecessor then, unless it never listens.
+                if (
+                    exc.errno != errno.EADDRINUSE
+                    or not _is_socket(self.path)
+                    or time.monotonic() > deadline
+                ):
                     raise
             else:
                 return None
@@ -740,13 +743,12 @@ def _memory_file() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _remove(path: str, inode: tuple[int, int] | None) -> None:
+def _remove(path: str, inode: tuple[int, int]) -> None:
     """Remove the path of a socket, if it still is there and can be removed."""
-    if inode is not None:
-        try:
-            unlink_own(path, inode)
-        except OSError as exc:
-            _log.warning("the path of a socket stays: %s", exc)
+    try:
+        unlink_own(path, inode)
+    except OSError as exc:
+        _log.warning("the path of a socket stays: %s", exc)
 
 
 def _anybody(peer: Peer) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
+import queue
 import resource
 import select
 import signal
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -30,7 +33,7 @@ from helpers import (
     open_descriptors,
     room_for,
 )
-from sides import NOBODY, beside, needs_root, public_directory
+from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
 import conduit
 from conduit import takeover as module
@@ -250,6 +253,26 @@ def test_a_fresh_unix_socket_has_the_mode_asked_for(path: str, tmp_path: Path) -
         assert os.stat(tmp_path / "unix").st_mode & 0o777 == 0o620
 
 
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_a_fresh_datagram_socket_receives_and_its_path_goes_with_it(
+    path: str, tmp_path: Path, abstract: bool
+) -> None:
+    place = f"@{tmp_path}" if abstract else f"{tmp_path}/unix"
+    address = place.replace("@", "\0")
+    with Takeover(path) as takeover:
+        with takeover.listen(place, type=socket.SOCK_DGRAM) as sock:
+            takeover.ready()
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+                client.sendto(b"hello", address)
+            sock.settimeout(GENEROUS)
+            assert sock.recv(100) == b"hello"
+            assert os.path.exists(place) is not abstract
+    assert os.listdir(tmp_path) == []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        with pytest.raises((FileNotFoundError, ConnectionRefusedError)):
+            client.sendto(b"hello", address)
+
+
 def test_what_waits_in_the_queue_is_served_by_the_successor(
     start: Callable[[], Server], running: Server, path: str
 ) -> None:
@@ -423,6 +446,27 @@ def test_the_path_of_a_dropped_socket_is_removed(path: str, tmp_path: Path) -> N
     assert not os.path.exists(f"{tmp_path}/new")
 
 
+def test_a_dropped_abstract_socket_is_closed_and_no_file_removed(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # In the current directory, to which the name would be relative if it were a path.
+    monkeypatch.chdir(tmp_path)
+    file = Path(f"@{uuid.uuid4()}")
+    file.write_text("another's")
+    with Takeover(path) as old, old.listen(f"{file}/name", name="x") as sock:
+        old.ready()
+        with Takeover(path) as new:
+            assert new.ready() == ("x",)
+            assert old.wait(GENEROUS)
+            address = sock.getsockname()
+            sock.close()
+            with socket.socket(socket.AF_UNIX) as client:
+                with pytest.raises(ConnectionRefusedError):
+                    client.connect(address)
+    assert file.read_text() == "another's"
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("drop", [False, True])
 def test_what_others_put_in_the_place_of_an_inherited_socket_stays(
     path: str, tmp_path: Path, drop: bool
@@ -518,6 +562,18 @@ def test_a_thousand_listeners_are_taken_over(start: Callable[[], Server], path: 
 @pytest.mark.parametrize("size", [0, 1, 32 * 1024, 32 * 1024 + 1, 10_000_000])
 def test_state_of_any_size_is_taken_over(path: str, size: int) -> None:
     state = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.state == state
+
+
+def test_much_state_is_taken_over_where_no_file_is_in_memory(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    state = os.urandom(1_000_000)
     with Takeover(path) as old:
         old.offer(state)
         old.ready()
@@ -667,6 +723,21 @@ def test_no_room_for_the_state_is_told_and_leaves_the_predecessor_serving(
         assert not old.wait(0)
 
 
+def test_who_comes_when_there_is_no_room_is_answered_once_there_is(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
+    monkeypatch.setattr(module._log, "warning", lambda text, exc: warnings.put(str(exc)))
+    with Takeover(path) as takeover, socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
+        takeover.ready()
+        with room_for(0):
+            sock.connect(path)
+            assert "RLIMIT_NOFILE" in warnings.get(timeout=GENEROUS)
+        with Talk(conduit.Conduit.from_conn(sock)) as talk:
+            talk.say("hello", version=0)
+            assert talk.hear()["kind"] == "refused"
+
+
 def test_a_silent_client_keeps_nobody_waiting(
     start: Callable[[], Server], running: Server, path: str
 ) -> None:
@@ -753,6 +824,15 @@ def test_something_else_at_the_path_is_an_error_and_stays(tmp_path: Path) -> Non
     assert caught.value.errno == 2
 
 
+def test_a_socket_of_another_type_at_the_path_is_an_error_and_stays(path: str) -> None:
+    with conduit.Listener(path) as other:
+        with pytest.raises(conduit.Error, match="connecting to") as caught:
+            Takeover(path)
+        assert caught.value.errno == errno.EPROTOTYPE
+        with conduit.Conduit.connect(path):
+            other.accept(GENEROUS).close()
+
+
 def test_a_stale_path_is_replaced(start: Callable[[], Server], running: Server, path: str) -> None:
     running.kill()
     inode = os.stat(path).st_ino
@@ -779,6 +859,61 @@ def test_of_many_that_start_at_once_one_owns_the_path(path: str) -> None:
     assert len(entered) == 1
     entered[0].close()
     assert not os.path.exists(path)
+
+
+def before_listening(
+    monkeypatch: pytest.MonkeyPatch, happens: Callable[[], contextlib.AbstractContextManager[Any]]
+) -> None:
+    """Let something happen just before the next time that a free path is listened at, and end."""
+
+    def listen(*args: Any, **kwargs: Any) -> conduit.Listener:
+        monkeypatch.undo()
+        with happens():
+            return conduit.Listener(*args, **kwargs)
+
+    monkeypatch.setattr(module, "Listener", listen)
+
+
+@pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
+def test_who_was_faster_to_listen_is_the_predecessor(
+    path: str, abstract: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"@{path}" if abstract else path
+    with contextlib.ExitStack() as stack:
+
+        @contextlib.contextmanager
+        def start_first() -> Iterator[None]:
+            first = stack.enter_context(Takeover(path))
+            stack.enter_context(first.listen("127.0.0.1", 0, name="http"))
+            first.ready()
+            yield
+
+        before_listening(monkeypatch, start_first)
+        with Takeover(path) as second:
+            assert second.predecessor is not None
+            assert second.ready() == ("http",)
+
+
+def test_the_place_of_who_was_faster_to_listen_and_to_end_is_free(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_listening(monkeypatch, lambda: Takeover(path))
+    with Takeover(path) as takeover:
+        assert takeover.predecessor is None
+        takeover.ready()
+        with Takeover(path) as new:
+            assert new.predecessor is not None
+
+
+def test_a_name_at_which_somebody_never_listens_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GREETING", 0.05)
+    with socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
+        sock.bind(f"\0{tmp_path}")
+        with pytest.raises(conduit.Error, match="listening at") as caught:
+            Takeover(f"@{tmp_path}")
+    assert caught.value.errno == errno.EADDRINUSE
 
 
 # Rollback: the successor fails.
@@ -949,6 +1084,20 @@ def test_a_successor_whose_last_word_comes_too_late_is_told_so(path: str) -> Non
         talk.say("refused", reason="too late")
         with pytest.raises(TakeoverError, match="too late"):
             call.result()
+
+
+def test_what_a_predecessor_says_after_its_end_is_closed_and_means_nothing(path: str) -> None:
+    out, into = os.pipe()
+    with about_to_follow(path) as (successor, talk):
+        call = Call(successor.ready)
+        assert talk.hear()["kind"] == "ready"
+        talk.say("confirmed")
+        assert talk.hear()["kind"] == "done"
+        talk.say("sockets", into)
+        os.close(into)
+        assert call.result() == ()
+        assert is_at_eof(out)
+        assert not successor.wait(0)
 
 
 def test_a_predecessor_that_stops_answering_stays_the_owner(
@@ -1180,6 +1329,40 @@ def test_close_does_not_unsay_that_somebody_follows(path: str) -> None:
     assert old.wait() is True
 
 
+def test_one_that_is_closed_while_it_hands_over_is_followed(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_close, end_conversation = conduit.Listener.close, module._Channel.close
+    closing: list[Call[None]] = []
+
+    def close_first(control: conduit.Listener, *, unlink: bool = True) -> None:
+        if not closing:
+            talks = list(old._talks)
+
+            def end_when_handed_over(channel: Any) -> None:
+                if threading.current_thread() not in talks:
+                    for talk in talks:
+                        talk.join(GENEROUS)
+                end_conversation(channel)
+
+            monkeypatch.setattr(module._Channel, "close", end_when_handed_over)
+            closing.append(Call(old.close))
+            while not old.closed:
+                os.sched_yield()
+        real_close(control, unlink=unlink)
+
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            monkeypatch.setattr(conduit.Listener, "close", close_first)
+            new.ready()
+            closing[0].result()
+            assert old.wait() is True
+            assert os.path.exists(path)
+            monkeypatch.undo()
+    assert caplog.messages == []
+
+
 def test_to_be_ready_a_second_time_does_nothing(path: str) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http"):
         old.ready()
@@ -1407,6 +1590,18 @@ def test_an_async_takeover_is_entered_first(path: str) -> None:
     takeover = AsyncTakeover(path)
     with pytest.raises(RuntimeError, match="async with"):
         _ = takeover.takeover
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_async_takeover_that_was_not_entered_has_nothing_to_close(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        takeover = AsyncTakeover(path)
+        await takeover.aclose()
+        async with takeover:
+            assert not takeover.takeover.closed
+        assert takeover.takeover.closed
+
+    run(loop, main)
 
 
 @pytest.mark.parametrize("loop", LOOPS)
