@@ -333,19 +333,25 @@ class _Command:
         environment["LISTEN_FDNAMES"] = ":".join(names)
         environment["NOTIFY_SOCKET"] = notify
         self.status: int | None = None
-        with _above(numbers, _FIRST + len(numbers)) as sources:
-            self.pid = _spawn(
-                ["/bin/sh", "-c", _STAGE, "sh", *words], environment, enumerate(sources, _FIRST)
-            )
+        # Before COMMAND, which is not to run without a guard.
         watched, self._guard = os.pipe()
         try:
-            self._guard_pid = _spawn(
-                ["/bin/sh", "-c", _GUARD, "conduit-guard", str(self.pid)],
-                environment,
-                [(0, watched)],
-            )
-        except OSError:
-            os.killpg(self.pid, signal.SIGKILL)
+            with _above(numbers, _FIRST + len(numbers)) as sources:
+                self.pid = _spawn(
+                    ["/bin/sh", "-c", _STAGE, "sh", *words],
+                    environment,
+                    enumerate(sources, _FIRST),
+                )
+            try:
+                self._guard_pid = _spawn(
+                    ["/bin/sh", "-c", _GUARD, "conduit-guard", str(self.pid)],
+                    environment,
+                    [(0, watched)],
+                )
+            except OSError:
+                os.killpg(self.pid, signal.SIGKILL)
+                raise
+        except BaseException:
             os.close(self._guard)
             raise
         finally:
@@ -389,8 +395,8 @@ class _Command:
             signals.wait(deadline - time.monotonic())
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        while not self.ended():
-            signals.wait(_GRACE)
+        if self.status is None:
+            _, self.status = os.waitpid(self.pid, 0)
 
     def release(self) -> None:
         """Let the guard go, once COMMAND has ended."""

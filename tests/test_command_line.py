@@ -10,17 +10,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import GENEROUS
-from sides import wait_until_process_polls
+from helpers import GENEROUS, Call, room_for
+from sides import is_at_eof, wait_until_process_polls
 
 import conduit
-from conduit.run import parse_address
+from conduit import run as module
+from conduit.__main__ import main
+from conduit.errors import TakeoverError
+from conduit.run import Options, parse_address
+from conduit.takeover import Takeover
 
 # Writes what it was given as a line of JSON to a Unix socket, then does what that says.
 COMMAND = """
@@ -561,6 +566,104 @@ def test_an_address_that_is_taken(bench: Bench) -> None:
     assert line == f"conduit: listening as '{address}': Address already in use"
 
 
+# What fails in between
+
+# Says that it is ready, once no signal but SIGKILL ends it.
+DEAF = """
+import os, signal, socket
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+while True:
+    signal.pause()
+"""
+
+
+def options(directory: Path, *command: str) -> Options:
+    addresses = [parse_address(f"{directory}/unix")]
+    return Options(str(directory / "control"), addresses, command, None, GENEROUS)
+
+
+def test_a_command_that_is_deaf_to_sigterm_is_killed_when_the_old_one_says_no(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[int] = []
+
+    def refuse(takeover: Takeover) -> None:
+        raise TakeoverError("the other side refuses: no", conduit.ErrType.FAILED_TRANSFER)
+
+    def note(words: Any, *args: Any) -> int:
+        commands.append(spawn(words, *args))
+        return commands[-1]
+
+    spawn = module._spawn
+    monkeypatch.setattr(module, "_spawn", note)
+    monkeypatch.setattr(module, "_GRACE", 0.05)
+    monkeypatch.setattr(Takeover, "ready", refuse)
+    with pytest.raises(TakeoverError, match="no"):
+        module.run(options(tmp_path, sys.executable, "-c", DEAF))
+    assert len(commands) == 2
+    for pid in commands:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_command_that_cannot_be_guarded_does_not_run_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[int] = []
+
+    def spawn_one(shell: str, *args: Any, **kwargs: Any) -> int:
+        # As if /bin/sh had just been removed.
+        pid = spawn(f"{tmp_path}/sh" if commands else shell, *args, **kwargs)
+        commands.append(pid)
+        return pid
+
+    spawn = os.posix_spawn
+    monkeypatch.setattr(os, "posix_spawn", spawn_one)
+    with pytest.raises(FileNotFoundError):
+        module.run(options(tmp_path, "sleep", "1000"))
+    [pid] = commands
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("room", range(3))
+def test_a_command_that_there_is_no_room_to_guard_is_not_started(
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[int] = []
+
+    def note(*args: Any) -> int:
+        commands.append(spawn(*args))
+        return commands[-1]
+
+    def start(*args: Any) -> Any:
+        with room_for(room):
+            return command(*args)
+
+    spawn, command = module._spawn, module._Command
+    monkeypatch.setattr(module, "_spawn", note)
+    monkeypatch.setattr(module, "_Command", start)
+    with pytest.raises(OSError, match="Too many open files"):
+        module.run(options(tmp_path, "sleep", "1000"))
+    assert commands == []
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_directory_too_deep_for_a_socket_is_an_error_and_left_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with pytest.raises(OSError, match="path too long"):
+        module.run(options(tmp_path, "true"))
+    assert os.listdir(deep) == []
+    assert os.listdir(tmp_path) == [deep.name]
+
+
 # Under a manager
 
 
@@ -682,6 +785,28 @@ def test_receive_waits_for_a_descriptor_that_does_not_block(tmp_path: Path) -> N
     assert process.communicate(timeout=GENEROUS) == (b"", b"")
 
 
+def test_receive_waits_once_nothing_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.set_blocking(read, False)
+    real = select.select
+
+    def write_first(*args: Any) -> Any:
+        monkeypatch.undo()
+        os.write(write, b"late")
+        os.close(write)
+        return real(*args)
+
+    receive = Call(main, ["receive", str(tmp_path / "s")])
+    assert receive.is_waiting()
+    monkeypatch.setattr(select, "select", write_first)
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(read)
+    assert receive.result() == 0
+    assert capfd.readouterr() == ("late", "")
+
+
 def test_receive_gives_what_arrives_to_a_command(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("b\na\n")
     process = receiving(tmp_path / "s", "sort", "-")
@@ -704,6 +829,20 @@ def test_receive_looks_for_its_command_first(tmp_path: Path) -> None:
     )
 
 
+def test_receive_says_that_its_command_is_no_program(tmp_path: Path) -> None:
+    command = tmp_path / "command"
+    command.write_text("no program, and no script that says of what")
+    command.chmod(0o700)
+    process = receiving(tmp_path / "s", str(command))
+    out, into = os.pipe()
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(into)
+    said = process.communicate(timeout=GENEROUS)
+    assert said == (b"", f"conduit: {command}: Exec format error\n".encode())
+    assert process.returncode == 126
+    assert is_at_eof(out)
+
+
 def test_receive_says_when_nothing_arrives(tmp_path: Path) -> None:
     process = receiving(tmp_path / "s")
     conduit.Conduit.connect(tmp_path / "s").close()
@@ -720,3 +859,22 @@ def test_receive_ends_with_control_c(tmp_path: Path) -> None:
     assert process.communicate(timeout=GENEROUS) == (b"", b"")
     assert process.returncode == 128 + signal.SIGINT
     assert not (tmp_path / "s").exists()
+
+
+# In this process
+
+
+def test_the_command_line_is_a_function_that_returns_the_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("content")
+    words = ["send", str(tmp_path / "s"), str(tmp_path / "file")]
+    assert main(words) == 1
+    assert capsys.readouterr().err.startswith(f"conduit: connecting to {words[1]!r}")
+    with conduit.Listener(tmp_path / "s") as listener:
+        # Its own command line, if none is given.
+        monkeypatch.setattr(sys, "argv", ["conduit", *words])
+        assert main() == 0
+        with listener.accept(GENEROUS) as link, link.receive_file("r") as arrived:
+            assert arrived.read() == "content"
+    assert capsys.readouterr() == ("", "")
