@@ -426,6 +426,7 @@ class Takeover:
                     or time.monotonic() > deadline
                 ):
                     raise
+                time.sleep(_PAUSE)
             else:
                 return None
 
