@@ -92,6 +92,7 @@ cdef class Shipment:
         self, Transport transport, const void *data, size_t size, int *fds, int count
     ) noexcept
     cdef int hold(self) except -1
+    cdef int _duplicate(self) noexcept
     cdef ssize_t send_rest(self) noexcept nogil
     cdef int go(self, ssize_t sent) except -1
     cdef int start(self) except -1

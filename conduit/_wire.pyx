@@ -865,15 +865,20 @@ cdef class Shipment:
         self.due = count
 
     cdef int hold(self) except -1:
-        """Duplicate the descriptors that have not left yet."""
-        cdef int err
+        """Duplicate the descriptors that have not left yet, to send these in their place."""
+        cdef int err = self._duplicate()
+        if err:
+            self.transport._raise_send(err, self.fds, self.due, self.gone)
+        self.sending = self.own
+        return 0
+
+    cdef int _duplicate(self) noexcept:
+        """Duplicate what there is room for; 0, or the errno if that is not all."""
         while self.held < self.due:
             self.own[self.held] = duplicate(self.fds[self.held])
             if self.own[self.held] < 0:
-                err = errno
-                self.transport._raise_send(err, self.fds, self.due, self.gone)
+                return errno
             self.held += 1
-        self.sending = self.own
         return 0
 
     cdef ssize_t send_rest(self) noexcept nogil:
@@ -892,6 +897,9 @@ cdef class Shipment:
         while True:
             if sent >= 0:
                 self.gone += sent
+                if self.gone < self.size:
+                    # Not to be sent, but to know in the end whose the numbers are by then.
+                    self._duplicate()
                 # They went with the first byte, and go no second time.
                 self.due = 0
                 if self.gone == self.size:
@@ -922,6 +930,8 @@ cdef class Shipment:
         """
         cdef ssize_t sent
         cdef int events
+        if self.gone:
+            self.transport._check_open("sending", self.gone)
         self.transport.enter()
         try:
             self.transport._check_sound()

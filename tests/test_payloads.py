@@ -26,6 +26,7 @@ from helpers import (
     interrupt_once_polling,
     is_open,
     memory,
+    room_for,
 )
 from sides import ALL_KINDS, PACKET_KINDS, beside, close_all, files, identity, is_at_eof
 
@@ -39,6 +40,7 @@ from conduit import (
 )
 
 Ends = tuple[Conduit, Conduit]
+Wired = tuple[Conduit, socket.socket]
 
 LARGE = bytes(range(256)) * (16 << 12)
 """16 MiB, many times what a socket's buffer takes."""
@@ -497,6 +499,43 @@ def test_descriptors_of_a_waiting_payload_are_what_was_given_whatever_the_number
     assert is_at_eof(out)
     assert content(into) == b"innocent"
     close_all([innocent, into])
+
+
+@pytest.mark.hazard("F30")
+@pytest.mark.parametrize("kind", STREAM)
+def test_a_number_reused_once_its_descriptor_left_ahead_of_its_payload_is_left_alone(
+    ends: Ends,
+) -> None:
+    one, other = ends
+    out, into = os.pipe()
+    call = Call(one.transfer, into, data=LARGE)
+    assert call.is_waiting()
+    with other.receive(max_data=1) as message:
+        assert message.fds[0].kind == "fifo"
+    innocent = memory(b"innocent")
+    os.dup2(innocent, into)
+    received(other, len(LARGE) - 1)
+    with pytest.raises(Error, match="given to another file") as caught:
+        call.result()
+    assert caught.value.type is ErrType.FAILED_CLOSE
+    assert is_at_eof(out)
+    assert content(into) == b"innocent"
+    close_all([innocent, into])
+
+
+@pytest.mark.parametrize("kind", STREAM)
+def test_a_payload_whose_descriptors_left_needs_no_room_to_be_sent_whole(wired: Wired) -> None:
+    link, peer = wired
+    numbers = files(3)
+    with room_for(1):
+        call = Call(link.transfer, *numbers, data=LARGE)
+        assert call.is_waiting()
+        left = len(LARGE)
+        while left:
+            # As a peer that wants the bytes alone.
+            left -= len(peer.recv(left))
+        call.result()
+    assert not any(map(is_open, numbers))
 
 
 @pytest.mark.hazard("A6")
