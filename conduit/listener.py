@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self
 from conduit._conduit import Conduit, accept
 from conduit._wire import address_from
 from conduit.errors import Error, ErrType, from_errno
-from conduit.peer import Peer, same_user_or_root
+from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -181,7 +181,7 @@ class Listener:
         conduit = accept(self.conduit, timeout)
         try:
             peer = conduit.peer
-            if self._allow(peer):
+            if admits(self._allow, peer):
                 return conduit
             _log.warning("%r refused %r", self, peer)
         except BaseException:

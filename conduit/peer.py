@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 
 class Peer(NamedTuple):
@@ -22,3 +24,17 @@ class Peer(NamedTuple):
 def same_user_or_root(peer: Peer) -> bool:
     """Whether a peer is this process's user (the effective one) or root."""
     return peer.uid in (0, os.geteuid())
+
+
+def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
+    """Ask whether a peer is allowed.
+
+    Raises:
+        TypeError: ``allow`` is a coroutine function, whose answer nobody would await.
+    """
+    answer = allow(peer)
+    if hasattr(answer, "__await__"):
+        with suppress(AttributeError):
+            answer.close()
+        raise TypeError("allow() must answer at once, and cannot be a coroutine function")
+    return bool(answer)

@@ -32,7 +32,7 @@ from conduit.errors import (
     TransferTimeoutError,
 )
 from conduit.listener import Listener, bind_path, unlink_own
-from conduit.peer import Peer, same_user_or_root
+from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -382,7 +382,7 @@ class Takeover:
         while (conduit := self._connect()) is not None:
             self._channel = _Channel(conduit)
             peer = conduit.peer
-            if not self._allow(peer):
+            if not admits(self._allow, peer):
                 raise TakeoverError(
                     f"{self.path!r} is served by {peer}, who is not allowed",
                     ErrType.FAILED_TRANSFER,
@@ -514,7 +514,7 @@ class Takeover:
 
     def _hand_over(self, channel: _Channel, control: Listener) -> None:
         # Here, and not in the listener, so that who is refused hears why.
-        if not self._allow(channel.peer):
+        if not admits(self._allow, channel.peer):
             raise TakeoverError(f"{channel.peer} is not allowed", ErrType.FAILED_TRANSFER)
         with channel.receive() as message:
             version = message.expect("hello")["version"]

@@ -584,6 +584,18 @@ def test_what_a_refused_peer_sent_is_closed(path: str, kind: int, driver: Driver
         assert is_at_eof(out)
 
 
+def test_an_allow_whose_answer_must_be_awaited_admits_nobody(path: str, driver: Driver) -> None:
+    async def allow(peer: Peer) -> bool:
+        return False
+
+    wrong: Any = allow
+    with driver.Listener(path, allow=wrong) as listener, driver.Conduit.connect(path) as client:
+        with pytest.raises(TypeError, match="coroutine"):
+            listener.accept()
+        with pytest.raises(PeerClosedError):
+            client.receive()
+
+
 def test_an_exception_of_allow_is_raised_and_its_peer_closed(path: str, driver: Driver) -> None:
     def allow(peer: Peer) -> bool:
         raise ZeroDivisionError
