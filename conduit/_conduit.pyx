@@ -964,8 +964,12 @@ cdef class Departure:
             raise
 
     def __dealloc__(self):
+        self._let_go()
+
+    cdef void _let_go(self):
         give_back(self.lent)
         if self.viewed:
+            self.viewed = False
             PyBuffer_Release(&self.payload)
 
     @property
@@ -994,16 +998,17 @@ cdef class Departure:
         if events:
             return False
         self.shipment.abandon()
-        if self.keep:
-            give_back(self.lent)
-        elif self.count:
-            self.conduit._close_sent(self.items, self.numbers, self.lent)
+        try:
+            if not self.keep and self.count:
+                self.conduit._close_sent(self.items, self.numbers, self.lent)
+        finally:
+            self._let_go()
         return True
 
     def abandon(self):
         """Give up. If some of the message has left, the conduit sends no more."""
         self.shipment.abandon()
-        give_back(self.lent)
+        self._let_go()
 
 
 cdef Conduit owner(int fd, double timeout, str name=""):
@@ -1013,6 +1018,11 @@ cdef Conduit owner(int fd, double timeout, str name=""):
     conduit.transport = Transport(fd, name, True, timeout)
     descriptor._take()
     return conduit
+
+
+def check_number(value):
+    """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
+    number_from(value)
 
 
 def accept(Conduit listening not None, timeout=None):

@@ -15,7 +15,7 @@ import io
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, overload
@@ -30,7 +30,7 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from conduit import objects
-from conduit._conduit import Conduit, Departure, Message, enter, leave
+from conduit._conduit import Conduit, Departure, Message, check_number, enter, leave
 from conduit._wire import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
 from conduit.listener import Listener
@@ -152,6 +152,13 @@ class _Direction:
             await checkpoint()
 
 
+def _wake(fd: int) -> None:
+    """End the waits of other tasks for a descriptor that is about to be closed."""
+    # Where no event loop runs, nobody waits.
+    with suppress(RuntimeError):
+        anyio.notify_closing(fd)
+
+
 class AsyncConduit:
     """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
 
@@ -251,7 +258,7 @@ class AsyncConduit:
         It is there because a transfer closes what it moved, and a conduit can be moved, too.
         """
         if not self._conduit.closed:
-            anyio.notify_closing(self._conduit.fileno())
+            _wake(self._conduit.fileno())
             self._conduit.close()
 
     async def aclose(self) -> None:
@@ -271,6 +278,8 @@ class AsyncConduit:
                 return self._transfer_fd(fd, keep=keep)
             except WouldBlockError:
                 pass
+        # An object, which transfer() takes, is none.
+        check_number(fd)
         return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
@@ -434,6 +443,8 @@ class AsyncTakeover:
     ) -> None:
         self._enter = partial(Takeover, path, timeout=timeout, allow=allow)
         self._entered: Takeover | None = None
+        self._watching = anyio.Lock()
+        self._closing = False
 
     @property
     def takeover(self) -> Takeover:
@@ -487,20 +498,26 @@ class AsyncTakeover:
         `aclose` ends it.
         """
         takeover = self.takeover
-        while not takeover.closed and not takeover.wait(0):
-            try:
-                await anyio.wait_readable(takeover.fileno())
-            except anyio.ClosedResourceError:
-                break
+        # A loop lets one task at a time wait for a descriptor.
+        async with self._watching:
+            while not (self._closing or takeover.closed or takeover.wait(0)):
+                with suppress(anyio.ClosedResourceError):
+                    await anyio.wait_readable(takeover.fileno())
         return takeover.wait(0)
 
     async def aclose(self) -> None:
         """Leave the line; see `Takeover.close`. It is closed even if this is cancelled."""
         if self._entered is not None:
+            self._closing = True
             if not self._entered.closed:
-                anyio.notify_closing(self._entered.fileno())
-            with anyio.CancelScope(shield=True):
-                await to_thread.run_sync(self._entered.close)
+                _wake(self._entered.fileno())
+            try:
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(self._entered.close)
+            finally:
+                # asyncio's own cancellation comes through the shield, maybe before the thread ran.
+                if not self._entered.closed:
+                    self._entered.close()
 
 
 def _settle(future: Future[_T], function: Callable[[], _T]) -> None:
@@ -577,6 +594,6 @@ class AsyncListener:
         See `Listener.close`. It is closed even if this is cancelled.
         """
         if not self._listener.closed:
-            anyio.notify_closing(self._listener.fileno())
+            _wake(self._listener.fileno())
             self._listener.close()
         await self._accepting.end()

@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,12 +35,14 @@ from sides import close_all, is_at_eof
 
 from conduit import (
     Conduit,
+    DescriptorTypeError,
     Error,
     ErrType,
     Peer,
     PeerClosedError,
     aio,
 )
+from conduit._conduit import Departure
 from conduit.aio import AsyncConduit, AsyncListener
 
 pytestmark = pytest.mark.anyio
@@ -554,6 +557,54 @@ async def test_a_task_that_can_always_send_starves_no_other_and_sees_its_cancell
                 assert data == b"\0"
 
             await assert_fair(transfer)
+
+
+async def test_a_descriptor_is_an_int_at_every_call(ends: Ends) -> None:
+    with tempfile.TemporaryFile() as file:
+        for _ in range(2 * aio._STRIDE):
+            for wrong in (file, True, 1.5):
+                with pytest.raises(DescriptorTypeError):
+                    await ends[0].transfer_fd(wrong)  # type: ignore[arg-type]
+            await ends[0].transfer_fd(file.fileno(), keep=True)
+            os.close(await ends[1].receive_fd())
+        assert not file.closed
+
+
+async def test_a_buffer_is_let_go_of_once_it_was_sent_or_was_not(ends: Ends) -> None:
+    data = bytearray(b"to be sent")
+    await ends[0].transfer(data=data)
+    data.clear()
+    await ends[1].aclose()
+    data += b"not to be sent"
+    with pytest.raises(PeerClosedError) as caught:
+        await ends[0].transfer(data=data)
+    data.clear()
+    assert caught.value.__traceback__ is not None
+
+
+def test_closing_where_no_loop_runs_closes() -> None:
+    async def make() -> Ends:
+        return AsyncConduit.pair()
+
+    for end in anyio.run(make):
+        number = end.fileno()
+        end.close()
+        assert end.closed
+        assert not is_open(number)
+
+
+def test_a_departure_of_a_conduit_closed_meanwhile_says_how_much_had_left() -> None:
+    one, other = Conduit.pair()
+    with other, one:
+        one.timeout = 0
+        departure = Departure(one, (), LARGE, False)
+        assert departure.attempt() is False
+        assert 0 < departure.sent < len(LARGE)
+        one.close()
+        with pytest.raises(Error, match="closed meanwhile") as caught:
+            departure.attempt()
+        assert caught.value.type is ErrType.NO_FD
+        assert caught.value.sent == departure.sent
 
 
 async def bring_due(ends: Ends) -> None:

@@ -1624,6 +1624,43 @@ def test_aclose_ends_the_wait_of_another_task(path: str, loop: Loop) -> None:
     run(loop, main)
 
 
+@pytest.mark.parametrize("loop", LOOPS)
+def test_many_tasks_may_wait_and_aclose_ends_them_all(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        results: list[bool] = []
+
+        async def wait() -> None:
+            results.append(await takeover.wait())
+
+        async with anyio.create_task_group() as tasks:
+            takeover = AsyncTakeover(path)
+            async with takeover:
+                await takeover.ready()
+                tasks.start_soon(wait)
+                tasks.start_soon(wait)
+                await anyio.wait_all_tasks_blocked()
+                # One more begins when it is closing already.
+                tasks.start_soon(takeover.aclose)
+                tasks.start_soon(wait)
+        assert results == [False] * 3
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS[:2])
+def test_closing_cancelled_by_asyncio_itself_closes(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        takeover = AsyncTakeover(path)
+        await takeover.__aenter__()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await takeover.aclose()
+        assert takeover.takeover.closed
+
+    run(loop, main)
+    assert not os.path.exists(path)
+
+
 @pytest.mark.parametrize("loop", LOOPS[:2])
 def test_entering_cancelled_by_asyncio_itself_leaves_nothing_behind(path: str, loop: Loop) -> None:
     async def main() -> None:
