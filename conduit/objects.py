@@ -117,15 +117,29 @@ def _buffered(obj: Any) -> Any:
 def _synchronise(obj: Any, number: int) -> None:
     """Set the kernel's offset to the object's position, and drop what was read ahead."""
     position = obj.tell()
-    if os.lseek(number, 0, os.SEEK_CUR) == position & _POSITION:
-        return
-    # The way there leads over the end: a seek inside the buffer moves no offset.
-    obj.seek(0, os.SEEK_END)
-    obj.seek(position)
-    if os.lseek(number, 0, os.SEEK_CUR) != position & _POSITION:
+    amid = _is_amid(position, number)
+    if not amid and os.lseek(number, 0, os.SEEK_CUR) != position & _POSITION:
+        # The way there leads over the end: a seek inside the buffer moves no offset.
+        obj.seek(0, os.SEEK_END)
+        obj.seek(position)
+        amid = os.lseek(number, 0, os.SEEK_CUR) != position & _POSITION
+    if amid:
         raise OSError(
             errno.ESPIPE, "it was read to the middle of what its encoding decodes at once"
         )
+
+
+def _is_amid(position: int, number: int) -> bool:
+    """Whether who reads on at a text file's position needs more than what is there.
+
+    That is a shift state, or a carriage return that is not given out before the next character
+    tells whether it ends a line: the lowest bit. Other small states are of byte order marks.
+    """
+    offset, state = position & _POSITION, position >> 64 & 0xFFFFFFFF
+    if state & 1:
+        start = max(offset - 4, 0)
+        return os.pread(number, offset - start, start).rstrip(b"\0").endswith(b"\r")
+    return state > 7
 
 
 def close(obj: Any) -> None:

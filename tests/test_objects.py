@@ -110,6 +110,43 @@ def test_a_text_file_read_to_the_middle_of_what_is_decoded_at_once_stays(
     assert rest(ends[1]) == b" more"
 
 
+@pytest.mark.parametrize(
+    ("encoding", "newline", "text"),
+    [
+        ("utf-8", None, "a\r"),
+        ("utf-8", "", "a\r"),
+        ("utf-8", "", "a\r\ra"),
+        ("utf-16", "", "a\r"),
+        ("iso2022_jp", "\n", "日本語"),
+    ],
+)
+def test_a_text_file_whose_decoder_keeps_something_back_stays(
+    ends: Ends, tmp_path: Path, encoding: str, newline: str | None, text: str
+) -> None:
+    (tmp_path / "f").write_bytes(text.encode(encoding))
+    with open(tmp_path / "f", encoding=encoding, newline=newline) as file:
+        first = file.read(max(text.find("\ra"), 1))
+        with pytest.raises(Error, match="decodes at once") as caught:
+            ends[0].transfer_file(file)
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        assert first + file.read() == (text.replace("\r", "\n") if newline is None else text)
+        ends[0].transfer_file(file)
+    assert rest(ends[1]) == b""
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_the_receiver_goes_on_after_a_text_that_begins_with_a_byte_order_mark(
+    ends: Ends, tmp_path: Path, encoding: str
+) -> None:
+    whole = "first\nsecond".encode(encoding)
+    (tmp_path / "f").write_bytes(whole)
+    with open(tmp_path / "f", encoding=encoding) as file:
+        assert file.readline() == "first\n"
+        ends[0].transfer_file(file)
+    mark, first = ("".encode(encoding), "first\n".encode(encoding))
+    assert mark + rest(ends[1]) == whole.replace(first, mark)
+
+
 def test_a_text_file_under_iteration_cannot_tell_its_position_and_stays(
     ends: Ends, lines: Path
 ) -> None:
