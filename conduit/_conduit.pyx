@@ -63,7 +63,7 @@ cdef int number_of(object obj) except -1:
     """The number an object has right now."""
     try:
         return PyObject_AsFileDescriptor(obj)
-    except (OSError, ValueError) as exc:
+    except Exception as exc:
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
 
 
@@ -736,9 +736,10 @@ cdef class Conduit:
         cdef Py_buffer payload
         cdef list lent = []
         try:
-            count = self._number(items, numbers, lent, keep)
+            # First: its __buffer__() may run anything, as nothing must once the numbers are known.
             PyObject_GetBuffer(data, &payload, PyBUF_SIMPLE)
             try:
+                count = self._number(items, numbers, lent, keep)
                 if payload.len:
                     self.transport.send(payload.buf, payload.len, numbers, count, False)
                 else:
@@ -949,9 +950,9 @@ cdef class Departure:
         self.shipment = Shipment()
         self.lent = []
         try:
-            self.count = conduit._number(items, self.numbers, self.lent, keep)
             PyObject_GetBuffer(data, &self.payload, PyBUF_SIMPLE)
             self.viewed = True
+            self.count = conduit._number(items, self.numbers, self.lent, keep)
             if self.payload.len:
                 self.shipment.load(
                     conduit.transport, self.payload.buf, self.payload.len, self.numbers, self.count
@@ -968,6 +969,9 @@ cdef class Departure:
 
     cdef void _let_go(self):
         give_back(self.lent)
+        self._release()
+
+    cdef void _release(self):
         if self.viewed:
             self.viewed = False
             PyBuffer_Release(&self.payload)
@@ -998,6 +1002,8 @@ cdef class Departure:
         if events:
             return False
         self.shipment.abandon()
+        # Before an item is closed: the memory may be its own, as a mapping's.
+        self._release()
         try:
             if not self.keep and self.count:
                 self.conduit._close_sent(self.items, self.numbers, self.lent)

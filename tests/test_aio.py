@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import logging
+import mmap
 import os
 import socket
 import tempfile
@@ -580,6 +581,45 @@ async def test_a_buffer_is_let_go_of_once_it_was_sent_or_was_not(ends: Ends) -> 
         await ends[0].transfer(data=data)
     data.clear()
     assert caught.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM])
+async def test_nothing_is_sent_after_the_half_of_a_message_that_was_cancelled(ends: Ends) -> None:
+    errors: list[Error] = []
+
+    async def make_room_and_send() -> None:
+        await ends[1].receive(len(LARGE))
+        with pytest.raises(Error, match="cut off in its middle") as caught:
+            await ends[0].transfer(data=b"another")
+        errors.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(make_room_and_send)
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await ends[0].transfer(data=LARGE)
+        assert scope.cancelled_caught
+    assert len(errors) == 1
+
+
+async def test_memory_that_is_sent_is_free_once_its_own_file_is_closed(ends: Ends) -> None:
+    class Mapped:
+        def __init__(self) -> None:
+            self.number = memory(b"mapped")
+            self.memory = mmap.mmap(self.number, 0)
+
+        def fileno(self) -> int:
+            return self.number
+
+        def close(self) -> None:
+            self.memory.close()
+            os.close(self.number)
+
+    mapped = Mapped()
+    await ends[0].transfer(mapped, data=mapped.memory)
+    assert not is_open(mapped.number)
+    with await ends[1].receive() as message:
+        assert message.data == b"mapped"
 
 
 def test_closing_where_no_loop_runs_closes() -> None:

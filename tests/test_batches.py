@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,23 @@ def test_an_item_that_closes_itself_when_it_is_flushed_is_told_of(ends: Ends) ->
     assert caught.value.type is ErrType.NO_FD
     one.transfer(number)
     other.receive().close()
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="no class of Python's has __buffer__()")
+def test_what_a_payload_does_to_an_item_as_it_is_looked_at_is_seen(ends: Ends) -> None:
+    class Payload:
+        def __buffer__(self, flags: int) -> memoryview:
+            fresh = memory(b"fresh")
+            os.close(holder.number)
+            holder.number = fresh
+            return memoryview(b"x")
+
+    one, other = ends
+    holder = Holder(memory(b"stale"))
+    data: Any = Payload()
+    one.transfer(holder, data=data)
+    with other.receive() as message:
+        assert content(message.fds[0].fileno()) == b"fresh"
 
 
 @pytest.mark.parametrize("keep", [True, False])
