@@ -9,9 +9,11 @@ Nothing here owns a descriptor or closes a number.
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import io
+import operator
 import os
 import socket
 import stat
@@ -57,7 +59,8 @@ def number_of(obj: object) -> int:
         )
     try:
         number = fileno()
-    except (OSError, ValueError) as exc:
+    except Exception as exc:
+        # A closed GzipFile and HTTPResponse raise AttributeError.
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
     if not isinstance(number, int) or isinstance(number, bool):
         raise DescriptorTypeError(
@@ -117,29 +120,29 @@ def _buffered(obj: Any) -> Any:
 def _synchronise(obj: Any, number: int) -> None:
     """Set the kernel's offset to the object's position, and drop what was read ahead."""
     position = obj.tell()
-    amid = _is_amid(position, number)
-    if not amid and os.lseek(number, 0, os.SEEK_CUR) != position & _POSITION:
-        # The way there leads over the end: a seek inside the buffer moves no offset.
-        obj.seek(0, os.SEEK_END)
+    whole = _at_character(obj, position)
+    offset = os.lseek(number, 0, os.SEEK_CUR)
+    if whole and offset != position & _POSITION:
+        # The way there leads past what was read ahead: a seek inside the buffer moves no offset.
+        # Not over the end: a file of /proc has none to seek to, and the failure would lose what
+        # a text file has decoded.
+        obj.seek(offset + 1)
         obj.seek(position)
-        amid = os.lseek(number, 0, os.SEEK_CUR) != position & _POSITION
-    if amid:
+        whole = os.lseek(number, 0, os.SEEK_CUR) == position & _POSITION
+    if not whole:
         raise OSError(
             errno.ESPIPE, "it was read to the middle of what its encoding decodes at once"
         )
 
 
-def _is_amid(position: int, number: int) -> bool:
-    """Whether who reads on at a text file's position needs more than what is there.
-
-    That is a shift state, or a carriage return that is not given out before the next character
-    tells whether it ends a line: the lowest bit. Other small states are of byte order marks.
-    """
-    offset, state = position & _POSITION, position >> 64 & 0xFFFFFFFF
-    if state & 1:
-        start = max(offset - 4, 0)
-        return os.pread(number, offset - start, start).rstrip(b"\0").endswith(b"\r")
-    return state > 7
+def _at_character(obj: Any, position: int) -> bool:
+    """Whether a decoder that begins anew at a position goes on there as the object's would."""
+    state = position >> 64
+    if not state or position & _POSITION == 0 == state >> 32:
+        return True
+    # 1 is a CR that waits for its LF. What is 2 has read a BOM of the other byte order.
+    start = codecs.getincrementaldecoder(obj.encoding)().getstate()[1]
+    return state == 2 == start or (start > 2 and state in (start, start << 1))
 
 
 def close(obj: Any) -> None:
@@ -185,6 +188,9 @@ def check_file_arguments(
             or {"b", "t"} <= set(mode)
         ):
             raise ValueError(f"invalid mode: {mode!r}")
+    # As open() has it, which takes a C int.
+    if operator.index(buffering) >= 1 << 31:
+        raise ValueError(f"buffering must be less than 2 GiB, not {buffering}")
     if _is_text(mode):
         if buffering == 0:
             raise ValueError("can't have unbuffered text I/O")

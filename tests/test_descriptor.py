@@ -331,6 +331,23 @@ def test_it_says_what_it_is() -> None:
     assert repr(descriptor) == "<conduit.Descriptor closed>"
 
 
+@pytest.mark.parametrize(
+    ("buffering", "refusal"),
+    [("x", TypeError), (None, TypeError), (1.5, TypeError), (1 << 31, ValueError)],
+)
+def test_an_impossible_buffering_takes_nothing(buffering: Any, refusal: type[Exception]) -> None:
+    one, other = Conduit.pair()
+    with one, other, Descriptor(memory(b"inside")) as descriptor:
+        with pytest.raises(refusal):
+            descriptor.to_file("rb", buffering)
+        assert not descriptor.closed
+        one.transfer(descriptor)
+        with pytest.raises(refusal):
+            other.receive_file("rb", buffering)
+        with other.receive_file() as file:
+            assert file.read() == b"inside"
+
+
 @pytest.mark.parametrize("how", ["transfer_file", "transfer_conn", "transfer"])
 @pytest.mark.parametrize("keep", [True, False])
 def test_every_call_that_sends_an_object_sends_it(kind: int, how: str, keep: bool) -> None:

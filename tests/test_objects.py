@@ -134,6 +134,33 @@ def test_a_text_file_whose_decoder_keeps_something_back_stays(
     assert rest(ends[1]) == b""
 
 
+def test_the_receiver_goes_on_in_a_text_that_shifts_where_it_does_not(
+    ends: Ends, tmp_path: Path
+) -> None:
+    (tmp_path / "f").write_bytes("日本\nplain\n日本".encode("iso2022_jp"))
+    with open(tmp_path / "f", encoding="iso2022_jp") as file:
+        assert file.readline() == "日本\n"
+        ends[0].transfer_file(file)
+    assert rest(ends[1]).decode("iso2022_jp") == "plain\n日本"
+
+
+def test_a_file_of_proc_which_has_no_end_is_read_on(ends: Ends) -> None:
+    whole = Path("/proc/version").read_bytes()
+    for mode in ("r", "rb"):
+        with open("/proc/version", mode) as file:
+            file.read(1)
+            ends[0].transfer_file(file)
+        assert rest(ends[1]) == whole[1:]
+
+
+def test_a_closed_file_over_another_has_no_descriptor(ends: Ends, tmp_path: Path) -> None:
+    file = gzip.open(tmp_path / "f", "wb")
+    file.close()
+    with pytest.raises(Error, match="has no descriptor") as caught:
+        ends[0].transfer_file(file)
+    assert caught.value.type is ErrType.NO_FD
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
 def test_the_receiver_goes_on_after_a_text_that_begins_with_a_byte_order_mark(
     ends: Ends, tmp_path: Path, encoding: str
