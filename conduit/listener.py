@@ -47,7 +47,8 @@ class Listener:
         mode: the permission bits of the socket; who may write may connect.
         backlog: how many connections wait to be accepted.
         type: ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
-        allow: whether a `Peer` is admitted. Without it: this process's user, and root.
+        allow: whether a `Peer` is admitted, answered at once: a coroutine function is a `TypeError`
+            when somebody comes. Without it: this process's user, and root.
 
     Raises:
         Error: ``NO_FD``, with the errno: ``EADDRINUSE`` if something else is at the path or
