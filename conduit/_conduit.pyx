@@ -1004,11 +1004,10 @@ cdef class Departure:
         self.shipment.abandon()
         # Before an item is closed: the memory may be its own, as a mapping's.
         self._release()
-        try:
-            if not self.keep and self.count:
-                self.conduit._close_sent(self.items, self.numbers, self.lent)
-        finally:
-            self._let_go()
+        if self.keep:
+            give_back(self.lent)
+        elif self.count:
+            self.conduit._close_sent(self.items, self.numbers, self.lent)
         return True
 
     def abandon(self):

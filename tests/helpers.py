@@ -162,24 +162,27 @@ def wait_until_polling(thread: int) -> None:
         try:
             with open(f"/proc/self/task/{thread}/wchan") as wchan:
                 where = wchan.read()
-            with open(f"/proc/self/task/{thread}/stat") as stat:
-                state = stat.read().rpartition(")")[2].split()[0]
+            sleeps = is_asleep(thread)
         except (FileNotFoundError, ProcessLookupError):
             return
         if "poll" in where:
             return
         # A kernel that does not tell where a thread sleeps still tells that it does.
-        asleep = asleep + 1 if where in ("", "0") and state == "S" else 0
+        asleep = asleep + 1 if where in ("", "0") and sleeps else 0
         os.sched_yield()
+
+
+def is_asleep(thread: int) -> bool:
+    """Whether a thread of this process (its native id) sleeps right now."""
+    with open(f"/proc/self/task/{thread}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "S"
 
 
 def wait_until_asleep(thread: int) -> None:
     """Return once a thread of this process (its native id) waits: it sleeps whenever one looks."""
     asleep = 0
     while asleep < 200:
-        with open(f"/proc/self/task/{thread}/stat") as stat:
-            state = stat.read().rpartition(")")[2].split()[0]
-        asleep = asleep + 1 if state == "S" else 0
+        asleep = asleep + 1 if is_asleep(thread) else 0
         os.sched_yield()
 
 
