@@ -242,6 +242,8 @@ def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tupl
         private = tempfile.mkdtemp(prefix=b".", dir=os.path.dirname(path) or b".")
         made, aside = os.path.join(private, b"s"), os.path.join(private, b"stale")
         try:
+            # The umask took bits of its mode away, too.
+            os.chmod(private, 0o700)
             with _short(private) as reachable:
                 sock.bind(os.path.join(reachable, b"s"))
             os.chmod(made, mode)

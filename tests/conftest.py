@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from drivers import BLOCKING, LOOPS, Driver, LoopDriver
-from helpers import KINDS, open_descriptors
+from helpers import KINDS, open_descriptors, raise_limit_of_descriptors
 
 import conduit
 
@@ -25,6 +25,7 @@ PATIENCE = 120
 def pytest_configure(config: pytest.Config) -> None:
     if "error" not in config.getini("filterwarnings"):
         config.addinivalue_line("filterwarnings", "error")
+    raise_limit_of_descriptors()
     # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -46,13 +47,19 @@ def start_loop() -> Iterator[Callable[[str], LoopDriver]]:
         yield cache(lambda loop: LoopDriver(loop, stack))
 
 
-@pytest.fixture(params=[BLOCKING, *LOOPS])
+# The quick tests of `make check` run on one event loop.
+LOOP_PARAMS = [
+    loop if loop == "asyncio" else pytest.param(loop, marks=pytest.mark.slow) for loop in LOOPS
+]
+
+
+@pytest.fixture(params=[BLOCKING, *LOOP_PARAMS])
 def driver(request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]) -> Driver:
     """The classes to make conduits of: the blocking ones, and those on each event loop."""
     return Driver() if request.param == BLOCKING else start_loop(request.param)
 
 
-@pytest.fixture(params=LOOPS)
+@pytest.fixture(params=LOOP_PARAMS)
 def anyio_backend(
     request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]
 ) -> tuple[str, dict[str, Any]]:

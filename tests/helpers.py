@@ -41,6 +41,27 @@ GENEROUS = 30.0
 """Seconds that nothing takes unless it hangs."""
 
 
+WANTED_LIMIT = 20_000
+"""How many descriptors this process and its children may open at once, where the system lets it."""
+
+
+def raise_limit_of_descriptors() -> None:
+    """Raise the soft limit, which is 1024 on most systems, towards the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < WANTED_LIMIT:
+        wanted = WANTED_LIMIT if hard == resource.RLIM_INFINITY else min(WANTED_LIMIT, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def needs_descriptors(count: int) -> pytest.MarkDecorator:
+    """Skip a test that opens so many descriptors, or has them on their way, where it may not."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return pytest.mark.skipif(
+        hard != resource.RLIM_INFINITY and hard < count,
+        reason=f"needs {count} descriptors; the hard limit (ulimit -Hn) is {hard}",
+    )
+
+
 def open_descriptors() -> dict[int, str]:
     """Every open descriptor, and what it is open on."""
     found = {}

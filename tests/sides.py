@@ -7,12 +7,13 @@ import os
 import signal
 import socket
 import tempfile
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import GENEROUS, memory
+from helpers import GENEROUS, handling, memory
 
 NOBODY = 65534
 
@@ -31,9 +32,10 @@ PACKET_KINDS = ALL_KINDS[1:]
 
 @contextlib.contextmanager
 def beside(function: Callable[[], None], *, user: int | None = None) -> Iterator[int]:
-    """Run a function in a forked child meanwhile, and see that it returns there.
+    """Run a function in a forked child for as long as the block, and see that it returns there.
 
-    With ``user``, the child is a process of that user and of no group of ours.
+    With ``user``, the child is a process of that user and of no group of ours. A child that fails
+    ends the block, which may be waiting for it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -53,13 +55,36 @@ def beside(function: Callable[[], None], *, user: int | None = None) -> Iterator
         finally:
             os._exit(status)
     try:
-        yield pid
+        with ended_by_failure_of(pid):
+            yield pid
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert_succeeded(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+
+def assert_succeeded(status: int) -> None:
     assert status == 0, f"the other process ended with {status}; its standard error says why"
+
+
+@contextlib.contextmanager
+def ended_by_failure_of(pid: int) -> Iterator[None]:
+    """Fail in the block, wherever it waits, once a child process has failed."""
+
+    def look(*_: object) -> None:
+        # A process forked in the block has this handler, and not this child.
+        with contextlib.suppress(ChildProcessError):
+            ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            # A child that a signal ended has its number here, which is no success either.
+            assert_succeeded(ended.si_status if ended else 0)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread runs signal handlers.
+        return
+    with handling(signal.SIGCHLD, look):
+        look()
+        yield
 
 
 def wait_until_process_polls(pid: int) -> None:

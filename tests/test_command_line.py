@@ -28,6 +28,8 @@ from conduit.run import Options, parse_address
 from conduit.takeover import Takeover
 
 # Writes what it was given as a line of JSON to a Unix socket, then does what that says.
+pytestmark = pytest.mark.slow
+
 COMMAND = """
 import json, os, signal, socket, stat, sys
 report = socket.socket(socket.AF_UNIX)

@@ -61,6 +61,7 @@ async def ask_all(port: int) -> set[str]:
     return set(await asyncio.gather(*map(one, range(REQUESTS))))
 
 
+@pytest.mark.slow
 def test_the_acceptor_loses_none_of_thousands_of_requests() -> None:
     acceptor = subprocess.Popen(
         [sys.executable, "-P", "-W", "error", EXAMPLES / "acceptor.py", "--workers=3"],

@@ -518,6 +518,7 @@ int main(int argc, char **argv)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.hazard("F6")
 def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) -> None:
     """F6: nor any that the library makes for itself."""
@@ -858,6 +859,7 @@ def use(ends: Ends, how: Callable[[Ends, list[int]], Callable[[], None]], times:
     close_all(held)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", USES)
 def test_twenty_thousand_uses_leave_memory_and_descriptors_where_they_were(
     ends: Ends, how: Callable[[Ends, list[int]], Callable[[], None]]

@@ -520,6 +520,7 @@ def play(kind: int, choose: Choose, longest: int) -> None:
         duel.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @settings(
     deadline=None,

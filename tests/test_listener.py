@@ -404,6 +404,7 @@ def test_a_closed_conduit_has_no_peer() -> None:
 # Who may come in
 
 
+@pytest.mark.slow
 @pytest.mark.hazard("S5")
 @needs_root
 def test_no_other_user_gets_in_at_any_instant_of_a_listeners_making(public: str) -> None:
@@ -810,6 +811,7 @@ def test_a_relative_path_is_removed_wherever_the_process_has_gone(
     assert not os.path.exists(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("racers", [2, 5])
 def test_of_racing_listeners_at_a_stale_path_exactly_one_wins(path: str, racers: int) -> None:
     starting = [Conduit.pair(type=socket.SOCK_SEQPACKET) for _ in range(racers)]

@@ -759,6 +759,7 @@ def wait_for_the_storm() -> None:
         os.sched_yield()
 
 
+@pytest.mark.slow
 @pytest.mark.hazard("P2")
 @not_traced
 @only_blocking

@@ -26,7 +26,10 @@ def load_script() -> ModuleType:
 
 restart = load_script()
 
-pytestmark = pytest.mark.skipif(bool(restart.missing()), reason=restart.missing() or "-")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(restart.missing()), reason=restart.missing() or "-"),
+]
 
 
 @pytest.mark.parametrize("name", list(restart.SERVERS))

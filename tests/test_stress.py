@@ -20,10 +20,13 @@ from sides import identity
 import conduit
 from conduit import Conduit, Descriptor, Error, ErrType
 
-pytestmark = pytest.mark.skipif(
-    TRACED,
-    reason="between two traced lines the GIL may change hands, which it never does otherwise",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        TRACED,
+        reason="between two traced lines the GIL may change hands, which it never does otherwise",
+    ),
+]
 
 SECONDS = 1.5
 """How long each storm lasts."""

@@ -30,6 +30,7 @@ from helpers import (
     Call,
     borrowed,
     is_private,
+    needs_descriptors,
     open_descriptors,
     room_for,
 )
@@ -40,6 +41,8 @@ from conduit import takeover as module
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover
+
+pytestmark = pytest.mark.slow
 
 PROGRAM = str(Path(__file__).parent / "programs" / "server.py")
 
@@ -1011,6 +1014,7 @@ def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving
             assert old.wait(GENEROUS)
 
 
+@needs_descriptors(2500)
 def test_a_successor_that_reads_nothing_is_given_up_at_the_deadline(path: str) -> None:
     with Takeover(path, timeout=0.05) as old, contextlib.ExitStack() as stack:
         for number in range(1000):

@@ -1,0 +1,75 @@
+"""What other tests stand on: a helper's failure is seen, and what checks print is summed up."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from sides import beside
+
+import conduit
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+
+
+def test_a_child_that_fails_ends_the_wait_for_it(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail() -> None:
+        raise RuntimeError("the helper cannot work here")
+
+    ours, theirs = conduit.Conduit.pair()
+    with ours, theirs, pytest.raises(AssertionError, match="ended with 1"), beside(fail):
+        ours.receive_fd()
+    assert "the helper cannot work here" in capfd.readouterr().err
+
+
+def test_a_child_that_returns_leaves_the_block_alone() -> None:
+    reader, writer = os.pipe()
+
+    def tell() -> None:
+        os.write(writer, b"x")
+
+    with beside(tell):
+        os.close(writer)
+        assert os.read(reader, 2) == b"x"
+        assert os.read(reader, 2) == b""
+    os.close(reader)
+
+
+@pytest.fixture
+def checks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("checks", TOOLS / "checks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "checks", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_summary_adds_up_runs_and_says_what_was_skipped(checks: ModuleType) -> None:
+    report = checks.Report()
+    for line in [
+        "py312: skipped because could not find python interpreter with spec(s): py312",
+        "not run: i386: no root could be made",
+        "============================= test session starts ==============================",
+        "SKIPPED [3] tests/interop/test_netcat.py:30: not installed: nc",
+        "================ 10 passed, 3 skipped in 239.40s (0:03:59) =================",
+        "===== test session starts =====",
+        "=== \x1b[31m1 failed\x1b[0m, 4 passed, 3 skipped, 2 errors in 0.50s ===",
+        "===== test session starts =====",
+        "  py: OK (295.83=setup[53.06]+cmd[242.77] seconds)",
+        "  lint: FAIL code 1 (48.24 seconds)",
+    ]:
+        report.read(line)
+    assert report.lines() == [
+        "skipped 3: not installed: nc",
+        "not run: py312: could not find python interpreter with spec(s): py312",
+        "not run: i386: no root could be made",
+        "failed: lint",
+        "failed: 1 runs of pytest ended without a summary",
+        "14 passed, 4 failed, 6 skipped",
+    ]
