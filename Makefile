@@ -5,7 +5,7 @@ PIP := $(PY) -m pip --disable-pip-version-check --quiet
 SOURCES := setup.py pyproject.toml README.md LICENSE \
 	$(wildcard conduit/*.py conduit/*.pyi conduit/*.pyx conduit/*.pxd conduit/*.h)
 
-# A virtual environment that was moved, or whose Python is gone, is made anew.
+# A virtual environment that was moved, or whose Python is gone, is made again.
 ifneq ($(shell $(PY) -c "import sys; print(sys.prefix)" 2>/dev/null),$(CURDIR)/$(VENV))
 $(shell rm -f $(VENV)/.made)
 endif
@@ -13,23 +13,44 @@ endif
 # tox looks for interpreters on the PATH; those that pyenv keeps are not there by version.
 PYENV_ROOT ?= $(HOME)/.pyenv
 PYENV_BINS := $(wildcard $(PYENV_ROOT)/versions/3.1[1-9]*/bin)
+comma := ,
 empty :=
 space := $(empty) $(empty)
-TOX_PATH := $(subst $(space),:,$(strip $(PYENV_BINS)))
+more_path := $(subst $(space),,$(patsubst %,:%,$(PYENV_BINS)))
 
-.PHONY: help demo test bench clean
+CHECKS = PATH="$$PATH$(more_path)" $(PY) tools/checks.py
+# What `make test` leaves out: the other Pythons, and all that takes longer.
+ALL := py311 py312 py313 py314 py315 py313t py314t py315t \
+	coverage sanitize portable long package
+AT_HAND = $(shell $(PY) tools/checks.py --at-hand)
+OTHERS = $(subst $(space),$(comma),$(filter-out $(AT_HAND),$(ALL)))
+
+.PHONY: help demo test check test-all bench clean
 
 help:
-	@echo "make demo    move a file, a connection and a listener to another process"
-	@echo "make test    the tests on every Python that is here, packaging, types, lint"
-	@echo "make bench   how fast it is, beside the alternatives"
-	@echo "make clean   remove what these made"
+	@echo "make demo      move a file, a connection and a listener to another process"
+	@echo "make test      the tests on this Python, the types, the style of the sources"
+	@echo "make bench     how fast it is, beside the alternatives"
+	@echo "make check     for work on conduit: build what changed, run the quick tests"
+	@echo "make test-all  what make test leaves out: other Pythons, coverage, sanitizers, ..."
+	@echo "make clean     remove what these made"
 
 demo: $(VENV)/.package
 	@$(PY) examples/demo/sender.py
 
+# Others than these by ENVS=py312,coverage. What follows a "--" in TOX_ARGS goes to pytest.
+ENVS := py,types,lint
 test: $(VENV)/.dev
-	@PATH="$$PATH:$(TOX_PATH)" $(PY) -m tox run-parallel $(TOX_ARGS)
+	@$(CHECKS) $(ENVS) $(TOX_ARGS)
+
+test-all: $(VENV)/.dev
+	@$(CHECKS) $(OTHERS) $(TOX_ARGS)
+
+# Without optimisation: the compiler takes a third of the time.
+check: $(VENV)/.inplace
+	@CFLAGS="$$CFLAGS -O0" $(PY) setup.py --quiet build_ext --inplace
+	@PYTHONPATH="$(CURDIR)" $(PY) -m pytest --numprocesses=2 \
+		-m "not slow and not package and not long" $(PYTEST_ARGS)
 
 bench: $(VENV)/.package $(VENV)/.bench
 	@$(PY) benchmarks/bench.py
@@ -45,10 +66,11 @@ $(VENV)/.made:
 	$(PIP) install --upgrade "pip>=25.1"
 	@touch $@
 
-$(VENV)/.package: $(VENV)/.made $(SOURCES)
-	$(PIP) install --force-reinstall --no-deps .
+# With the build's requirements here, a change to the sources needs no network.
+$(VENV)/.package: $(VENV)/.build $(SOURCES)
+	$(PIP) install --force-reinstall --no-deps --no-build-isolation .
 	@touch $@
 
-$(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.made pyproject.toml
+$(VENV)/.build $(VENV)/.dev $(VENV)/.inplace $(VENV)/.bench: $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --group $*
 	@touch $@
