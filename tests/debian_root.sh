@@ -109,15 +109,14 @@ CONF
     echo "$1 $2" >"$3/etc/debian_root"
 }
 
-# The files of pip's configuration, and the files and directories it names, in the order of
-# reading. What is relative or in a home is not for others.
-pip_files() {
-    for config in /etc/pip.conf /etc/xdg/pip/pip.conf "${PIP_CONFIG_FILE-}"; do
-        [ -f "$config" ] || continue
-        echo "$config"
-        tr -s ' \t=' '\n' <"$config" | sed -nE 's|^(file://)?/|/|p'
-    done
-    env | sed -n 's/^PIP_[A-Z_]*=//p' | tr ' ' '\n' | sed -nE 's|^(file://)?/|/|p'
+# Files and directories that the environment and pip's configuration here name.
+pip_paths() { # CONFIG...
+    {
+        for config; do
+            ! [ -f "$config" ] || tr -s ' \t=' '\n' <"$config"
+        done
+        env | sed -n 's/^PIP_[A-Z_]*=//p' | tr ' ' '\n'
+    } | sed -nE 's|^(file://)?/|/|p' | sort -u
 }
 
 run() { # USER WORKDIR BINDS DIR COMMAND [ARGUMENT...]
@@ -128,15 +127,29 @@ run() { # USER WORKDIR BINDS DIR COMMAND [ARGUMENT...]
     done
     cp /etc/resolv.conf /etc/hosts "$root/etc/"
     cp /etc/ssl/certs/ca-certificates.crt "$root/etc/ssl/certs/"
-    pip_files | sort -u | while IFS= read -r file; do
-        # The certificates are there already, and what is gone pip ignores here, too.
+    # A user's own configuration here is everybody's there.
+    own=${PIP_CONFIG_FILE-}
+    unset PIP_CONFIG_FILE
+    for config in "$HOME/.config/pip/pip.conf" "$HOME/.pip/pip.conf"; do
+        ! [ -z "$own" ] || ! [ -f "$config" ] || own=$config
+    done
+    pip_paths /etc/pip.conf /etc/xdg/pip/pip.conf "$own" | while IFS= read -r file; do
         case $file in
+        # The certificates are there already.
         /etc/ssl/* | /dev/*) continue ;;
         # An index in a directory has its files beside it.
         */simple | */simple/) file=$(dirname "$file") ;;
         esac
+        # What is gone pip ignores here, too.
         ! [ -e "$file" ] || bind "$file" "$file"
     done
+    for config in /etc/pip.conf /etc/xdg/pip/pip.conf; do
+        ! [ -f "$config" ] || bind "$config" "$config"
+    done
+    if [ -f "$own" ]; then
+        cp "$own" "$root/etc/pip.own.conf"
+        export PIP_CONFIG_FILE=/etc/pip.own.conf
+    fi
     printf '%s' "$binds" | while IFS= read -r pair; do
         bind "${pair%%:*}" "${pair#*:}"
     done
