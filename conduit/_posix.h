@@ -41,6 +41,9 @@ static inline int getpeereid(int fd, uid_t *uid, gid_t *gid)
 enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begins with the pid */
 #define LOCAL_PEERPID CONDUIT_PEERPID
 #undef SO_PEERCRED
+#elif defined(__FreeBSD__)
+#include <sys/param.h>
+#include <sys/ucred.h>
 #elif defined(__linux__)
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
@@ -106,22 +109,50 @@ static inline size_t conduit_cmsg_size(struct msghdr *msg, struct cmsghdr *cmsg)
 /* Who is connected: 0, or -1 and errno. Where the system does not tell the process, pid is 0. */
 static inline int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
 {
-#ifdef SO_PEERCRED
+#if defined(SO_PEERCRED)
+#ifdef __OpenBSD__
+    struct sockpeercred peer;
+#else
     struct ucred peer;
+#endif
     socklen_t size = sizeof peer;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size))
         return -1;
     *pid = peer.pid;
     *uid = peer.uid;
     *gid = peer.gid;
+#elif defined(__FreeBSD__)
+    struct xucred peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERCRED, &peer, &size))
+        return -1;
+    *uid = peer.cr_uid;
+    *gid = peer.cr_gid;
+#if __FreeBSD_version >= 1300000
+    *pid = peer.cr_pid;
 #else
     *pid = 0;
+#endif
+#elif defined(LOCAL_PEEREID)  /* NetBSD */
+    struct unpcbid peer;
+    socklen_t size = sizeof peer;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEEREID, &peer, &size))
+        return -1;
+    *pid = peer.unp_pid;
+    *uid = peer.unp_euid;
+    *gid = peer.unp_egid;
+#else
     if (getpeereid(fd, uid, gid))
         return -1;
+    *pid = 0;
 #ifdef LOCAL_PEERPID
+    /* macOS forgets it, ENOTCONN, once the peer has closed, and knows the user still. */
     socklen_t size = sizeof *pid;
-    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERPID, pid, &size))
-        return -1;
+    if (getsockopt(fd, SOL_LOCAL, LOCAL_PEERPID, pid, &size)) {
+        if (errno != ENOTCONN)
+            return -1;
+        *pid = 0;
+    }
 #endif
 #endif
     if (*uid == (uid_t)-1) {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import compiled, run_python
+from helpers import PORTABLE, compiled, run_python
 
 LIBRARY = r"""
 #define _GNU_SOURCE
@@ -72,6 +72,14 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 int poll(struct pollfd *fds, nfds_t count, int timeout)
 {
     return fails("poll") ? -1 : (int)syscall(SYS_poll, fds, count, timeout);
+}
+
+/* Asked for the process alone, as macOS is: it knows none once the peer has closed. */
+int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
+{
+    if (option == SO_PEERCRED && *size == sizeof(pid_t) && fails("peer pid"))
+        return -1;
+    return (int)syscall(SYS_getsockopt, fd, level, option, value, size);
 }
 
 /* It is closed, whatever it reports (close(2)). */
@@ -260,3 +268,21 @@ assert not any(map(is_open, mine))
 """)
         == ["done"] * 3
     )
+
+
+@pytest.mark.skipif(not PORTABLE, reason="here one call tells process, user and group")
+def test_a_peer_without_a_process_keeps_its_user(says: Says) -> None:
+    assert says("""
+mine = (os.getpid(), os.getuid(), os.getgid())
+fail(b"peer pid", ENOTCONN, 1)
+print(one.peer == (0, *mine[1:]))
+print(other.peer == mine)
+fail(b"peer pid", EINVAL, 1)
+fresh = Conduit.pair()
+try:
+    fresh[0].peer
+except Error as error:
+    print(errorcode[error.errno])
+for conduit in fresh:
+    conduit.close()
+""") == ["True", "True", "EINVAL"]
