@@ -181,17 +181,18 @@ cdef int connect_to(bytes path, int kind, double timeout, str doing) except -1:
     cdef int fd = move_up(conduit_socket(kind)), connected, err = errno
     cdef double deadline = deadline_after(timeout)
     cdef double patience
+    cdef long long microseconds
     try:
         if fd < 0:
             raise from_errno(err, ErrType.NO_FD, doing)
         while True:
-            patience = max(deadline - monotonic(), 1e-6)
+            patience = max(deadline - monotonic(), 0)
             if in_main_thread():
                 patience = min(patience, SIGNAL_SLICE / 1000)
+            # 0 is for ever, so what is left may not be rounded to it.
+            microseconds = max(<long long>(patience * 1e6), 1) if patience < 1e9 else 0
             with nogil:
-                connected = conduit_connect(
-                    fd, address, length, <long long>(patience * 1e6) if patience < 1e9 else 0
-                )
+                connected = conduit_connect(fd, address, length, microseconds)
                 err = errno
             if connected == 0:
                 return fd

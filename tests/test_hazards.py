@@ -534,7 +534,7 @@ def test_a_file_whose_file_system_never_answers_is_received_and_stops_only_who_c
 
 
 def lock_of_the_description(number: int) -> None:
-    fcntl.fcntl(number, fcntl.F_OFD_SETLK, struct.pack("hhlll", fcntl.F_WRLCK, 0, 0, 0, 0))
+    fcntl.fcntl(number, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0))
 
 
 def is_locked_for_others(path: Path) -> bool:
