@@ -1,7 +1,6 @@
 import io
 import socket
 from collections.abc import Iterable
-from types import TracebackType
 from typing import IO, Any, BinaryIO, Literal, Self, final, overload
 
 from _typeshed import (
@@ -19,21 +18,47 @@ from conduit.peer import Peer
 
 @final
 class Descriptor:
+    """One descriptor that this object owns: the file it names is closed with it.
+
+    What `Conduit.receive` returns. Close it, give it to a file (`to_file`) or a socket
+    (`to_conn`), or take the number out (`detach`); left as a context manager it is closed. One
+    that is dropped still open is closed too, with a `ResourceWarning`.
+
+    Descriptor(fd) takes ownership of the number ``fd``. It raises `DescriptorTypeError` for
+    anything but an int, and `Error` (``NO_FD``) for a number that cannot be one.
+    """
+
     def __init__(self, fd: int) -> None: ...
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exc_info: object) -> None: ...
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether it owns nothing any more: closed, detached, or made into another object."""
     @property
-    def kind(self) -> str: ...
-    def fileno(self) -> int: ...
-    def detach(self) -> int: ...
-    def close(self) -> None: ...
+    def kind(self) -> str:
+        """What it is, as ``fstat(2)`` says.
+
+        ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
+        ``"block device"``, or ``"anonymous"`` (an epoll, an eventfd and the like).
+
+        Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
+        """
+    def fileno(self) -> int:
+        """Return the number, which stays owned by this object.
+
+        Raises `Error` (``NO_FD``) if it is closed.
+        """
+    def detach(self) -> int:
+        """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
+
+        Raises `Error` (``NO_FD``) if it is closed, or if another thread is sending it.
+        """
+    def close(self) -> None:
+        """Close it. A second time does nothing.
+
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that
+        shows only now, a number closed elsewhere); it is closed for good all the same.
+        """
     @overload
     def to_file(
         self,
@@ -44,7 +69,19 @@ class Descriptor:
         newline: None = None,
         *,
         name: str | None = None,
-    ) -> BinaryIO: ...
+    ) -> BinaryIO:
+        """Return a file object that owns the descriptor from now on; this one is closed.
+
+        The arguments are those of ``open()``. Without a mode, the file is binary and allows
+        what the descriptor allows: ``"rb"``, ``"wb"`` or ``"r+b"``. Nothing is truncated and no
+        offset is moved. ``name`` becomes the file's ``name``, which is the number otherwise.
+        A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
+        `io.BufferedRWPair`.
+
+        Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a
+        directory, (``NO_FD``) if it is closed; `ValueError`, `TypeError` or `LookupError` for
+        arguments that ``open()`` would refuse. After any of these the Descriptor is as it was.
+        """
     @overload
     def to_file(
         self,
@@ -122,33 +159,94 @@ class Descriptor:
         *,
         name: str | None = None,
     ) -> IO[Any]: ...
-    def to_conn(self) -> socket.socket: ...
+    def to_conn(self) -> socket.socket:
+        """Return a `socket.socket` that owns the descriptor from now on; this one is closed.
+
+        Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` of
+        the descriptor is, and changes nothing about it: None if it waits, 0.0 if it does not.
+
+        Raises `Error` (``BAD_CLONE``) if the descriptor is no socket, and (``NO_FD``) if it is
+        closed. The Descriptor is then as it was.
+        """
 
 @final
 class Message:
+    """What one message brought: its bytes, and its descriptors in the order they were sent.
+
+    A context manager: leaving it closes the descriptors that were not taken out, that is,
+    detached or made into files or sockets. Without it, each descriptor that is dropped closes
+    itself, with a `ResourceWarning`.
+    """
+
     def __new__(cls, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> Self: ...
     @property
-    def data(self) -> bytes: ...
+    def data(self) -> bytes:
+        """The bytes; empty if the message had none."""
     @property
-    def fds(self) -> tuple[Descriptor, ...]: ...
+    def fds(self) -> tuple[Descriptor, ...]:
+        """A `Descriptor` for each one that came, in the order they were sent."""
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
-    def close(self) -> None: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+    def close(self) -> None:
+        """Close the descriptors that were not taken out. A second time does nothing.
+
+        Raises `Error` (``FAILED_CLOSE``), once all are closed, if the system reports a failure.
+        """
 
 @final
 class Conduit:
+    """One end of a Unix socket that carries open descriptors to and from another process.
+
+    Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
+    other constructors say who owns what. The name appears in the `repr` and in every error.
+
+    What a call sends is moved: on success it is closed here, once the system has taken the
+    message, and on failure it stays open and the caller's. A call that receives returns exactly
+    what was sent, or raises with everything closed that had arrived. Received descriptors are
+    close-on-exec and never 0, 1 or 2.
+
+    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
+    another thread ends them at once. All calls may be made from several threads. Whether the
+    socket itself is blocking makes no difference, and is not changed; a stream socket gets
+    ``SO_OOBINLINE``, since a descriptor sent with an out-of-band byte would be lost unseen.
+
+    Every call raises `Error` (``NO_FD``) on a closed conduit, and ``FAILED_TRANSFER`` with an
+    errno where the system call fails, on a number that is no Unix socket among others. Three
+    of its subclasses tell apart what is met every day: `PeerClosedError`,
+    `TransferTimeoutError` and `WouldBlockError`.
+
+    Conduit(fd, name) raises `DescriptorTypeError` if ``fd`` is not an int, and `Error`
+    (``NO_FD``) if it cannot be a descriptor.
+    """
+
     def __init__(self, fd: int, name: str = "") -> None: ...
     @classmethod
-    def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit: ...
+    def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
+        """Borrow the descriptor of a file or any object with ``fileno()``.
+
+        The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
+        lets go of it and leaves it open. Without a name, it has the file's.
+
+        Raises `Error` (``NO_FD``) if the object has no descriptor.
+        """
     @classmethod
-    def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit: ...
+    def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
+        """Duplicate the descriptor of a socket or any object with ``fileno()``.
+
+        The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
+        ``gettimeout()``. The object stays as it is and may be closed at any time.
+
+        Raises `Error`: ``NO_FD`` if the object has no descriptor, ``BAD_CLONE`` if duplicating
+        it fails (``EMFILE``: this process has no room).
+        """
     @classmethod
-    def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]: ...
+    def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]:
+        """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
+
+        ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
+
+        Raises `Error` (``NO_FD``) if the system makes no pair.
+        """
     @classmethod
     def connect(
         cls,
@@ -157,30 +255,101 @@ class Conduit:
         type: int = ...,
         timeout: float | None = None,
         name: str = "",
-    ) -> Conduit: ...
+    ) -> Conduit:
+        """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
+
+        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes
+        the conduit's own: None for ever, 0 not at all. ``type`` is the listener's.
+
+        Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``, ``ECONNREFUSED`` (nobody
+        listens there any more), ``EACCES``, ``EPROTOTYPE`` (another type), ``ENAMETOOLONG`` (a
+        path has 107 bytes at most); `TransferTimeoutError` and `WouldBlockError` as every call.
+        """
     def __enter__(self) -> Self: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
+    def __exit__(self, *exc_info: object) -> None: ...
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the conduit is called in its `repr` and in errors."""
     @property
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        """Whether `close` was called."""
     @property
-    def peer(self) -> Peer: ...
+    def peer(self) -> Peer:
+        """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
+
+        Raises `Error`: ``NO_FD`` if the conduit is closed, ``FAILED_TRANSFER`` if the system
+        does not know, as for a socket that is not connected.
+        """
     @property
-    def timeout(self) -> float | None: ...
+    def timeout(self) -> float | None:
+        """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
+
+        Counted from the moment a call has to wait; past it, `TransferTimeoutError` is raised.
+        Setting it takes effect with the next call. A negative number or NaN is a `ValueError`.
+        """
     @timeout.setter
     def timeout(self, timeout: float | None) -> None: ...
-    def fileno(self) -> int: ...
-    def close(self) -> None: ...
-    def transfer_fd(self, fd: int, *, keep: bool = False) -> None: ...
-    def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None: ...
-    def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None: ...
-    def receive_fd(self) -> int: ...
+    def fileno(self) -> int:
+        """Return the number of the socket, which stays the conduit's.
+
+        Raises `Error` (``NO_FD``) if the conduit is closed.
+        """
+    def close(self) -> None:
+        """Close what the conduit made itself, and end the calls that wait in other threads.
+
+        Those raise `Error` (``NO_FD``). A borrowed descriptor is left open. The socket of a
+        conduit that owns it is closed when the last call under way has left it. A second
+        `close` does nothing.
+
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, as when the number
+        was closed elsewhere; the conduit is closed all the same.
+        """
+    def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
+        """Send one descriptor by its number; on success it is closed here.
+
+        With ``keep`` it is shared instead: the receiver gets its own, and ``fd`` stays open.
+        The number must not be in use elsewhere: the file or socket object that owns it would
+        close it again. For those there are `transfer_file` and `transfer_conn`.
+
+        Raises `DescriptorTypeError` if ``fd`` is not an int. Raises `Error`: ``NO_FD`` if it
+        cannot be a descriptor, ``FAILED_TRANSFER`` if it was not sent (``EBADF``: it is not
+        open), and then it stays the caller's; ``FAILED_CLOSE`` if it was sent but not closed
+        well here, or if another thread gave the number to another file while this waited
+        (that file is left alone).
+        """
+    def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
+        """Send an open file; on success its ``close()`` is called.
+
+        What it has not written yet is flushed first, and the receiver reads on where the
+        program stopped reading, not where the buffer did. With ``keep`` it is shared instead:
+        it stays open here, and has one offset with the receiver's.
+
+        Raises `Error`: ``NO_FD`` if the file is closed or has no descriptor,
+        ``FAILED_TRANSFER`` if it could not be flushed, positioned or sent, and then it is open
+        and the caller's; ``FAILED_CLOSE`` if it was sent but its ``close()`` failed.
+        """
+    def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
+        """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
+
+        With ``keep`` it is shared instead. Take a socket out of its event loop first: there, a
+        descriptor that was passed on goes on being watched. An `ssl.SSLSocket` is refused,
+        since the state of TLS cannot travel.
+
+        Raises as `transfer_file`; `DescriptorTypeError` for an object that has no descriptor
+        by its kind, or that cannot be closed and is not to be kept.
+        """
+    def receive_fd(self) -> int:
+        """Receive one descriptor and return its number, which the caller owns.
+
+        A signal handler that raises just as this returns loses the number, as with any int;
+        a program with such handlers takes `receive`, `receive_file` or `receive_conn`, whose
+        objects close themselves.
+
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, if a message has no
+        descriptor or several, or more than the one byte of a plain transfer on a socket that
+        keeps messages apart, or if this process has no room for it (``EMFILE``).
+        `PeerClosedError` if the peer closed its end.
+        """
     @overload
     def receive_file(
         self,
@@ -191,7 +360,14 @@ class Conduit:
         newline: None = None,
         *,
         name: str | None = None,
-    ) -> BinaryIO: ...
+    ) -> BinaryIO:
+        """Receive one descriptor and return a file object that owns it.
+
+        The arguments are those of `Descriptor.to_file`, and are checked before anything is
+        received.
+
+        Raises as `receive_fd` and `Descriptor.to_file`; the descriptor is then closed.
+        """
     @overload
     def receive_file(
         self,
@@ -269,24 +445,92 @@ class Conduit:
         *,
         name: str | None = None,
     ) -> IO[Any]: ...
-    def receive_conn(self) -> socket.socket: ...
+    def receive_conn(self) -> socket.socket:
+        """Receive one descriptor and return a `socket.socket` that owns it.
+
+        See `Descriptor.to_conn` for its family, type, protocol and timeout.
+
+        Raises as `receive_fd`, and `Error` (``BAD_CLONE``) if it is no socket; it is then
+        closed.
+        """
     def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer = b"", keep: bool = False
-    ) -> None: ...
-    def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message: ...
+    ) -> None:
+        """Send a message: bytes, and any number of descriptors with them.
+
+        Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
+        ``close()``; files are prepared as by `transfer_file`. On success each is closed through
+        its own object, and an int by its number: one that stands twice is sent twice and closed
+        once. With ``keep`` all stay open here.
+
+        ``data`` is any bytes-like object, sent whole however long it is: on a stream the
+        descriptors go with the first byte. With items and no data one NUL byte is sent, since
+        descriptors cannot go alone.
+
+        Raises `Error`, with everything open and the caller's: ``NO_FD`` and
+        `DescriptorTypeError` for an item without a descriptor; ``BAD_CTRL_MESG`` (``EINVAL``)
+        for more than `MAX_FDS` items; ``FAILED_TRANSFER`` if the message was not sent
+        (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how many
+        bytes had left, and the conduit sends no more, since the stream is broken there. Raises
+        ``FAILED_CLOSE`` if all was sent but something was not closed well here; everything else
+        is closed. `ValueError` if there is nothing to send, `TypeError` or `BufferError` if
+        ``data`` is not bytes-like or not contiguous.
+        """
+    def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
+        """Receive one message: what one ``recvmsg(2)`` returns.
+
+        ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
+
+        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent, maybe with no
+        bytes at all. A stream has no boundaries: what comes is what has arrived, up to the
+        descriptors of one message; bytes sent earlier without descriptors stand in front of it,
+        and a long payload comes in pieces, the descriptors with the first. Where both ends are
+        yours, take ``SOCK_SEQPACKET``.
+
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
+        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this
+        process has no room for them, and the conduit works on. `PeerClosedError` if the peer
+        closed its end. `ValueError` for an impossible limit.
+        """
 
 @final
 class Departure:
+    """A message that leaves a conduit in as many attempts as it takes, none of which waits.
+
+    Departure(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that
+    does. For those who wait in their own way, and send one message at a time.
+    """
+
     def __new__(
         cls, conduit: Conduit, items: tuple[int | HasFileno, ...], data: ReadableBuffer, keep: bool
     ) -> Self: ...
     @property
-    def sent(self) -> int: ...
-    def hold(self) -> None: ...
-    def attempt(self) -> bool: ...
-    def abandon(self) -> None: ...
+    def sent(self) -> int:
+        """How many bytes have left."""
+    def hold(self) -> None:
+        """Hold the descriptors from now on, whatever becomes of the caller's.
 
-def check_number(value: object) -> None: ...
-def accept(listening: Conduit, timeout: float | None = None) -> Conduit: ...
-def enter(conduit: Conduit) -> int: ...
-def leave(conduit: Conduit) -> None: ...
+        Raises `Error` (``FAILED_TRANSFER``, ``EMFILE``) if this process has no room for that.
+        """
+    def attempt(self) -> bool:
+        """Send what the socket takes; whether all has left, and the items are closed.
+
+        Raises as `Conduit.transfer` does, but does not wait.
+        """
+    def abandon(self) -> None:
+        """Give up. If some of the message has left, the conduit sends no more."""
+
+def check_number(value: object) -> None:
+    """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
+
+def accept(listening: Conduit, timeout: float | None = None) -> Conduit:
+    """Accept a connection on a conduit over a non-blocking listening socket; for `Listener`."""
+
+def enter(conduit: Conduit) -> int:
+    """Begin a call that waits in its own way; the number, which stays open until it leaves.
+
+    Raises `Error` (``NO_FD``) if the conduit is closed.
+    """
+
+def leave(conduit: Conduit) -> None:
+    """End a call that `enter` began; the last one out of a closed conduit closes its number."""

@@ -1,4 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
+# cython: annotation_typing=False
 """The public classes: who owns which descriptor, and nothing else."""
 
 import os
@@ -38,6 +39,7 @@ from conduit import objects
 from conduit._wire import address_from, peer_of
 from conduit.errors import DescriptorTypeError, Error, ErrType, blame, from_errno
 from conduit.peer import Peer
+from conduit.signature import class_signature
 
 cdef enum:
     # How many calls use a Descriptor that one of them is about to move.
@@ -102,7 +104,10 @@ cdef class Descriptor:
         self.number = self.parting = -1
         self.forks = forks
 
-    def __init__(self, fd):
+    @class_signature
+    def __signature__(self, fd: int) -> None: pass
+
+    def __init__(self, fd: int) -> None:
         cdef int number = number_from(fd)
         cdef bint free
         self.close()
@@ -126,22 +131,23 @@ cdef class Descriptor:
     def __repr__(self):
         return f"<conduit.Descriptor {'closed' if self.number < 0 else self.number}>"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         """Whether it owns nothing any more: closed, detached, or made into another object."""
         return self.number < 0
 
     @property
-    def kind(self):
-        """What it is, as ``fstat(2)`` says: ``"regular file"``, ``"directory"``, ``"fifo"``,
-        ``"socket"``, ``"character device"``, ``"block device"``, or ``"anonymous"`` (an epoll, an
-        eventfd and the like).
+    def kind(self) -> str:
+        """What it is, as ``fstat(2)`` says.
+
+        ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
+        ``"block device"``, or ``"anonymous"`` (an epoll, an eventfd and the like).
 
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
@@ -225,14 +231,14 @@ cdef class Descriptor:
                 close_number(self.parting)
                 self.parting = -1
 
-    def fileno(self):
+    def fileno(self) -> int:
         """Return the number, which stays owned by this object.
 
         Raises `Error` (``NO_FD``) if it is closed.
         """
         return self._held()
 
-    def detach(self):
+    def detach(self) -> int:
         """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
 
         Raises `Error` (``NO_FD``) if it is closed, or if another thread is sending it.
@@ -241,7 +247,7 @@ cdef class Descriptor:
         self._forget()
         return number
 
-    def close(self):
+    def close(self) -> None:
         """Close it. A second time does nothing.
 
         Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that
@@ -265,8 +271,15 @@ cdef class Descriptor:
         return 0
 
     def to_file(
-        self, mode=None, buffering=-1, encoding=None, errors=None, newline=None, *, name=None
-    ):
+        self,
+        mode: str | None = None,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> IO[Any]:
         """Return a file object that owns the descriptor from now on; this one is closed.
 
         The arguments are those of ``open()``. Without a mode, the file is binary and allows
@@ -282,7 +295,7 @@ cdef class Descriptor:
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         return open_file(self, mode, buffering, encoding, errors, newline, name)
 
-    def to_conn(self):
+    def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on; this one is closed.
 
         Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` of
@@ -303,26 +316,39 @@ cdef class Message:
     itself, with a `ResourceWarning`.
     """
 
-    cdef readonly bytes data
-    cdef readonly tuple fds
+    cdef bytes _data
+    cdef tuple _fds
 
-    def __cinit__(self, bytes data not None=b"", fds=()):
-        self.data = data
-        self.fds = tuple(fds)
-        for descriptor in self.fds:
+    @class_signature
+    def __signature__(self, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> None: pass
+
+    def __cinit__(self, bytes data not None: bytes = b"", fds: Iterable[Descriptor] = ()) -> None:
+        self._data = data
+        self._fds = tuple(fds)
+        for descriptor in self._fds:
             if not isinstance(descriptor, Descriptor):
                 raise TypeError(f"fds must hold Descriptors, not {descriptor!r}")
 
-    def __repr__(self):
-        return f"<conduit.Message of {len(self.data)} bytes and {len(self.fds)} descriptors>"
+    @property
+    def data(self) -> bytes:
+        """The bytes; empty if the message had none."""
+        return self._data
 
-    def __enter__(self):
+    @property
+    def fds(self) -> tuple[Descriptor, ...]:
+        """A `Descriptor` for each one that came, in the order they were sent."""
+        return self._fds
+
+    def __repr__(self):
+        return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
+
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Close the descriptors that were not taken out. A second time does nothing.
 
         Raises `Error` (``FAILED_CLOSE``), once all are closed, if the system reports a failure.
@@ -330,8 +356,8 @@ cdef class Message:
         cdef int numbers[SLOTS]
         cdef int count = 0, err, failed = 0
         cdef Descriptor descriptor
-        cdef Py_ssize_t left = len(self.fds)
-        for descriptor in self.fds:
+        cdef Py_ssize_t left = len(self._fds)
+        for descriptor in self._fds:
             left -= 1
             numbers[count] = descriptor._take()
             if numbers[count] >= 0:
@@ -417,11 +443,14 @@ cdef class Conduit:
     def __cinit__(self):
         self.transport = Transport()
 
-    def __init__(self, fd, str name not None=""):
+    @class_signature
+    def __signature__(self, fd: int, name: str = "") -> None: pass
+
+    def __init__(self, fd: int, str name not None: str = "") -> None:
         self.transport.adopt(number_from(fd), name)
 
     @classmethod
-    def from_file(cls, file, *, str name=None):
+    def from_file(cls, file: HasFileno, *, str name: str | None = None) -> Conduit:
         """Borrow the descriptor of a file or any object with ``fileno()``.
 
         The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
@@ -438,7 +467,7 @@ cdef class Conduit:
         return conduit
 
     @classmethod
-    def from_conn(cls, conn, *, str name not None=""):
+    def from_conn(cls, conn: HasFileno, *, str name not None: str = "") -> Conduit:
         """Duplicate the descriptor of a socket or any object with ``fileno()``.
 
         The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
@@ -456,7 +485,7 @@ cdef class Conduit:
         return owner(fd, seconds, name)
 
     @classmethod
-    def pair(cls, *, type=socket.SOCK_STREAM):
+    def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Conduit, Conduit]:
         """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
 
         ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
@@ -480,8 +509,13 @@ cdef class Conduit:
 
     @classmethod
     def connect(
-        cls, path, *, type=socket.SOCK_STREAM, timeout=None, str name not None=""
-    ):
+        cls,
+        path: StrOrBytesPath,
+        *,
+        type: int = socket.SOCK_STREAM,
+        timeout: float | None = None,
+        str name not None: str = "",
+    ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
         ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes
@@ -506,24 +540,24 @@ cdef class Conduit:
         state = "closed" if transport.closed else f"descriptor {transport.fd}"
         return f"<conduit.Conduit{name} {state}>"
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     @property
-    def name(self):
+    def name(self) -> str:
         """What the conduit is called in its `repr` and in errors."""
         return self.transport.name
 
     @property
-    def closed(self):
+    def closed(self) -> bool:
         """Whether `close` was called."""
         return self.transport.closed
 
     @property
-    def timeout(self):
+    def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
         Counted from the moment a call has to wait; past it, `TransferTimeoutError` is raised.
@@ -533,11 +567,11 @@ cdef class Conduit:
         return None if timeout < 0 else timeout
 
     @timeout.setter
-    def timeout(self, timeout):
+    def timeout(self, timeout: float | None) -> None:
         self.transport.timeout = seconds_from(timeout)
 
     @property
-    def peer(self):
+    def peer(self) -> Peer:
         """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
 
         Raises `Error`: ``NO_FD`` if the conduit is closed, ``FAILED_TRANSFER`` if the system
@@ -554,7 +588,7 @@ cdef class Conduit:
             self.transport.leave()
         return peer
 
-    def fileno(self):
+    def fileno(self) -> int:
         """Return the number of the socket, which stays the conduit's.
 
         Raises `Error` (``NO_FD``) if the conduit is closed.
@@ -564,7 +598,7 @@ cdef class Conduit:
             raise Error(f"{self.transport.describe()}: it has no descriptor", ErrType.NO_FD)
         return number
 
-    def close(self):
+    def close(self) -> None:
         """Close what the conduit made itself, and end the calls that wait in other threads.
 
         Those raise `Error` (``NO_FD``). A borrowed descriptor is left open. The socket of a
@@ -583,7 +617,7 @@ cdef class Conduit:
         if err:
             raise from_errno(err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
-    def transfer_fd(self, fd, *, bint keep=False):
+    def transfer_fd(self, fd: int, *, bint keep: bool = False) -> None:
         """Send one descriptor by its number; on success it is closed here.
 
         With ``keep`` it is shared instead: the receiver gets its own, and ``fd`` stays open.
@@ -608,7 +642,7 @@ cdef class Conduit:
                 f"{self.transport.describe()}: descriptor {fd} was sent, but closing it here",
             )
 
-    def transfer_file(self, file, *, bint keep=False):
+    def transfer_file(self, file: HasFileno, *, bint keep: bool = False) -> None:
         """Send an open file; on success its ``close()`` is called.
 
         What it has not written yet is flushed first, and the receiver reads on where the
@@ -621,7 +655,7 @@ cdef class Conduit:
         """
         self._transfer_object(file, keep)
 
-    def transfer_conn(self, conn, *, bint keep=False):
+    def transfer_conn(self, conn: HasFileno, *, bint keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
         With ``keep`` it is shared instead. Take a socket out of its event loop first: there, a
@@ -671,7 +705,7 @@ cdef class Conduit:
             )
         return arrival.fds[0]
 
-    def receive_fd(self):
+    def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
         A signal handler that raises just as this returns loses the number, as with any int;
@@ -686,8 +720,15 @@ cdef class Conduit:
         return self._receive_number()
 
     def receive_file(
-        self, mode=None, buffering=-1, encoding=None, errors=None, newline=None, *, name=None
-    ):
+        self,
+        mode: str | None = None,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+        *,
+        name: str | None = None,
+    ) -> IO[Any]:
         """Receive one descriptor and return a file object that owns it.
 
         The arguments are those of `Descriptor.to_file`, and are checked before anything is
@@ -699,7 +740,7 @@ cdef class Conduit:
         with own(self._receive_number()) as descriptor:
             return open_file(descriptor, mode, buffering, encoding, errors, newline, name)
 
-    def receive_conn(self):
+    def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a `socket.socket` that owns it.
 
         See `Descriptor.to_conn` for its family, type, protocol and timeout.
@@ -710,7 +751,9 @@ cdef class Conduit:
         with own(self._receive_number()) as descriptor:
             return open_socket(descriptor)
 
-    def transfer(self, *items, data=b"", bint keep=False):
+    def transfer(
+        self, *items: int | HasFileno, data: ReadableBuffer = b"", bint keep: bool = False
+    ) -> None:
         """Send a message: bytes, and any number of descriptors with them.
 
         Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
@@ -846,7 +889,9 @@ cdef class Conduit:
             "closed or given to another file here, which is left alone", ErrType.FAILED_CLOSE,
         )
 
-    def receive(self, Py_ssize_t max_data=65536, Py_ssize_t max_fds=CONDUIT_MAX_FDS):
+    def receive(
+        self, Py_ssize_t max_data: int = 65536, Py_ssize_t max_fds: int = CONDUIT_MAX_FDS
+    ) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
@@ -896,8 +941,8 @@ cdef class Conduit:
             with nogil:  # pragma: no cover
                 close_numbers(&arrival.fds[i], count - i)  # pragma: no cover
             raise  # pragma: no cover
-        message.fds = fds
-        message.data = payload if got == max_data else payload[:got]
+        message._fds = fds
+        message._data = payload if got == max_data else payload[:got]
         return message
 
 
@@ -977,18 +1022,18 @@ cdef class Departure:
             PyBuffer_Release(&self.payload)
 
     @property
-    def sent(self):
+    def sent(self) -> int:
         """How many bytes have left."""
         return self.shipment.gone
 
-    def hold(self):
+    def hold(self) -> None:
         """Hold the descriptors from now on, whatever becomes of the caller's.
 
         Raises `Error` (``FAILED_TRANSFER``, ``EMFILE``) if this process has no room for that.
         """
         self.shipment.hold()
 
-    def attempt(self):
+    def attempt(self) -> bool:
         """Send what the socket takes; whether all has left, and the items are closed.
 
         Raises as `Conduit.transfer` does, but does not wait.
@@ -1010,7 +1055,7 @@ cdef class Departure:
             self.conduit._close_sent(self.items, self.numbers, self.lent)
         return True
 
-    def abandon(self):
+    def abandon(self) -> None:
         """Give up. If some of the message has left, the conduit sends no more."""
         self.shipment.abandon()
         self._let_go()
@@ -1025,17 +1070,19 @@ cdef Conduit owner(int fd, double timeout, str name=""):
     return conduit
 
 
-def check_number(value):
+def check_number(value: object) -> None:
     """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
     number_from(value)
 
 
-def accept(Conduit listening not None, timeout=None):
+def accept(
+    Conduit listening not None: Conduit, timeout: float | None = None
+) -> Conduit:
     """Accept a connection on a conduit over a non-blocking listening socket; for `Listener`."""
     return owner(listening.transport.accept(seconds_from(timeout)), -1)
 
 
-def enter(Conduit conduit not None):
+def enter(Conduit conduit not None: Conduit) -> int:
     """Begin a call that waits in its own way; the number, which stays open until it leaves.
 
     Raises `Error` (``NO_FD``) if the conduit is closed.
@@ -1044,6 +1091,6 @@ def enter(Conduit conduit not None):
     return conduit.transport.fd
 
 
-def leave(Conduit conduit not None):
+def leave(Conduit conduit not None: Conduit) -> None:
     """End a call that `enter` began; the last one out of a closed conduit closes its number."""
     conduit.transport.leave()

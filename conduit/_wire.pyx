@@ -1,4 +1,5 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
+# cython: annotation_typing=False
 """One message out, one message in: bytes and descriptors to and from one system call.
 
 `Transport` is a socket number in use: it sends and receives on it, waits for it with a deadline,
@@ -141,7 +142,7 @@ cdef int move_up(int fd) noexcept nogil:
     return moved
 
 
-def socket_type(int fd):
+def socket_type(int fd: int) -> int:
     """Return the type of a socket (``SO_TYPE``); an `OSError` if the number is of none."""
     cdef int kind = 0
     cdef socklen_t size = sizeof(kind)
@@ -150,7 +151,7 @@ def socket_type(int fd):
     return kind
 
 
-def peer_of(int fd):
+def peer_of(int fd: int) -> tuple[int, int, int]:
     """Return the (pid, uid, gid) of the process that a Unix socket is connected to.
 
     It is who called ``connect(2)``, or ``listen(2)``, or made the pair, as they were then
@@ -164,7 +165,7 @@ def peer_of(int fd):
     return pid, uid, gid
 
 
-def address_from(path):
+def address_from(path: StrOrBytesPath) -> bytes:
     """Return the bytes of a Unix socket's address: ``@name`` is an abstract one on Linux."""
     address = os.fsencode(path)
     if address.startswith(b"@") and sys.platform == "linux":

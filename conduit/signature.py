@@ -1,0 +1,31 @@
+"""The signatures of compiled classes, for `help()`, `inspect.signature` and what is built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import inspect
+
+
+class class_signature:  # noqa: N801 - a decorator, as `property` is one
+    """The ``__signature__`` of a class: what the decorated method takes, less ``self``.
+
+    In the ``__init__`` of a compiled class CPython sees only ``*args, **kwargs``. The decorated
+    method repeats its parameters and is never called. They are read when they are asked for:
+    `inspect` takes longer to import than all of conduit.
+    """
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __get__(self, instance: object, owner: type[Any]) -> inspect.Signature:
+        """Return the signature of the class; an instance, which cannot be called, has none."""
+        if instance is not None:
+            raise AttributeError(f"a {owner.__name__} cannot be called, and has no signature")
+        import inspect
+
+        signature = inspect.signature(self._function)
+        _, *parameters = signature.parameters.values()
+        return signature.replace(parameters=parameters)
