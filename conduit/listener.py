@@ -55,6 +55,9 @@ class Listener:
             somebody listens there, ``ENAMETOOLONG``, ``EACCES`` and what bind(2) reports.
     """
 
+    path: str | bytes
+    conduit: Conduit
+
     def __init__(
         self,
         path: StrOrBytesPath,

@@ -33,14 +33,18 @@ with ours, theirs:
 """
 
 
-@pytest.fixture(scope="module")
-def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Build the sdist from the sources, and the wheel from nothing but the sdist."""
-    source = tmp_path_factory.mktemp("source") / "conduit"
+def copy_of_sources(directory: Path) -> Path:
+    """Copy the tree without what builds and tools have made in it."""
     made = shutil.ignore_patterns(
         ".*", "build", "dist", "htmlcov", "*.egg-info", "*.c", "*.so", "floor", "__pycache__"
     )
-    shutil.copytree(ROOT, source, ignore=made)
+    return shutil.copytree(ROOT, directory / "conduit", ignore=made)
+
+
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Build the sdist from the sources, and the wheel from nothing but the sdist."""
+    source = copy_of_sources(tmp_path_factory.mktemp("source"))
     output = tmp_path_factory.mktemp("output")
     subprocess.run([sys.executable, "-m", "build", "--outdir", output, source], check=True)
     (sdist,) = output.glob("*.tar.gz")
@@ -100,3 +104,12 @@ def test_wheel_works_without_cython_or_a_compiler(
         text=True,
     )
     assert result.stdout == "arrived\n"
+
+
+def test_editable_install_keeps_its_types(tmp_path: Path) -> None:
+    source = copy_of_sources(tmp_path)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--editable", source], check=True)
+    subprocess.run([python, "-W", "error", "-c", "import conduit"], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, ROOT / "tools" / "check_types.py", python], check=True)

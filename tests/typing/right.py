@@ -5,7 +5,7 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
-from conduit import Conduit, Descriptor, ErrType
+from conduit import Conduit, Descriptor, ErrType, Listener, Message
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -83,6 +83,22 @@ def descriptors(number: int) -> None:
         assert_type(descriptor.to_file("rb", 0), io.FileIO)
         assert_type(descriptor.to_conn(), socket.socket)
         assert_type(descriptor.detach(), int)
+
+
+def messages(link: Conduit, sock: socket.socket, file: IO[bytes]) -> None:
+    link.transfer(3, sock, file, Descriptor(3), data=memoryview(b""), keep=True)
+    with link.receive(100, max_fds=2) as message:
+        assert_type(message, Message)
+        assert_type(message.data, bytes)
+        assert_type(message.fds, tuple[Descriptor, ...])
+
+
+def listeners(sock: socket.socket) -> None:
+    with Listener("/path", allow=lambda peer: peer.uid == 0) as listener:
+        assert_type(listener.path, str | bytes)
+        assert_type(listener.conduit, Conduit)
+        assert_type(listener.accept(timeout=1), Conduit)
+        assert_type(Listener.from_conn(sock, "/path"), Listener)
 
 
 def end(exc: EOFError) -> None: ...
