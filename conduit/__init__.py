@@ -1,5 +1,7 @@
 """Move open files, sockets, listeners and pipes to another process over a Unix socket."""
 
+from typing import Final
+
 from conduit._conduit import Conduit, Descriptor, Message
 from conduit._wire import MAX_FDS
 from conduit.errors import (
@@ -13,6 +15,8 @@ from conduit.errors import (
 )
 from conduit.listener import Listener
 from conduit.peer import Peer
+
+__version__: Final = "0.1.0"
 
 __all__ = [
     "MAX_FDS",

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from conduit import __version__
 from conduit._conduit import Conduit, Descriptor
 from conduit.listener import Listener
 from conduit.run import Address, CommandError, Options, parse_address, run
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="conduit", description="Pass open descriptors between processes."
     )
+    parser.add_argument("--version", action="version", version=f"conduit {__version__}")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 
     runs = commands.add_parser(

@@ -880,3 +880,13 @@ def test_the_command_line_is_a_function_that_returns_the_exit_code(
         with listener.accept(GENEROUS) as link, link.receive_file("r") as arrived:
             assert arrived.read() == "content"
     assert capsys.readouterr() == ("", "")
+
+
+def test_version_is_told_by_the_package_and_the_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert conduit.__version__[0].isdigit()
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"conduit {conduit.__version__}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,3 +114,18 @@ def test_editable_install_keeps_its_types(tmp_path: Path) -> None:
     subprocess.run([python, "-m", "pip", "install", "--editable", source], check=True)
     subprocess.run([python, "-W", "error", "-c", "import conduit"], check=True, cwd=tmp_path)
     subprocess.run([sys.executable, ROOT / "tools" / "check_types.py", python], check=True)
+
+
+def test_version_of_the_distribution_is_that_of_the_package(
+    distributions: tuple[Path, Path],
+) -> None:
+    sdist, wheel = distributions
+    assert sdist.name == f"net_conduit-{conduit_version()}.tar.gz"
+    assert wheel.name.startswith(f"net_conduit-{conduit_version()}-")
+
+
+def conduit_version() -> str:
+    """Read ``__version__`` from the source, since the package is not installed here."""
+    source = (ROOT / "conduit" / "__init__.py").read_text(encoding="utf-8")
+    (version,) = re.findall(r'^__version__.* = "(.+)"$', source, re.MULTILINE)
+    return str(version)

@@ -124,3 +124,4 @@ def errors(link: Conduit) -> None:
 
 
 assert_type(conduit.MAX_FDS, int)
+version: str = conduit.__version__
