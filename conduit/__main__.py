@@ -44,7 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end = words.index("--") if "--" in words else len(words)
     command = words[end + 1 :]
     parser = _parser()
-    options = parser.parse_args(words[:end])
+    options, unknown = parser.parse_known_args(words[:end])
+    if unknown:
+        hint = ""
+        if options.what in ("run", "receive") and not command and not unknown[0].startswith("-"):
+            hint = "; a COMMAND stands after --"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command and options.what not in ("run", "receive"):
         parser.error(f"{options.what} runs no COMMAND")
     try:
@@ -185,7 +190,11 @@ def _connect(host: str, port: str) -> None:
 def _send(path: str, file: str) -> None:
     """Pass a file, opened for reading, or standard input."""
     # Opened first, so that nobody is bothered with a file that is not there.
-    number = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        number = os.dup(0) if file == "-" else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as exc:
+        what = "standard input" if file == "-" else file
+        raise CommandError(f"opening {what}: {exc.strerror}") from exc
     with Descriptor(number) as descriptor, Conduit.connect(path) as conduit:
         conduit.transfer(descriptor)
 

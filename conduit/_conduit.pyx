@@ -35,9 +35,9 @@ from conduit._wire cimport (
 
 from _socket import socket as c_socket
 
-from conduit import objects
+from conduit import mistakes, objects
 from conduit._wire import address_from, peer_of
-from conduit.errors import DescriptorTypeError, Error, ErrType, blame, from_errno
+from conduit.errors import Error, ErrType, blame, from_errno
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
@@ -46,15 +46,12 @@ cdef enum:
     ALONE = -1
 
 
-cdef int number_from(object value) except -1:
-    """The number an int argument stands for; only ints are numbers (1.5 and True are not)."""
+cdef int number_from(object value, str call) except -1:
+    """The number an int argument of a call stands for; only ints are (1.5 and True are not)."""
     cdef int overflow = 0
     cdef long long number
     if not PyLong_Check(value) or PyBool_Check(value):
-        raise DescriptorTypeError(
-            f"a descriptor is an int, not {value!r} of type {type(value).__name__}",
-            ErrType.NO_FD,
-        )
+        raise mistakes.not_an_int(call, value)
     number = PyLong_AsLongLongAndOverflow(value, &overflow)
     if overflow or not 0 <= number <= 0x7FFFFFFF:
         raise Error(f"there is no descriptor {value}", ErrType.NO_FD)
@@ -108,7 +105,7 @@ cdef class Descriptor:
     def __signature__(self, fd: int) -> None: pass
 
     def __init__(self, fd: int) -> None:
-        cdef int number = number_from(fd)
+        cdef int number = number_from(fd, "Descriptor")
         cdef bint free
         self.close()
         with cython.critical_section(self):
@@ -447,7 +444,7 @@ cdef class Conduit:
     def __signature__(self, fd: int, name: str = "") -> None: pass
 
     def __init__(self, fd: int, str name not None: str = "") -> None:
-        self.transport.adopt(number_from(fd), name)
+        self.transport.adopt(number_from(fd, "Conduit"), name)
 
     @classmethod
     def from_file(cls, file: HasFileno, *, str name: str | None = None) -> Conduit:
@@ -462,7 +459,7 @@ cdef class Conduit:
         if name is None:
             own_name = getattr(file, "name", "")
             name = own_name if isinstance(own_name, str) else ""
-        conduit.transport = Transport(objects.number_of(file), name)
+        conduit.transport = Transport(objects.number_of(file, "Conduit"), name)
         conduit.lender = file
         return conduit
 
@@ -476,7 +473,7 @@ cdef class Conduit:
         Raises `Error`: ``NO_FD`` if the object has no descriptor, ``BAD_CLONE`` if duplicating
         it fails (``EMFILE``: this process has no room).
         """
-        cdef int number = objects.number_of(conn)
+        cdef int number = objects.number_of(conn, "Conduit")
         timeout = objects.timeout_of(conn)
         cdef double seconds = seconds_from(timeout)
         cdef int fd = duplicate(number)
@@ -630,7 +627,7 @@ cdef class Conduit:
         well here, or if another thread gave the number to another file while this waited
         (that file is left alone).
         """
-        cdef int number = number_from(fd)
+        cdef int number = number_from(fd, "transfer_fd")
         cdef int err
         self._refuse_itself(number)
         err = self.transport.send(b"\0", 1, &number, 1, not keep)
@@ -813,7 +810,7 @@ cdef class Conduit:
             for i in range(<int>count):
                 item = items[i]
                 if PyLong_Check(item):
-                    numbers[i] = number_from(item)
+                    numbers[i] = number_from(item, "transfer")
                 elif isinstance(item, Descriptor):
                     numbers[i] = lend(<Descriptor>item, lent, not keep)
                 else:
@@ -1072,7 +1069,7 @@ cdef Conduit owner(int fd, double timeout, str name=""):
 
 def check_number(value: object) -> None:
     """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
-    number_from(value)
+    number_from(value, "transfer_fd")
 
 
 def accept(

@@ -86,6 +86,7 @@ from conduit._posix cimport (
 )
 
 from conduit.errors import Error, ErrType, PeerClosedError, from_errno
+from conduit.mistakes import path_from
 
 MAX_FDS = CONDUIT_MAX_FDS
 
@@ -167,7 +168,7 @@ def peer_of(int fd: int) -> tuple[int, int, int]:
 
 def address_from(path: StrOrBytesPath) -> bytes:
     """Return the bytes of a Unix socket's address: ``@name`` is an abstract one on Linux."""
-    address = os.fsencode(path)
+    address = os.fsencode(path_from(path))
     if address.startswith(b"@") and sys.platform == "linux":
         return b"\0" + address[1:]
     if b"\0" in address[1:] and address[:1] != b"\0":

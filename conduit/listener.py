@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Self
 from conduit._conduit import Conduit, accept
 from conduit._wire import address_from
 from conduit.errors import Error, ErrType, from_errno
+from conduit.mistakes import path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Listener:
         type: int = socket.SOCK_STREAM,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = path_from(path)
         self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
         self._process = os.getpid()
@@ -112,7 +113,7 @@ class Listener:
             Error: as `Conduit.from_conn`.
         """
         self = cls.__new__(cls)
-        self.path = os.fspath(path)
+        self.path = path_from(path)
         self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
         self._process = os.getpid()

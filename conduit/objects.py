@@ -20,6 +20,7 @@ import stat
 import sys
 from typing import IO, Any
 
+from conduit import mistakes
 from conduit._wire import socket_type
 from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno
 
@@ -36,8 +37,12 @@ _KINDS = {
 }
 
 
-def number_of(obj: object) -> int:
+def number_of(obj: object, call: str = "transfer") -> int:
     """Return the descriptor of an object that has a ``fileno()``; the object keeps it.
+
+    Args:
+        obj: the object.
+        call: for what, if it has none: `mistakes` tells what takes it instead.
 
     Raises:
         Error: ``NO_FD``, if it is closed or never had one.
@@ -53,10 +58,7 @@ def number_of(obj: object) -> int:
         )
     fileno = getattr(obj, "fileno", None)
     if fileno is None:
-        raise DescriptorTypeError(
-            f"a {type(obj).__name__} has no descriptor; give an object with fileno()",
-            ErrType.NO_FD,
-        )
+        raise mistakes.not_an_object(call, obj)
     try:
         number = fileno()
     except Exception as exc:
@@ -187,7 +189,10 @@ def check_file_arguments(
             or sum(mode.count(action) for action in "rwax") != 1
             or {"b", "t"} <= set(mode)
         ):
-            raise ValueError(f"invalid mode: {mode!r}")
+            raise ValueError(
+                f"invalid mode: {mode!r}; it is one of open()'s, such as 'r' or 'wb', and a name "
+                "for the file goes to name="
+            )
     # As open() has it, which takes a C int.
     if operator.index(buffering) >= 1 << 31:
         raise ValueError(f"buffering must be less than 2 GiB, not {buffering}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import select
 import shutil
 import signal
@@ -104,10 +105,18 @@ def parse_address(text: str) -> Address:
         # The successor may be started in another directory.
         path = place if place.startswith("@") else os.path.abspath(place)
         return Address(given or path, name, path, None, socket.SOCK_STREAM)
+    if url := re.fullmatch(r"(\w+://|(?:tcp|unix):)(.*[^/])/*", place):
+        scheme, plain = url.groups()
+        raise ValueError(f"{text!r}: write only {plain}, without {scheme}")
     udp = place.startswith("udp:")
     host, colon, port = place.removeprefix("udp:").rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError(f"{text!r} is no HOST:PORT, [IPV6]:PORT, udp:HOST:PORT or path")
+        hint = ""
+        if place.isascii() and place.isdigit() and int(place) < 65536:
+            hint = f"; for a port on every address, write :{place}"
+        elif place and not colon and "/" in place:
+            hint = f"; for a Unix socket, write ./{place}"
+        raise ValueError(f"{text!r} is no HOST:PORT, [IPV6]:PORT, udp:HOST:PORT or path{hint}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -32,6 +32,7 @@ from conduit.errors import (
     TransferTimeoutError,
 )
 from conduit.listener import Listener, bind_path, unlink_own
+from conduit.mistakes import path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Takeover:
         timeout: float = 60.0,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        self.path = os.fspath(path)
+        self.path = path_from(path)
         self.predecessor = None
         self.state = b""
         self.dropped = ()

@@ -1,0 +1,84 @@
+"""First mistakes: an argument of the wrong kind is answered with the call that takes it."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import TYPE_CHECKING
+
+from conduit.errors import DescriptorTypeError, ErrType
+
+if TYPE_CHECKING:
+    from _typeshed import StrOrBytesPath
+
+# By the call, and by the kind of what it was given.
+_INSTEAD = {
+    ("Conduit", "socket"): "for a socket, use Conduit.from_conn",
+    ("Conduit", "file"): "for a file, use Conduit.from_file",
+    ("Conduit", "path"): "for a path, use Conduit.connect",
+    ("Conduit", "int"): "for the number of a Unix socket, use Conduit(fd)",
+    ("Descriptor", "socket"): "for a socket, use Descriptor(sock.detach())",
+    ("Descriptor", "file"): "for a file, use Descriptor(os.dup(file.fileno()))",
+    ("Descriptor", "path"): "for a path, use Descriptor(os.open(path, os.O_RDONLY))",
+    ("transfer_fd", "socket"): "for a socket, use transfer_conn",
+    ("transfer_fd", "file"): "for a file, use transfer_file",
+    ("transfer_fd", "path"): "for a path, use transfer_file(open(path))",
+    ("transfer", "int"): "for the number of a descriptor, use transfer_fd",
+    ("transfer", "path"): "for a path, use transfer_file(open(path)); for text, "
+    "transfer(data=text.encode())",
+    ("transfer", "bytes"): "for bytes, use transfer(data=...)",
+    ("transfer", "sequence"): "for several at once, use transfer(*items)",
+}
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, int):
+        return "int"
+    if isinstance(value, bytes | bytearray | memoryview):
+        return "bytes"
+    if isinstance(value, str | os.PathLike):
+        return "path"
+    if isinstance(value, list | tuple | set):
+        return "sequence"
+    if isinstance(value, io.IOBase) or hasattr(value, "read") or hasattr(value, "write"):
+        return "file"
+    return "socket" if hasattr(value, "fileno") else ""
+
+
+def _described(value: object) -> str:
+    text = repr(value)
+    if len(text) > 100:
+        text = f"{text[:97]}..."
+    return f"{text} of type {type(value).__name__}"
+
+
+def _instead(call: str, value: object) -> str:
+    hint = _INSTEAD.get((call, _kind_of(value)), "")
+    return hint and f"; {hint}"
+
+
+def not_an_int(call: str, value: object) -> DescriptorTypeError:
+    """Return the error for a value where a call takes the number of a descriptor."""
+    return DescriptorTypeError(
+        f"a descriptor is an int, not {_described(value)}{_instead(call, value)}",
+        ErrType.NO_FD,
+    )
+
+
+def not_an_object(call: str, value: object) -> DescriptorTypeError:
+    """Return the error for a value where a call takes an object with ``fileno()``."""
+    return DescriptorTypeError(
+        f"{_described(value)} has no descriptor, since it has no fileno(){_instead(call, value)}",
+        ErrType.NO_FD,
+    )
+
+
+def path_from(path: StrOrBytesPath) -> str | bytes:
+    """Return a path as ``os.fspath()`` does; a `TypeError` tells where TCP belongs."""
+    try:
+        return os.fspath(path)
+    except TypeError:
+        raise TypeError(
+            "a Unix socket has a path (str, bytes or os.PathLike), not "
+            f"{_described(path)}; a TCP socket is made with the socket module"
+        ) from None
