@@ -19,11 +19,11 @@ from pathlib import Path
 
 PROGRAMS = Path(__file__).resolve().parent.parent / "tests" / "typing"
 
-# Compared as (file, line).
-Lines = set[tuple[str, int]]
+Line = tuple[str, int]
+"""The name of a file, and the number of a line in it."""
 
 
-def expected() -> Lines:
+def expected() -> set[Line]:
     """Return the lines that are marked as wrong."""
     return {
         (program.name, number)
@@ -33,25 +33,26 @@ def expected() -> Lines:
     }
 
 
-def of_mypy(output: str) -> Lines:
+def of_mypy(output: str) -> dict[Line, str]:
     """Read a JSON object a line."""
     found = [json.loads(line) for line in output.splitlines()]
-    return {(e["file"], e["line"]) for e in found if e["severity"] == "error"}
+    return {(e["file"], e["line"]): e["message"] for e in found if e["severity"] == "error"}
 
 
-def of_pyright(output: str) -> Lines:
+def of_pyright(output: str) -> dict[Line, str]:
     """Read pyright's report, which counts lines from 0."""
     found = json.loads(output)["generalDiagnostics"]
-    return {(Path(e["file"]).name, e["range"]["start"]["line"] + 1) for e in found}
+    return {(Path(e["file"]).name, e["range"]["start"]["line"] + 1): e["message"] for e in found}
 
 
-def of_pyrefly(output: str) -> Lines:
+def of_pyrefly(output: str) -> dict[Line, str]:
     """Read pyrefly's report."""
-    return {(Path(e["path"]).name, e["line"]) for e in json.loads(output)["errors"]}
+    found = json.loads(output)["errors"]
+    return {(Path(e["path"]).name, e["line"]): e["concise_description"] for e in found}
 
 
 # The arguments of each; PYTHON follows.
-CHECKERS: dict[str, tuple[list[str], Callable[[str], Lines]]] = {
+CHECKERS: dict[str, tuple[list[str], Callable[[str], dict[Line, str]]]] = {
     "mypy": (["--strict", "--output=json", ".", "--python-executable"], of_mypy),
     "pyright": (["--outputjson", ".", "--pythonpath"], of_pyright),
     "pyrefly": (["check", "--output-format=json", "--python-interpreter-path"], of_pyrefly),
@@ -99,11 +100,11 @@ def main(python: str = sys.executable) -> int:
                 failed = True
                 continue
             found = CHECKERS[name][1](output)
-            for file, line in sorted(found - wanted):
-                print(f"tests/typing/{file}:{line}: {name} finds an error that is none")
-            for file, line in sorted(wanted - found):
+            for file, line in sorted(found.keys() - wanted):
+                print(f"tests/typing/{file}:{line}: {name}: {found[file, line]}")
+            for file, line in sorted(wanted - found.keys()):
                 print(f"tests/typing/{file}:{line}: {name} misses an error")
-            failed = failed or found != wanted
+            failed = failed or found.keys() != wanted
         output, complaints = complete.communicate()
         if complete.returncode:
             print(f"{output}{complaints}")
