@@ -1,7 +1,8 @@
 import io
 import socket
 from collections.abc import Iterable
-from typing import IO, Any, BinaryIO, Literal, Self, final, overload
+from inspect import Signature
+from typing import IO, Any, BinaryIO, ClassVar, Literal, Self, final, overload
 
 from _typeshed import (
     HasFileno,
@@ -28,6 +29,7 @@ class Descriptor:
     anything but an int, and `Error` (``NO_FD``) for a number that cannot be one.
     """
 
+    __signature__: ClassVar[Signature]
     def __init__(self, fd: int) -> None: ...
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
@@ -178,6 +180,7 @@ class Message:
     itself, with a `ResourceWarning`.
     """
 
+    __signature__: ClassVar[Signature]
     def __new__(cls, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> Self: ...
     @property
     def data(self) -> bytes:
@@ -219,6 +222,7 @@ class Conduit:
     (``NO_FD``) if it cannot be a descriptor.
     """
 
+    __signature__: ClassVar[Signature]
     def __init__(self, fd: int, name: str = "") -> None: ...
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
