@@ -24,7 +24,7 @@ set -eux
 id -un
 ulimit -Sn 1024
 rm -rf "a clone"
-git -c safe.directory="*" clone --quiet /source "a clone"
+git clone --quiet /given/conduit.bundle "a clone"
 cd "a clone"
 make demo
 start=$(date +%s)
@@ -39,13 +39,18 @@ make demo
 make test ENVS=py TOX_ARGS="-- tests/test_one_descriptor.py"
 '
 
+given=$(mktemp -d)
+trap 'rm -rf "$given"' EXIT
+chmod 755 "$given"
+git -C "$source" bundle create --quiet "$given/conduit.bundle" HEAD
+
 failed=
 for suite; do
     root=$roots/$suite
     # shellcheck disable=SC2086  # each word a package
     "$here/debian_root.sh" make "$suite" "$(dpkg --print-architecture)" "$root" $packages
     echo "== $suite"
-    "$here/debian_root.sh" run -u stranger -b "$source:/source" "$root" sh -c "$visit" ||
+    "$here/debian_root.sh" run -u stranger -b "$given:/given" "$root" sh -c "$visit" ||
         failed="$failed $suite"
     echo "== $suite, without a network"
     unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
