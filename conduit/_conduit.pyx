@@ -4,17 +4,16 @@
 
 import os
 import socket
-import warnings
 from io import FileIO
 
 cimport cython
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_WarnEx
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches, PyErr_WriteUnraisable
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check
 from cpython.object cimport PyObject_AsFileDescriptor
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_INCREF, PyObject
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport EINVAL, errno
 from libc.math cimport isnan
@@ -44,6 +43,25 @@ from conduit.signature import class_signature
 cdef enum:
     # How many calls use a Descriptor that one of them is about to move.
     ALONE = -1
+
+
+cdef extern from "Python.h":
+    int PyErr_ResourceWarning(PyObject *source, Py_ssize_t stack_level, const char *format, ...)
+
+
+cdef void warn_unclosed(str what, PyObject *source) noexcept:
+    """Warn that an object was dropped while it was open.
+
+    In C, and not by warnings.warn(): at the interpreter's exit an object may live longer than
+    the names of this module, and than the module warnings.
+    """
+    if PyErr_ResourceWarning(source, 1, "unclosed %U", <PyObject *>what) < 0:
+        if PyErr_ExceptionMatches(Warning):
+            # One that is an error cannot be raised from where objects end.
+            PyErr_WriteUnraisable(what)
+        else:
+            # The interpreter has not enough left to warn with.
+            PyErr_Clear()
 
 
 cdef int number_from(object value, str call) except -1:
@@ -121,9 +139,8 @@ cdef class Descriptor:
         if number >= 0:
             with nogil:
                 close_number(number)
-            # Not warnings.warn(source=self): a reference must not outlive this. A warning that
-            # is an error cannot be raised from here, and is reported as unraisable.
-            PyErr_WarnEx(ResourceWarning, b"unclosed <conduit.Descriptor %d>" % number, 1)
+            # Without a source: a reference to this object must not outlive it.
+            warn_unclosed(f"<conduit.Descriptor {number}>", NULL)
 
     def __repr__(self):
         return f"<conduit.Descriptor {'closed' if self.number < 0 else self.number}>"
@@ -529,7 +546,7 @@ cdef class Conduit:
 
     def __del__(self):
         if self.transport.owned and not self.transport.closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self)
+            warn_unclosed(repr(self), <PyObject *>self)
 
     def __repr__(self):
         cdef Transport transport = self.transport
