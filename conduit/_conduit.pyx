@@ -550,7 +550,8 @@ cdef class Conduit:
 
     def __repr__(self):
         cdef Transport transport = self.transport
-        name = f" {transport.name!r}" if transport.name else ""
+        name = transport.get_name()
+        name = f" {name!r}" if name else ""
         state = "closed" if transport.closed else f"descriptor {transport.fd}"
         return f"<conduit.Conduit{name} {state}>"
 
@@ -563,7 +564,7 @@ cdef class Conduit:
     @property
     def name(self) -> str:
         """What the conduit is called in its `repr` and in errors."""
-        return self.transport.name
+        return self.transport.get_name()
 
     @property
     def closed(self) -> bool:

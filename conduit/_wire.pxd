@@ -39,6 +39,7 @@ cdef class Transport:
 
     cdef int adopt(self, int fd, str name) except -1
     cdef int number(self) noexcept
+    cdef str get_name(self)
     cdef int enter(self) except -1
     cdef void leave(self) noexcept
     cdef int shut(self)

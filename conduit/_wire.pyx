@@ -369,8 +369,16 @@ cdef class Transport:
             fd = -1 if self.closed else self.fd
         return fd
 
+    cdef str get_name(self):
+        """The name, which another thread may replace, and so free, in the middle of a read."""
+        cdef str name
+        with cython.critical_section(self):
+            name = self.name
+        return name
+
     cdef str describe(self):
-        cdef str name = f"conduit {self.name!r}" if self.name else "conduit"
+        cdef str name = self.get_name()
+        name = f"conduit {name!r}" if name else "conduit"
         return f"{name} (closed)" if self.closed else f"{name} (descriptor {self.fd})"
 
     cdef int enter(self) except -1:

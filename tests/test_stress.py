@@ -41,31 +41,47 @@ def driver() -> Driver:
 
 
 class Storm:
-    """Threads that repeat functions until time is up, or one of them fails."""
+    """Threads that repeat functions until time is up, or one of them fails.
 
-    def __init__(self, seconds: float = SECONDS) -> None:
+    On a slow machine time is not up before each thread has had ``enough`` rounds.
+    """
+
+    def __init__(self, seconds: float = SECONDS, *, enough: int = 6) -> None:
         self._deadline = time.monotonic() + seconds
+        self._enough = enough
         self._failures: list[BaseException] = []
         self._over = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.rounds: Counter[str] = Counter()
+        self._rounds: list[tuple[str, list[int]]] = []
 
     def going(self) -> bool:
-        return not self._over.is_set() and time.monotonic() < self._deadline
+        if self._over.is_set():
+            return False
+        return time.monotonic() < self._deadline or any(
+            rounds < self._enough for _, [rounds] in self._rounds
+        )
+
+    @property
+    def rounds(self) -> Counter[str]:
+        """How often each function has returned, in all of its threads."""
+        counts: Counter[str] = Counter()
+        for name, [rounds] in self._rounds:
+            counts[name] += rounds
+        return counts
 
     def add(self, function: Callable[[], Any], threads: int = 1) -> None:
-        def run() -> None:
-            rounds = 0
+        def run(rounds: list[int]) -> None:
             try:
                 while self.going():
                     function()
-                    rounds += 1
+                    rounds[0] += 1
             except BaseException as exc:
                 self._failures.append(exc)
                 self._over.set()
-            self.rounds[function.__name__] += rounds
 
-        self._threads += [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+        rounds = [[0] for _ in range(threads)]
+        self._rounds += [(function.__name__, one) for one in rounds]
+        self._threads += [threading.Thread(target=run, args=(one,), daemon=True) for one in rounds]
 
     def run(self) -> None:
         before = sys.getswitchinterval()
@@ -107,7 +123,7 @@ def test_every_message_of_many_threads_arrives_once_and_whole(ends: Ends) -> Non
     arrived: list[str] = []
     serial = iter(range(1 << 62))
     lock = threading.Lock()
-    storm = Storm()
+    storm = Storm(enough=20)
 
     def transfer() -> None:
         with lock:
@@ -251,10 +267,37 @@ def test_closing_races_every_call_and_no_foreign_number_is_touched(kind: int) ->
     assert min(storm.rounds.values()) > 5
 
 
+def test_the_name_can_be_read_while_another_thread_replaces_it() -> None:
+    one, other = Conduit.pair()
+    with one, other:
+        link = Conduit(one.fileno(), "at first")
+        storm = Storm(enough=500)
+
+        def rename() -> None:
+            # Long, and made anew: nothing but the conduit holds it.
+            link.__init__(one.fileno(), "x" * 1000 + str(time.monotonic_ns()))  # type: ignore[misc]
+
+        def read() -> None:
+            for _ in range(20):
+                assert link.name == "at first" or link.name.startswith("x" * 1000)
+                assert "conduit.Conduit" in repr(link)
+
+        def fail() -> None:
+            with pytest.raises(Error, match="no descriptor"):
+                link.transfer_fd(-1)
+            with pytest.raises(Error, match="cannot carry itself"):
+                link.transfer_fd(one.fileno())
+
+        storm.add(rename)
+        storm.add(read, 2)
+        storm.add(fail)
+        storm.run()
+
+
 def test_one_descriptor_is_taken_once_whoever_wants_it(kind: int) -> None:
     """Close, detach, to_file, to_conn and transfer at once: one succeeds, the others say so."""
     one, other = Conduit.pair(type=kind)
-    storm = Storm(2 * SECONDS)
+    storm = Storm(2 * SECONDS, enough=21)
     wins: Counter[str] = Counter()
     one.timeout = other.timeout = 5
 
@@ -322,7 +365,7 @@ def test_one_descriptor_is_taken_once_whoever_wants_it(kind: int) -> None:
 def test_closing_a_descriptor_that_others_send_closes_it_after_them(kind: int) -> None:
     one, other = Conduit.pair(type=kind)
     one.timeout = other.timeout = 5
-    storm = Storm(2 * SECONDS)
+    storm = Storm(2 * SECONDS, enough=21)
     shared = [Descriptor(memory(b"first"))]
     made = {identity(shared[0].fileno())}
 
