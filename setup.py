@@ -7,11 +7,13 @@ Environment variables, for the project's own checks:
 """
 
 import os
+import sys
 
 from setuptools import Extension, setup
 
 macros: list[tuple[str, str | None]] = []
 flags: list[str] = []
+link_flags: list[str] = []
 directives: dict[str, object] = {}
 if os.environ.get("CONDUIT_PORTABLE"):
     macros.append(("CONDUIT_PORTABLE", "1"))
@@ -21,6 +23,12 @@ if os.environ.get("CONDUIT_TRACE"):
 if sanitizers := os.environ.get("CONDUIT_SANITIZE"):
     flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     flags += ["-fno-omit-frame-pointer", "-g", "-O1"]
+    link_flags += flags
+elif not os.environ.get("CONDUIT_TRACE"):
+    # Python's own flags ask for debug symbols, which are two thirds of what would be installed.
+    flags.append("-g0")
+    if sys.platform.startswith("linux"):
+        link_flags.append("-Wl,--strip-all")
 
 extensions = [
     Extension(
@@ -29,7 +37,7 @@ extensions = [
         depends=["conduit/_posix.h", "conduit/_posix.pxd", "conduit/_wire.pxd"],
         define_macros=macros,
         extra_compile_args=flags,
-        extra_link_args=flags,
+        extra_link_args=link_flags,
     )
     for name in ("_wire", "_conduit")
 ]
