@@ -21,11 +21,11 @@ more_path := $(subst $(space),,$(patsubst %,:%,$(PYENV_BINS)))
 CHECKS = PATH="$$PATH$(more_path)" $(PY) tools/checks.py
 # What `make test` leaves out: the other Pythons, and all that takes longer.
 ALL := py311 py312 py313 py314 py315 py313t py314t py315t \
-	coverage sanitize portable long package
+	coverage sanitize portable long package cross
 AT_HAND = $(shell $(PY) tools/checks.py --at-hand)
 OTHERS = $(subst $(space),$(comma),$(filter-out $(AT_HAND),$(ALL)))
 
-.PHONY: help demo test check test-all bench clean
+.PHONY: help demo test check test-all bench wheels cross clean
 
 help:
 	@echo "make demo      move a file, a connection and a listener to another process"
@@ -33,6 +33,8 @@ help:
 	@echo "make bench     how fast it is, beside the alternatives"
 	@echo "make check     for work on conduit: build what changed, run the quick tests"
 	@echo "make test-all  what make test leaves out: other Pythons, coverage, sanitizers, ..."
+	@echo "make wheels    a wheel for each Python found, checked"
+	@echo "make cross     compile for other systems"
 	@echo "make clean     remove what these made"
 
 demo: $(VENV)/.package
@@ -55,6 +57,12 @@ check: $(VENV)/.inplace
 bench: $(VENV)/.package $(VENV)/.bench
 	@$(PY) benchmarks/bench.py
 
+wheels: $(VENV)/.wheels
+	@PATH="$$PATH$(more_path)" $(PY) tools/wheels.py
+
+cross: $(VENV)/.cross
+	@$(PY) tools/cross.py
+
 clean:
 	rm -rf $(VENV) .tox build dist *.egg-info conduit/*.c conduit/*.so benchmarks/floor
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .coverage* htmlcov
@@ -71,6 +79,6 @@ $(VENV)/.package: $(VENV)/.build $(SOURCES)
 	$(PIP) install --force-reinstall --no-deps --no-build-isolation .
 	@touch $@
 
-$(VENV)/.build $(VENV)/.dev $(VENV)/.inplace $(VENV)/.bench: $(VENV)/.%: $(VENV)/.made pyproject.toml
+$(addprefix $(VENV)/.,build dev inplace bench wheels cross): $(VENV)/.%: $(VENV)/.made pyproject.toml
 	$(PIP) install --group $*
 	@touch $@

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
-from pathlib import Path
-from types import ModuleType
 
 import pytest
+from checks import Report
 from sides import beside
 
 import conduit
-
-TOOLS = Path(__file__).resolve().parent.parent / "tools"
 
 
 def test_a_child_that_fails_ends_the_wait_for_it(capfd: pytest.CaptureFixture[str]) -> None:
@@ -39,19 +34,8 @@ def test_a_child_that_returns_leaves_the_block_alone() -> None:
     os.close(reader)
 
 
-@pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("checks", TOOLS / "checks.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "checks", module)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_summary_adds_up_runs_and_says_what_was_skipped(checks: ModuleType) -> None:
-    report = checks.Report()
+def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
+    report = Report()
     for line in [
         "py312: skipped because could not find python interpreter with spec(s): py312",
         "not run: i386: no root could be made",

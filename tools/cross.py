@@ -1,4 +1,4 @@
-"""Compile the modules for systems that are not here: python tests/cross.py [SYSTEM...].
+"""Compile the modules for systems that are not here: python tools/cross.py [SYSTEM...].
 
 The C that Cython makes, and conduit/_posix.h with it, is compiled against each system's own C
 headers, which come with the compiler (ziglang), and every warning is an error. Nothing is linked

@@ -1,4 +1,4 @@
-"""Build and check a wheel for every CPython that is here: python tests/wheels.py [DIRECTORY].
+"""Build and check a wheel for every CPython that is here: python tools/wheels.py [DIRECTORY].
 
 The Pythons are those on the PATH and pyenv's, free-threaded ones included. Each wheel is built
 from the sdist, gets the oldest manylinux tag that its symbols allow, holds what is used and no
