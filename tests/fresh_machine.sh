@@ -7,8 +7,8 @@
 # of what is committed here, in a folder with a space in its name; a soft limit of 1024
 # descriptors. There `make demo` and `make test` run, and then, with a source file changed, `make
 # demo` and some of the tests without a network.
-# Run it as root before a release: it takes some ten minutes. DEBIAN_ROOTS is where the Debians
-# are kept, to be used again.
+# Run it as root before a release: it takes some ten minutes. DEBIAN_ROOTS is where these
+# systems are kept, to be used again.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)

@@ -145,7 +145,10 @@ def test_address_that_is_none_in_any_form_is_refused(text: str) -> None:
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "conduit", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "conduit", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -177,4 +177,4 @@ def test_instance_has_no_signature() -> None:
 
 def test_import_of_conduit_does_not_import_inspect() -> None:
     code = "import sys, conduit; sys.exit('inspect' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
