@@ -14,11 +14,13 @@ set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 source=$(dirname "$here")
 roots=${DEBIAN_ROOTS:-/var/tmp/conduit-debian}
+# shellcheck disable=SC2016  # the backticks are the README's
 packages=$(sed -n 's/^`apt-get install \(.*\)`\.$/\1/p' "$source/README.md")
 [ -n "$packages" ] || { echo "the README names no packages" >&2; exit 1; }
 [ $# -gt 0 ] || set -- bookworm trixie
 
 # What runs in there, as the user.
+# shellcheck disable=SC2016  # the shell in there expands them
 visit='
 set -eux
 id -un
