@@ -157,6 +157,10 @@ def one_descriptor(setting: Setting) -> Comparison:
             _, fds, _, _ = socket.recv_fds(sock_there, 1, 1)
             os.close(fds[0])
 
+    # Since Python 3.14 sendfds() waits until recvfds() has acknowledged, which comes after it
+    # here: each takes the acknowledgement of the one before.
+    sock_there.send(b"A")
+
     def multiprocessing(iterations: int) -> None:
         for _ in range(iterations):
             sent = os.dup(fd)

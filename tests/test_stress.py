@@ -275,7 +275,7 @@ def test_the_name_can_be_read_while_another_thread_replaces_it() -> None:
 
         def rename() -> None:
             # Long, and made anew: nothing but the conduit holds it.
-            link.__init__(one.fileno(), "x" * 1000 + str(time.monotonic_ns()))  # type: ignore[misc]
+            link.__init__(one.fileno(), "x" * 1000 + str(time.monotonic_ns()))
 
         def read() -> None:
             for _ in range(20):

@@ -1,6 +1,7 @@
-"""The other process of test_multiprocessing.py: ``python multiprocessing_peer.py TASK NUMBER``.
+"""The other process of test_multiprocessing.py: ``multiprocessing_peer.py TASK NUMBER FORM``.
 
-It has one end of a Unix stream socket under NUMBER.
+It has one end of a Unix stream socket under NUMBER. FORM names one of the forms of
+tests/multiprocessing_forms.py, which descriptors are passed in.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import socket
 import sys
 from multiprocessing import get_context, reduction
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from conduit import Conduit
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from multiprocessing_forms import FORMS
+
 # The stubs of the standard library leave out what only some systems have.
-recvfds: Any = reduction.recvfds
-sendfds: Any = reduction.sendfds
 DupFd: Any = reduction.DupFd
 
 
@@ -43,13 +47,13 @@ def sends(end: Connection[Any, Any]) -> None:
     for turn, number in enumerate(numbers):
         os.write(number, b"file %d" % turn)
     with socket.socket(fileno=os.dup(end.fileno())) as sock:
-        sendfds(sock, numbers)
+        reduction.sendfds(sock, numbers)  # type: ignore[attr-defined,unused-ignore]
 
 
 def receives(end: Connection[Any, Any]) -> None:
     """Receive several descriptors, and write to them."""
     with socket.socket(fileno=os.dup(end.fileno())) as sock:
-        for turn, number in enumerate(recvfds(sock, 5)):
+        for turn, number in enumerate(reduction.recvfds(sock, 5)):
             os.write(number, b"written %d" % turn)
 
 
@@ -90,4 +94,6 @@ TASKS = {task.__name__: task for task in (send, receive, sends, receives, relay)
 
 if __name__ == "__main__":
     with Connection(int(sys.argv[2])) as connection:
+        # Under the names by which send_handle() and recv_handle() call them, too.
+        vars(reduction).update(vars(FORMS[sys.argv[3]]))
         TASKS[sys.argv[1]](connection)
