@@ -18,6 +18,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -99,10 +100,14 @@ class Server:
         return self.process.wait(GENEROUS)
 
 
+HAS_UVLOOP = find_spec("uvloop") is not None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def a_loop_of_uvloop_has_run() -> None:
     """Let uvloop open the descriptors that it keeps for ever."""
-    anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
+    if HAS_UVLOOP:
+        anyio.run(anyio.lowlevel.checkpoint, backend_options={"use_uvloop": True})
 
 
 @pytest.fixture
@@ -1522,7 +1527,11 @@ def test_on_a_stream_a_successor_that_stops_in_a_message_harms_nothing(
 
 LOOPS = [
     pytest.param(("asyncio", {}), id="asyncio"),
-    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param(
+        ("asyncio", {"use_uvloop": True}),
+        id="uvloop",
+        marks=pytest.mark.skipif(not HAS_UVLOOP, reason="not installed: uvloop"),
+    ),
     pytest.param(("trio", {}), id="trio"),
 ]
 
