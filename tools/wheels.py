@@ -77,7 +77,7 @@ def try_installed(python: Path, wheel: Path, directory: Path) -> str:
     subprocess.run([python, "-m", "venv", directory / "venv"], check=True)
     installed = directory / "venv" / "bin" / "python"
     environment = {**os.environ, "PATH": str(installed.parent)}
-    program = ROOT / "tests" / "try_installed.py"
+    program = ROOT / "tools" / "try_installed.py"
     printed = ""
     calls: list[list[str | Path]] = [
         ["-m", "pip", "--quiet", "install", "--no-index", "--no-deps", wheel],

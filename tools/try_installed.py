@@ -1,4 +1,4 @@
-"""Whether an installed conduit works: python tests/try_installed.py, on any system.
+"""Whether an installed conduit works: python tools/try_installed.py, on any system.
 
 Moves one descriptor of each kind, a message, and what a listener accepts, by nothing but the
 standard library and the installed package.
