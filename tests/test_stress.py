@@ -270,27 +270,27 @@ def test_closing_races_every_call_and_no_foreign_number_is_touched(kind: int) ->
 def test_the_name_can_be_read_while_another_thread_replaces_it() -> None:
     one, other = Conduit.pair()
     with one, other:
-        link = Conduit(one.fileno(), "at first")
-        storm = Storm(enough=500)
+        fd = one.fileno()
+        link = Conduit(fd, "at first")
+        storm = Storm(2 * SECONDS)
 
+        # Each many times in a row: two instructions of one must meet two of the other.
         def rename() -> None:
-            # Long, and made anew: nothing but the conduit holds it.
-            link.__init__(one.fileno(), "x" * 1000 + str(time.monotonic_ns()))
+            for turn in range(500):
+                try:
+                    # Long, and made anew: nothing but the conduit holds it.
+                    link.__init__(fd, "x" * 1000 + str(turn))
+                except Error:
+                    continue
 
         def read() -> None:
-            for _ in range(20):
-                assert link.name == "at first" or link.name.startswith("x" * 1000)
-                assert "conduit.Conduit" in repr(link)
-
-        def fail() -> None:
-            with pytest.raises(Error, match="no descriptor"):
-                link.transfer_fd(-1)
-            with pytest.raises(Error, match="cannot carry itself"):
-                link.transfer_fd(one.fileno())
+            for _ in range(20000):
+                link.name  # noqa: B018
+            assert link.name.startswith(("at first", "xxx"))
+            assert "conduit.Conduit" in repr(link)
 
         storm.add(rename)
         storm.add(read, 2)
-        storm.add(fail)
         storm.run()
 
 
