@@ -1,7 +1,7 @@
 """Move open files, sockets, listeners and pipes to another process over a Unix socket."""
 
 from conduit._conduit import Conduit, Descriptor, Message
-from conduit._wire import MAX_FDS
+from conduit._syscalls import MAX_FDS
 from conduit.errors import (
     DescriptorTypeError,
     Error,
