@@ -1,8 +1,8 @@
 import io
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import IO, Any, BinaryIO, Literal, Self, final, overload
+from typing import IO, Any, BinaryIO, Final, Literal, Self, final, overload
 
 from _typeshed import (
     HasFileno,
@@ -15,7 +15,11 @@ from _typeshed import (
     StrOrBytesPath,
 )
 
+from conduit._handle import Handle, Waiter
 from conduit.peer import Peer
+
+PAUSE: Final[int]
+QUEUED: Final[int]
 
 @final
 class Descriptor:
@@ -142,7 +146,11 @@ class Message:
 
 @final
 class Conduit:
+    @property
+    def _handle(self) -> Handle: ...
     def __init__(self, fd: int, name: str = "") -> None: ...
+    @staticmethod
+    def _accept(handle: Handle, timeout: float | None = None) -> Conduit: ...
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit: ...
     @classmethod
@@ -271,22 +279,22 @@ class Conduit:
     ) -> IO[Any]: ...
     def receive_conn(self) -> socket.socket: ...
     def transfer(
-        self, *items: int | HasFileno, data: ReadableBuffer = b"", keep: bool = False
+        self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
     ) -> None: ...
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message: ...
 
 @final
-class Departure:
+class Send(Waiter):
     def __new__(
-        cls, conduit: Conduit, items: tuple[int | HasFileno, ...], data: ReadableBuffer, keep: bool
+        cls,
+        conduit: Conduit | None = None,
+        items: tuple[int | HasFileno, ...] | None = None,
+        data: ReadableBuffer | None = None,
+        keep: bool = False,
     ) -> Self: ...
     @property
     def sent(self) -> int: ...
-    def hold(self) -> None: ...
-    def attempt(self) -> bool: ...
-    def abandon(self) -> None: ...
+    def step(self, wake: Callable[[], object] | None = None) -> int: ...
+    def cancel(self) -> None: ...
 
 def check_number(value: object) -> None: ...
-def accept(listening: Conduit, timeout: float | None = None) -> Conduit: ...
-def enter(conduit: Conduit) -> int: ...
-def leave(conduit: Conduit) -> None: ...

@@ -48,16 +48,7 @@ from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_FromObject
 from libc.errno cimport (
-    EAGAIN,
-    EBADF,
-    ECONNABORTED,
-    ECONNRESET,
-    EINTR,
-    EINVAL,
-    EMFILE,
-    EMSGSIZE,
-    ENOBUFS,
-    ETIMEDOUT,
+    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE, ENOBUFS, ETIMEDOUT,
 )
 from libc.limits cimport INT_MAX
 from libc.math cimport isnan
@@ -65,49 +56,16 @@ from posix.fcntl cimport F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
 from posix.types cimport gid_t, pid_t, uid_t
 
 from conduit._handle cimport (
-    BUSY,
-    PAUSE,
-    QUEUED,
-    TURN,
-    Handle,
-    HeldFds,
-    Waiter,
-    deadline_after,
-    forks,
-    hold_fds,
-    in_main_thread,
-    release_fds,
+    BUSY, PAUSE, QUEUED, TURN, Handle, HeldFds, Waiter, deadline_after, forks, hold_fds,
+    in_main_thread, release_fds,
 )
 from conduit._posix cimport (
-    CONDUIT_CMSG_CLOEXEC,
-    CONDUIT_MAX_FDS,
-    CONDUIT_SOCK_CLOEXEC,
-    POLLIN,
-    POLLOUT,
-    SOCK_DGRAM,
-    SOCK_SEQPACKET,
-    SOCK_STREAM,
-    conduit_at_end,
-    conduit_mark_packets,
-    conduit_unmark_packets,
+    CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLIN, POLLOUT, SOCK_DGRAM,
+    SOCK_SEQPACKET, SOCK_STREAM, conduit_at_end, conduit_mark_packets, conduit_unmark_packets,
 )
 from conduit._syscalls cimport (
-    NEVER,
-    SLOTS,
-    RecvResult,
-    accept_fd,
-    close_fd,
-    close_fds,
-    close_same,
-    connect_fd,
-    dup_fd,
-    file_type,
-    now,
-    peer_of,
-    recv_message,
-    send_message,
-    socket_fd,
-    socket_pair,
+    NEVER, SLOTS, RecvResult, accept_fd, close_fd, close_fds, close_same, connect_fd, dup_fd,
+    file_type, now, peer_of, recv_message, send_message, socket_fd, socket_pair,
 )
 
 from _operator import index
@@ -115,13 +73,7 @@ from _socket import socket as c_socket
 
 from conduit import objects
 from conduit.errors import (
-    DescriptorTypeError,
-    Error,
-    ErrType,
-    PeerClosedError,
-    from_errno,
-    from_handler,
-    prefix_message,
+    DescriptorTypeError, Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message,
 )
 from conduit.paths import address_from
 from conduit.peer import Peer
@@ -297,12 +249,11 @@ cdef class Descriptor:
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
         cdef unsigned int mode = 0
-        cdef int fd = self._lend(), err
-        if fd < 0:
-            raise self._unavailable()
+        cdef int fd = self.fileno(), err
         with nogil:
             err = file_type(fd, &mode)
-        close_returned(self._return())
+        # Owned still, it was so all the time, and no other file's.
+        self.fileno()
         if err:
             raise from_errno(-err, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
         return objects.kind_of(mode)
@@ -342,14 +293,8 @@ cdef class Descriptor:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
 
     def to_file(
-        self,
-        mode: str | None = None,
-        buffering: int = -1,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
-        *,
-        name: str | None = None,
+        self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
+        errors: str | None = None, newline: str | None = None, *, name: str | None = None,
     ) -> IO[Any]:
         """Return a file object that owns the descriptor from now on; this one is closed.
 
@@ -1019,6 +964,7 @@ cdef object carries_itself(Handle handle):
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Conduit:
     """One end of a Unix socket that carries open descriptors to and from another process.
 
@@ -1124,12 +1070,8 @@ cdef class Conduit:
 
     @classmethod
     def connect(
-        cls,
-        path: StrOrBytesPath,
-        *,
-        type: int = socket.SOCK_STREAM,
-        timeout: float | None = None,
-        name: str = "",
+        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM,
+        timeout: float | None = None, name: str = "",
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
@@ -1172,7 +1114,8 @@ cdef class Conduit:
         return conduit
 
     def __del__(self):
-        if self._handle.owned and self._handle.number() >= 0:
+        # There is no handle if there was no memory for one.
+        if self._handle is not None and self._handle.owned and self._handle.number() >= 0:
             described = repr(self)
             PyErr_ResourceWarning(self, 1, b"unclosed %U", <PyObject *>described)
 
@@ -1432,14 +1375,8 @@ cdef class Conduit:
             raise
 
     def receive_file(
-        self,
-        mode: str | None = None,
-        buffering: int = -1,
-        encoding: str | None = None,
-        errors: str | None = None,
-        newline: str | None = None,
-        *,
-        name: str | None = None,
+        self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
+        errors: str | None = None, newline: str | None = None, *, name: str | None = None,
     ) -> IO[Any]:
         """Receive one descriptor and return a file object that owns it.
 
@@ -1451,8 +1388,11 @@ cdef class Conduit:
         cdef Descriptor descriptor = empty_descriptor()
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         descriptor.fd = self._receive_one()
-        with descriptor:
+        try:
             return open_file(descriptor, mode, buffering, encoding, errors, newline, name)
+        except BaseException:
+            close_returned(descriptor._end())
+            raise
 
     def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a `socket.socket` that owns it.
@@ -1464,8 +1404,11 @@ cdef class Conduit:
         """
         cdef Descriptor descriptor = empty_descriptor()
         descriptor.fd = self._receive_one()
-        with descriptor:
+        try:
             return open_socket(descriptor)
+        except BaseException:
+            close_returned(descriptor._end())
+            raise
 
     def receive(self, max_data: int = 65536, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.

@@ -49,37 +49,17 @@ from threading import get_ident, main_thread
 cimport cython
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.pythread cimport (
-    NOWAIT_LOCK,
-    WAIT_LOCK,
-    PyThread_acquire_lock,
-    PyThread_allocate_lock,
-    PyThread_free_lock,
-    PyThread_get_thread_ident,
-    PyThread_release_lock,
-    PyThread_type_lock,
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_get_thread_ident, PyThread_release_lock, PyThread_type_lock,
 )
 from libc.errno cimport EBADF, EINTR, ETIMEDOUT, errno
 from libc.limits cimport INT_MAX
 from posix.unistd cimport write
 
 from conduit._posix cimport (
-    POLLIN,
-    SOCK_STREAM,
-    PyThread_acquire_lock_timed,
-    conduit_prepare,
-    conduit_waker,
-    poll,
-    pollfd,
+    POLLIN, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare, conduit_waker, poll, pollfd,
 )
-from conduit._syscalls cimport (
-    NEVER,
-    close_fd,
-    close_fds,
-    close_known,
-    dup_fd,
-    identify,
-    now,
-)
+from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
 from conduit.errors import Error, ErrType, from_errno
 
