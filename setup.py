@@ -27,7 +27,10 @@ extensions = [
         f"conduit.{name}",
         [f"conduit/{name}.pyx"],
         depends=[
-            "conduit/_posix.h", "conduit/_posix.pxd", "conduit/_syscalls.pxd", "conduit/_handle.pxd"
+            "conduit/_posix.h",
+            "conduit/_posix.pxd",
+            "conduit/_syscalls.pxd",
+            "conduit/_handle.pxd",
         ],
         define_macros=macros,
         extra_compile_args=flags,

@@ -75,8 +75,7 @@ class TransferTimeoutError(Error, TimeoutError):
 
 
 class WouldBlockError(Error, BlockingIOError):
-    """The timeout is 0 and the socket is not ready. Nothing was transferred, unless `sent` says
-    otherwise: how much of a long payload was."""
+    """The timeout is 0 and the socket is not ready. `sent` says how much was transferred."""
 
 
 class TakeoverError(Error):

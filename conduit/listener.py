@@ -19,8 +19,8 @@ from conduit import objects
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
+from conduit.errors import Error, ErrType, from_errno, from_handler
 from conduit.paths import address_from
-from conduit.errors import Error, ErrType, from_errno
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Listener:
             # An interrupt, too, leaves nothing behind that no object removes.
             if self._inode is not None:
                 unlink_own(self._place, self._inode)
-            if isinstance(exc, Error) or not isinstance(exc, OSError):
+            if isinstance(exc, Error) or not isinstance(exc, OSError) or from_handler(exc):
                 raise
             code = exc.errno or errno.EINVAL
             why = None if exc.strerror == os.strerror(code) else exc.strerror
@@ -209,6 +209,8 @@ class Listener:
             if unlink and inode is not None and self._process == os.getpid():
                 unlink_own(self._place, inode)
         except OSError as exc:
+            if from_handler(exc):
+                raise
             raise from_errno(
                 exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
             ) from exc

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from conduit._conduit import Conduit, Descriptor
-from conduit.paths import address_from
 from conduit.errors import (
     Error,
     ErrType,
@@ -32,6 +31,7 @@ from conduit.errors import (
     TransferTimeoutError,
 )
 from conduit.listener import Listener, bind_path, unlink_own
+from conduit.paths import address_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:

@@ -375,7 +375,9 @@ inode_of_moved: list[int] = []
 
 
 @pytest.fixture
-def sent_by_another(kind: int, moved: bool) -> Iterator[tuple[Descriptor, Call[None], Conduit, int]]:
+def sent_by_another(
+    kind: int, moved: bool
+) -> Iterator[tuple[Descriptor, Call[None], Conduit, int]]:
     """A Descriptor of a socket that a thread waits to send, and how to let it go on."""
     one, other = Conduit.pair(type=kind)
     with one, other:

@@ -441,7 +441,9 @@ class Duel:
         items: list[int | Descriptor] = [*map(Descriptor, numbers)] if as_objects else [*numbers]
         fds = [identity(number) for number in numbers]
         try:
-            self.link.transfer(*items, *([] if bad is None else [bad]), data=data or None, keep=keep)
+            self.link.transfer(
+                *items, *([] if bad is None else [bad]), data=data or None, keep=keep
+            )
         except Error as exc:
             error: Error | None = exc.with_traceback(None)
             assert_told(exc)

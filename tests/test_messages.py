@@ -262,7 +262,9 @@ def test_more_descriptors_than_asked_for_are_an_error_and_all_are_closed(
     out, into = pipe
     send(peer, [into] * sent)
     os.close(into)
-    with pytest.raises(Error, match=rf"expected at most {most} descriptors, received {sent} \(all closed\)") as caught:
+    with pytest.raises(
+        Error, match=rf"expected at most {most} descriptors, received {sent} \(all closed\)"
+    ) as caught:
         link.receive(max_fds=most)
     assert caught.value.type is ErrType.BAD_CTRL_MESG
     assert is_at_eof(out)
