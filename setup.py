@@ -34,12 +34,17 @@ extensions = [
     Extension(
         f"conduit.{name}",
         [f"conduit/{name}.pyx"],
-        depends=["conduit/_posix.h", "conduit/_posix.pxd", "conduit/_wire.pxd"],
+        depends=[
+            "conduit/_posix.h",
+            "conduit/_posix.pxd",
+            "conduit/_syscalls.pxd",
+            "conduit/_handle.pxd",
+        ],
         define_macros=macros,
         extra_compile_args=flags,
         extra_link_args=link_flags,
     )
-    for name in ("_wire", "_conduit")
+    for name in ("_syscalls", "_handle", "_conduit")
 ]
 for extension in extensions:
     extension.cython_directives = directives  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from typing import Final
 
 from conduit._conduit import Conduit, Descriptor, Message
-from conduit._wire import MAX_FDS
+from conduit._syscalls import MAX_FDS
 from conduit.errors import (
     DescriptorTypeError,
     Error,

@@ -1,8 +1,8 @@
 import io
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from inspect import Signature
-from typing import IO, Any, BinaryIO, ClassVar, Literal, Self, final, overload
+from typing import IO, Any, BinaryIO, ClassVar, Final, Literal, Self, final, overload
 
 from _typeshed import (
     HasFileno,
@@ -15,18 +15,24 @@ from _typeshed import (
     StrOrBytesPath,
 )
 
+from conduit._handle import Handle, Waiter
 from conduit.peer import Peer
+
+PAUSE: Final[int]
+QUEUED: Final[int]
 
 @final
 class Descriptor:
-    """One descriptor that this object owns: the file it names is closed with it.
+    """One descriptor that this object owns: it is closed with the object.
 
     What `Conduit.receive` returns. Close it, give it to a file (`to_file`) or a socket
     (`to_conn`), or take the number out (`detach`); left as a context manager it is closed. One
-    that is dropped still open is closed too, with a `ResourceWarning`.
+    that is dropped still open is closed too, with a `ResourceWarning`. While a call moves it, it
+    looks closed; if that fails, it is open again.
 
-    Descriptor(fd) takes ownership of the number ``fd``. It raises `DescriptorTypeError` for
-    anything but an int, and `Error` (``NO_FD``) for a number that cannot be one.
+    Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
+    `DescriptorTypeError` for anything but an int, and `Error` (``NO_FD``) for a number that
+    cannot be one.
     """
 
     __signature__: ClassVar[Signature]
@@ -201,7 +207,7 @@ class Conduit:
     """One end of a Unix socket that carries open descriptors to and from another process.
 
     Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
-    other constructors say who owns what. The name appears in the `repr` and in every error.
+    other constructors say what is owned. The name appears in the `repr` and in every error.
 
     What a call sends is moved: on success it is closed here, once the system has taken the
     message, and on failure it stays open and the caller's. A call that receives returns exactly
@@ -209,9 +215,10 @@ class Conduit:
     close-on-exec and never 0, 1 or 2.
 
     Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
-    another thread ends them at once. All calls may be made from several threads. Whether the
-    socket itself is blocking makes no difference, and is not changed; a stream socket gets
-    ``SO_OOBINLINE``, since a descriptor sent with an out-of-band byte would be lost unseen.
+    another thread ends them at once. All calls may be made from several threads; those that
+    wait to send are served in the order in which they came. Whether the socket itself is
+    blocking makes no difference, and is not changed; a stream socket gets ``SO_OOBINLINE``,
+    since a descriptor sent with an out-of-band byte would be lost unseen.
 
     Every call raises `Error` (``NO_FD``) on a closed conduit, and ``FAILED_TRANSFER`` with an
     errno where the system call fails, on a number that is no Unix socket among others. Three
@@ -223,13 +230,18 @@ class Conduit:
     """
 
     __signature__: ClassVar[Signature]
+    @property
+    def _handle(self) -> Handle: ...
     def __init__(self, fd: int, name: str = "") -> None: ...
+    @staticmethod
+    def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
+        """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
         """Borrow the descriptor of a file or any object with ``fileno()``.
 
         The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
-        lets go of it and leaves it open. Without a name, it has the file's.
+        drops that and leaves it open. Without a name, it has the file's.
 
         Raises `Error` (``NO_FD``) if the object has no descriptor.
         """
@@ -306,7 +318,7 @@ class Conduit:
         `close` does nothing.
 
         Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, as when the number
-        was closed elsewhere; the conduit is closed all the same.
+        was closed elsewhere (what has it then is left alone); the conduit is closed all the same.
         """
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number; on success it is closed here.
@@ -318,8 +330,8 @@ class Conduit:
         Raises `DescriptorTypeError` if ``fd`` is not an int. Raises `Error`: ``NO_FD`` if it
         cannot be a descriptor, ``FAILED_TRANSFER`` if it was not sent (``EBADF``: it is not
         open), and then it stays the caller's; ``FAILED_CLOSE`` if it was sent but not closed
-        well here, or if another thread gave the number to another file while this waited
-        (that file is left alone).
+        well here, or if this had to wait and the number is not known to be the same file's still
+        (another thread gave it to another file): then it is left alone.
         """
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; on success its ``close()`` is called.
@@ -458,7 +470,7 @@ class Conduit:
         closed.
         """
     def transfer(
-        self, *items: int | HasFileno, data: ReadableBuffer = b"", keep: bool = False
+        self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
     ) -> None:
         """Send a message: bytes, and any number of descriptors with them.
 
@@ -468,8 +480,9 @@ class Conduit:
         once. With ``keep`` all stay open here.
 
         ``data`` is any bytes-like object, sent whole however long it is: on a stream the
-        descriptors go with the first byte. With items and no data one NUL byte is sent, since
-        descriptors cannot go alone.
+        descriptors go with the first byte. Without it one NUL byte is sent with the items, since
+        descriptors cannot go alone. An empty one is sent as it is where the socket keeps
+        messages apart.
 
         Raises `Error`, with everything open and the caller's: ``NO_FD`` and
         `DescriptorTypeError` for an item without a descriptor; ``BAD_CTRL_MESG`` (``EINVAL``)
@@ -477,8 +490,8 @@ class Conduit:
         (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how many
         bytes had left, and the conduit sends no more, since the stream is broken there. Raises
         ``FAILED_CLOSE`` if all was sent but something was not closed well here; everything else
-        is closed. `ValueError` if there is nothing to send, `TypeError` or `BufferError` if
-        ``data`` is not bytes-like or not contiguous.
+        is closed. `ValueError` if there is nothing to send, or ``data`` is empty and the socket
+        a stream; `TypeError` or `BufferError` if ``data`` is not bytes-like or not contiguous.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
@@ -498,43 +511,34 @@ class Conduit:
         """
 
 @final
-class Departure:
-    """A message that leaves a conduit in as many attempts as it takes, none of which waits.
+class Send(Waiter):
+    """One message on its way out.
 
-    Departure(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that
-    does. For those who wait in their own way, and send one message at a time.
+    Send(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that does.
+    `step` sends what the socket takes, without waiting, until it returns 0; `cancel` gives up.
     """
 
     def __new__(
-        cls, conduit: Conduit, items: tuple[int | HasFileno, ...], data: ReadableBuffer, keep: bool
+        cls,
+        conduit: Conduit | None = None,
+        items: tuple[int | HasFileno, ...] | None = None,
+        data: ReadableBuffer | None = None,
+        keep: bool = False,
     ) -> Self: ...
     @property
     def sent(self) -> int:
         """How many bytes have left."""
-    def hold(self) -> None:
-        """Hold the descriptors from now on, whatever becomes of the caller's.
+    def step(self, wake: Callable[[], object] | None = None) -> int:
+        """Send what the socket takes; 0 once all has left, and the items are closed.
 
-        Raises `Error` (``FAILED_TRANSFER``, ``EMFILE``) if this process has no room for that.
-        """
-    def attempt(self) -> bool:
-        """Send what the socket takes; whether all has left, and the items are closed.
+        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn. Without
+        ``wake`` it does not stand in the queue then; with it, it does, and ``wake()`` is called,
+        in whatever thread, when this is to be called again.
 
-        Raises as `Conduit.transfer` does, but does not wait.
+        Raises as `Conduit.transfer` does, and then it is cancelled.
         """
-    def abandon(self) -> None:
-        """Give up. If some of the message has left, the conduit sends no more."""
+    def cancel(self) -> None:
+        """Give up, unless all has left. If some of it has, the conduit sends no more."""
 
 def check_number(value: object) -> None:
     """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
-
-def accept(listening: Conduit, timeout: float | None = None) -> Conduit:
-    """Accept a connection on a conduit over a non-blocking listening socket; for `Listener`."""
-
-def enter(conduit: Conduit) -> int:
-    """Begin a call that waits in its own way; the number, which stays open until it leaves.
-
-    Raises `Error` (``NO_FD``) if the conduit is closed.
-    """
-
-def leave(conduit: Conduit) -> None:
-    """End a call that `enter` began; the last one out of a closed conduit closes its number."""

@@ -28,6 +28,7 @@
 #undef POLLRDHUP
 #undef SOCK_CLOEXEC
 #undef SO_DOMAIN
+#define CONDUIT_SEND_TIMEOUT
 /* What the BSDs have instead of SO_PEERCRED, made of it where there is nothing else. */
 static inline int getpeereid(int fd, uid_t *uid, gid_t *gid)
 {
@@ -44,10 +45,13 @@ enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begi
 #elif defined(__FreeBSD__)
 #include <sys/param.h>
 #include <sys/ucred.h>
+#elif defined(__APPLE__)
+#define CONDUIT_SEND_TIMEOUT
 #elif defined(__linux__)
 #include <sys/eventfd.h>
 #include <sys/syscall.h>
 #define CONDUIT_EVENTFD
+#define CONDUIT_MARK_PACKETS
 /* Linux 6.10 (F_DUPFD_QUERY); before, kcmp(KCMP_FILE), which a sandbox may forbid. The headers
  * may be older than the kernel. */
 #define CONDUIT_DUPFD_QUERY (1024 + 3)
@@ -86,6 +90,17 @@ enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begi
 #else
 #define CONDUIT_SCM_PIDFD -1
 #endif
+
+/* musl before 1.2.4 copies the control data to a buffer of 1024 bytes, too few for 253 descriptors:
+ * there the system call itself is made. Its caller zeroes the padding that musl's structs have. */
+static inline ssize_t conduit_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+#if defined(__linux__) && !defined(__GLIBC__) && defined(SYS_sendmsg)
+    return syscall(SYS_sendmsg, fd, msg, flags);
+#else
+    return sendmsg(fd, msg, flags);
+#endif
+}
 
 /* Room for all that can come with one message: descriptors, credentials (ucred, or the BSDs'
  * with groups), a pidfd, a security label of up to a page, time stamps. */
@@ -162,7 +177,7 @@ static inline int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     return 0;
 }
 
-/* Make a socket, or accept a connection, close-on-exec; the number, or -1 and errno. */
+/* Make a socket, or accept a connection, close-on-exec; the descriptor, or -1 and errno. */
 static inline int conduit_socket(int kind)
 {
 #ifdef SOCK_CLOEXEC
@@ -213,10 +228,17 @@ static inline int conduit_connect(int fd, const char *path, size_t length, long 
     return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 
-/* Make a number fit to carry descriptors, and tell the type of its socket: it must be a Unix one,
- * for any other takes the bytes and drops the descriptors. No SIGPIPE where no flag says so, and
- * out-of-band bytes in line, for a descriptor that comes with one is dropped unseen otherwise, and
- * poll() calls the socket readable for ever. 0, or -1 and errno. */
+/* Set an option. XNU answers EINVAL once the peer has closed, and what it sent is still there. */
+static inline int conduit_set(int fd, int option, const void *value, socklen_t size)
+{
+    return setsockopt(fd, SOL_SOCKET, option, value, size) && errno != EINVAL ? -1 : 0;
+}
+
+/* Make a descriptor fit to carry others, and tell the type of its socket: it must be a Unix one,
+ * for any other takes the bytes and drops the descriptors. No SIGPIPE, and out-of-band bytes in
+ * line, for a descriptor that comes with one is dropped unseen otherwise, and poll() calls the
+ * socket readable for ever. Where a blocking socket ignores MSG_DONTWAIT in sending (XNU), such a
+ * call is bounded to a millisecond. 0, or -1 and errno. */
 static inline int conduit_prepare(int fd, int *kind)
 {
     int on = 1;
@@ -237,15 +259,21 @@ static inline int conduit_prepare(int fd, int *kind)
         errno = EAFNOSUPPORT;
         return -1;
     }
-#if !defined(MSG_NOSIGNAL) && defined(SO_NOSIGPIPE)
-    if (setsockopt(fd, SOL_SOCKET, SO_NOSIGPIPE, &on, sizeof on))
+#ifdef SO_NOSIGPIPE
+    /* Also where MSG_NOSIGNAL is defined: the system may be older than its headers. */
+    if (conduit_set(fd, SO_NOSIGPIPE, &on, sizeof on))
+        return -1;
+#endif
+#ifdef CONDUIT_SEND_TIMEOUT
+    struct timeval millisecond = {0, 1000};
+    if (conduit_set(fd, SO_SNDTIMEO, &millisecond, sizeof millisecond))
         return -1;
 #endif
     size = sizeof *kind;
     if (getsockopt(fd, SOL_SOCKET, SO_TYPE, kind, &size))
         return -1;
     if (*kind == SOCK_STREAM)
-        return setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+        return conduit_set(fd, SO_OOBINLINE, &on, sizeof on);
     return 0;
 }
 
@@ -278,25 +306,56 @@ static inline int conduit_waker(int ends[2])
 #endif
 }
 
-/* Whether the nothing just read from a connected packet socket was its end rather than an empty
- * message: at the end the peer writes no more and nothing is queued. */
+/* Whether the peer of a socket has ended what it sends, or this end was shut for reading, and
+ * nothing with bytes is queued. Without POLLRDHUP, readable is the most that can be told. */
 static inline int conduit_at_end(int fd)
 {
     int queued = 0;
 #ifdef POLLRDHUP
     struct pollfd ask = {fd, POLLRDHUP, 0};
-    if (poll(&ask, 1, 0) == 0)
-        return 0;
 #else
     struct pollfd ask = {fd, POLLIN, 0};
+#endif
     if (poll(&ask, 1, 0) == 0)
         return 0;
-#endif
     return ioctl(fd, FIONREAD, &queued) != 0 || queued == 0;
 }
 
-/* Whether two numbers are duplicates of one open file: so one opened anew on the same path, or
- * another eventfd, is not. Where the system does not tell, as files they are the same at least. */
+/* Before a call that receives from a packet socket: whether it may tell the end. At the end
+ * recvmsg() returns 0, as for an empty packet, so time stamps are asked for then: a packet comes
+ * with one, the end does not. 0 if not, else what is for conduit_unmark_packets() afterwards. */
+static inline int conduit_mark_packets(int fd)
+{
+#ifdef CONDUIT_MARK_PACKETS
+    int queued = 0, before = 0, on = 1;
+    socklen_t size = sizeof before;
+    if (ioctl(fd, FIONREAD, &queued) || queued || !conduit_at_end(fd))
+        return 0;
+    if (getsockopt(fd, SOL_SOCKET, SO_TIMESTAMP, &before, &size))
+        return 0;
+    if (before)
+        return 1;
+    return setsockopt(fd, SOL_SOCKET, SO_TIMESTAMP, &on, sizeof on) ? 0 : 2;
+#else
+    (void)fd;
+    return 0;
+#endif
+}
+
+static inline void conduit_unmark_packets(int fd, int marked)
+{
+#ifdef CONDUIT_MARK_PACKETS
+    int off = 0;
+    if (marked == 2)
+        setsockopt(fd, SOL_SOCKET, SO_TIMESTAMP, &off, sizeof off);
+#else
+    (void)fd, (void)marked;
+#endif
+}
+
+/* Whether two descriptors are known to be duplicates of one open file: 0 too where the system does
+ * not tell. As files they can be compared everywhere; but a file may have been opened anew, which
+ * is then not seen, and what is no file, socket or pipe may share its inode with others. */
 static inline int conduit_same_file(int one, int other)
 {
     struct stat a, b;
@@ -313,7 +372,7 @@ static inline int conduit_same_file(int one, int other)
         return order == 0;
 #endif
     return fstat(one, &a) == 0 && fstat(other, &b) == 0
-        && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+        && a.st_dev == b.st_dev && a.st_ino == b.st_ino && (a.st_mode & S_IFMT) != 0;
 }
 
 #endif

@@ -17,6 +17,7 @@ cdef extern from "_posix.h" nogil:
         pass
 
     size_t conduit_cmsg_size(msghdr *msg, cmsghdr *cmsg)
+    ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
     int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
@@ -25,6 +26,8 @@ cdef extern from "_posix.h" nogil:
     int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
     bint conduit_at_end(int fd)
+    int conduit_mark_packets(int fd)
+    void conduit_unmark_packets(int fd, int marked)
     bint conduit_same_file(int one, int other)
 
 
@@ -36,6 +39,7 @@ cdef extern from "<sys/socket.h>" nogil:
         MSG_DONTWAIT
         MSG_TRUNC
         SCM_RIGHTS
+        SOCK_DGRAM
         SOCK_SEQPACKET
         SOCK_STREAM
         SOL_SOCKET
@@ -61,14 +65,12 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_LEN(size_t size)
     size_t CMSG_SPACE(size_t size)
 
-    ssize_t sendmsg(int fd, const msghdr *msg, int flags)
     ssize_t recvmsg(int fd, msghdr *msg, int flags)
     int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 
 
 cdef extern from "<poll.h>" nogil:
     enum:
-        POLLHUP
         POLLIN
         POLLOUT
 

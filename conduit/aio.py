@@ -13,9 +13,9 @@ from __future__ import annotations
 import builtins
 import io
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Literal, Self, TypeVar, overload
@@ -30,8 +30,9 @@ from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
 from conduit import objects
-from conduit._conduit import Conduit, Departure, Message, check_number, enter, leave
-from conduit._wire import MAX_FDS
+from conduit._conduit import PAUSE, QUEUED, Conduit, Message, Send, check_number
+from conduit._handle import Handle
+from conduit._syscalls import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
 from conduit.listener import Listener
 from conduit.peer import Peer
@@ -54,19 +55,22 @@ _T = TypeVar("_T")
 _STRIDE = 64
 """How many calls that need not wait a conduit lets pass before one lets other tasks run."""
 
-_BACKLOG_PAUSE = 0.01
-"""Seconds between two looks at a listener whose backlog is full: nothing tells when it is not."""
+_PAUSE = 0.01
+"""Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
 
 
 class _Direction:
-    """The calls of one direction of a socket: whose turn it is, and when other tasks are due."""
+    """The calls of one direction of a socket: when other tasks are due, and how one waits.
 
-    __slots__ = ("_conduit", "_passed", "_queued", "_turn", "_wait_for")
+    Waiting for the socket is within a call of its handle, so that the descriptor is no other
+    file's before the task that was woken runs.
+    """
 
-    def __init__(self, conduit: Conduit, wait: Callable[[Any], Awaitable[None]]) -> None:
-        self._conduit = conduit
+    __slots__ = ("_handle", "_passed", "_queued", "_wait_for")
+
+    def __init__(self, handle: Handle, wait: Callable[[Any], Awaitable[None]]) -> None:
+        self._handle = handle
         self._wait_for = wait
-        self._turn = anyio.Lock(fast_acquire=True)
         self._queued = 0
         self._passed = 0
 
@@ -74,6 +78,45 @@ class _Direction:
         """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
         self._passed += 1
         return self._passed < _STRIDE and not self._queued
+
+    async def let_others_run(self) -> bool:
+        """Let other tasks run if they are due; whether that was so, and nobody waits since."""
+        if self._passed < _STRIDE or self._queued:
+            return False
+        self._passed = 0
+        await checkpoint()
+        return not self._queued
+
+    async def wait(self, sent: int = 0) -> None:
+        """Wait until the socket may be ready; ``sent`` is what has left of a message."""
+        self._passed = 0
+        fd = self._handle.enter()
+        try:
+            await self._wait_for(fd)
+        except anyio.ClosedResourceError:
+            raise Error(
+                f"{self._handle!r}: waiting ended, since it was closed meanwhile",
+                ErrType.NO_FD,
+                sent=sent,
+            ) from None
+        finally:
+            self._handle.leave()
+
+    async def end(self) -> None:
+        """Let the calls that wait end, once the conduit is closed and they are woken."""
+        await checkpoint()
+        while self._queued:
+            await checkpoint()
+
+
+class _Receiving(_Direction):
+    """The calls that receive, or accept: those that wait are served in their order."""
+
+    __slots__ = ("_turn",)
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle, anyio.wait_readable)
+        self._turn = anyio.Lock(fast_acquire=True)
 
     async def call(self, attempt: Callable[[], _T]) -> _T:
         """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
@@ -86,77 +129,73 @@ class _Direction:
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
         """Go on as `call` does, for who may not go ahead or has tried in vain."""
-        if self._passed >= _STRIDE and not self._queued:
-            self._passed = 0
-            await checkpoint()
-            if not self._queued:
-                try:
-                    return attempt()
-                except WouldBlockError:
-                    pass
-        async with self.turn():
-            while True:
-                try:
-                    return attempt()
-                except WouldBlockError:
-                    await self.wait()
-
-    async def finish(self, departure: Departure) -> None:
-        """Send the rest of a message, and no other before it has left."""
-        try:
-            # Its turn may be far: from here on its descriptors are safe from the caller.
-            departure.hold()
-            async with self.turn(departure.sent):
-                while not departure.attempt():
-                    await self.wait(departure.sent)
-        finally:
-            departure.abandon()
-
-    @asynccontextmanager
-    async def turn(self, sent: int = 0) -> AsyncIterator[None]:
-        """Wait for one's turn, and until other tasks have run or the socket may be ready."""
-        behind = self._queued
+        if await self.let_others_run():
+            try:
+                return attempt()
+            except WouldBlockError:
+                pass
+        first = not self._queued
         self._queued += 1
         try:
-            try:
-                # No checkpoint: some of a message may have left, and no other may come between.
-                self._turn.acquire_nowait()
-            except anyio.WouldBlock:
-                await self._turn.acquire()
-            try:
+            async with self._turn:
                 if self._passed >= _STRIDE:
                     self._passed = 0
                     await checkpoint()
-                elif not behind:
+                elif first:
                     # The caller has just tried in vain.
-                    await self.wait(sent)
-                yield
-            finally:
-                self._turn.release()
+                    await self.wait()
+                while True:
+                    try:
+                        return attempt()
+                    except WouldBlockError:
+                        await self.wait()
         finally:
             self._queued -= 1
 
-    async def wait(self, sent: int = 0) -> None:
-        """Wait until the socket may be ready; ``sent`` is what has left of a message."""
-        self._passed = 0
-        # What wakes a task may run before it: the number must be no other file's until then.
-        fd = enter(self._conduit)
-        try:
-            await self._wait_for(fd)
-        except anyio.ClosedResourceError:
-            raise Error(
-                f"{self._conduit!r}: waiting ended, since it was closed meanwhile",
-                ErrType.NO_FD,
-                sent=sent,
-            ) from None
-        finally:
-            leave(self._conduit)
 
-    async def end(self) -> None:
-        """Let the calls that wait end, once the conduit is closed and they are woken."""
-        await checkpoint()
-        while self._queued:
-            await checkpoint()
+class _Sending(_Direction):
+    """The calls that send: the handle orders them, together with those of threads."""
+
+    __slots__ = ()
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle, anyio.wait_writable)
+
+    async def finish(self, send: Send) -> None:
+        """Send the message, or what has not left of it."""
+        self._queued += 1
+        turn: anyio.Event | None = None
+        wake: Callable[[], object] | None = None
+        try:
+            if self._passed >= _STRIDE:
+                self._passed = 0
+                await checkpoint()
+            while events := send.step(wake):
+                if events == PAUSE:
+                    await anyio.sleep(_PAUSE)
+                elif events != QUEUED:
+                    await self.wait(send.sent)
+                elif turn is None:
+                    turn, wake = _event()
+                else:
+                    await turn.wait()
+        finally:
+            self._queued -= 1
+            send.cancel()
+
+
+def _event() -> tuple[anyio.Event, Callable[[], object]]:
+    """Return an event of the running loop, and what sets it from any thread."""
+    import asyncio
+
+    event = anyio.Event()
+    try:
+        soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
+    except RuntimeError:
+        import trio
+
+        soon = trio.lowlevel.current_trio_token().run_sync_soon
+    return event, partial(soon, event.set)
 
 
 def _wake(fd: int) -> None:
@@ -185,8 +224,8 @@ class AsyncConduit:
             conduit = Conduit(conduit, name)
         conduit.timeout = 0
         self._conduit = conduit
-        self._sending = _Direction(conduit, anyio.wait_writable)
-        self._receiving = _Direction(conduit, anyio.wait_readable)
+        self._sending = _Sending(conduit._handle)
+        self._receiving = _Receiving(conduit._handle)
         # Looked up once: of a call that need not wait, a look-up is a measurable part.
         self._transfer_fd = conduit.transfer_fd
         self._receive_fd = conduit.receive_fd
@@ -224,7 +263,7 @@ class AsyncConduit:
             try:
                 return cls(Conduit.connect(path, type=type, timeout=0, name=name))
             except WouldBlockError:
-                await anyio.sleep(_BACKLOG_PAUSE)
+                await anyio.sleep(_PAUSE)
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncConduit over {self._conduit!r}>"
@@ -301,12 +340,12 @@ class AsyncConduit:
         await self.transfer(conn, keep=keep)
 
     async def transfer(
-        self, *items: int | HasFileno, data: ReadableBuffer = b"", keep: bool = False
+        self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
     ) -> None:
         """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`."""
-        departure = Departure(self._conduit, items, data, keep)
-        if not (self._sending.free() and departure.attempt()):
-            await self._sending.finish(departure)
+        send = Send(self._conduit, items, data, keep)
+        if not self._sending.free() or send.step():
+            await self._sending.finish(send)
 
     async def receive_fd(self) -> int:
         """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
@@ -555,7 +594,7 @@ class AsyncListener:
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
         self._listener = Listener(path, mode=mode, backlog=backlog, type=type, allow=allow)
-        self._accepting = _Direction(self._listener.conduit, anyio.wait_readable)
+        self._accepting = _Receiving(self._listener._handle)
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncListener over {self._listener!r}>"

@@ -75,7 +75,7 @@ class TransferTimeoutError(Error, TimeoutError):
 
 
 class WouldBlockError(Error, BlockingIOError):
-    """The timeout is 0 and the socket is not ready. Nothing was transferred."""
+    """The timeout is 0 and the socket is not ready. `sent` says how much was transferred."""
 
 
 class TakeoverError(Error):
@@ -119,9 +119,31 @@ _TRANSFER_SENTENCES = {
 }
 
 
-def blame(error: Error, culprit: str) -> None:
-    """Let an error's sentence begin with what is to blame for it, such as one item of several."""
-    error._message = f"{culprit}: {error._message}"
+def prefix_message(error: Error, prefix: str) -> None:
+    """Let an error's sentence begin with what it is about, such as one item of several."""
+    error._message = f"{prefix}: {error._message}"
+
+
+def from_handler(exc: BaseException) -> bool:
+    """Whether an exception was raised by a signal handler, and not by the code it interrupted.
+
+    Such an exception stays itself, wherever it strikes; what a user's object raises becomes an
+    `Error`. A handler is told by its frame: it alone is called with the frame that called it.
+    What is no `Exception` is a handler's word in any case.
+    """
+    if not isinstance(exc, Exception):
+        return True
+    traceback = exc.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        if frame.f_back is not None:
+            for value in frame.f_locals.values():
+                if value is frame.f_back or (
+                    type(value) is tuple and any(each is frame.f_back for each in value)
+                ):
+                    return True
+        traceback = traceback.tb_next
+    return False
 
 
 def from_errno(

@@ -11,15 +11,17 @@ import os
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from conduit._conduit import Conduit, accept
-from conduit._wire import address_from
-from conduit.errors import Error, ErrType, from_errno
+from conduit import objects
+from conduit._conduit import Conduit
+from conduit._handle import Handle
+from conduit._syscalls import monotonic
+from conduit.errors import Error, ErrType, from_errno, from_handler
 from conduit.mistakes import path_from
+from conduit.paths import address_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
@@ -86,12 +88,12 @@ class Listener:
                     sock.listen(backlog)
                 else:
                     self._inode = bind_path(sock, address, mode, backlog)
-                self.conduit = Conduit.from_conn(sock, name=f"listening at {self.path!r}")
+                self._handle = Handle.duplicate(sock.fileno(), f"listener {self.path!r}")
         except BaseException as exc:
             # An interrupt, too, leaves nothing behind that no object removes.
             if self._inode is not None:
                 unlink_own(self._place, self._inode)
-            if isinstance(exc, Error) or not isinstance(exc, OSError):
+            if isinstance(exc, Error) or not isinstance(exc, OSError) or from_handler(exc):
                 raise
             code = exc.errno or errno.EINVAL
             why = None if exc.strerror == os.strerror(code) else exc.strerror
@@ -121,8 +123,8 @@ class Listener:
         if not address_from(path).startswith(b"\0"):
             with contextlib.suppress(FileNotFoundError):
                 self._inode = inode_of(self._place)
-        self.conduit = Conduit.from_conn(conn, name=f"listening at {self.path!r}")
-        os.set_blocking(self.conduit.fileno(), False)
+        self._handle = Handle.duplicate(objects.number_of(conn), f"listener {self.path!r}")
+        os.set_blocking(self._handle.fileno(), False)
         return self
 
     def __repr__(self) -> str:
@@ -142,14 +144,14 @@ class Listener:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self.conduit.closed
+        return self._handle.is_closed
 
     def fileno(self) -> int:
         """Return the number of the listening socket, which stays the listener's.
 
         It is readable when somebody waits to be accepted. `Error` (``NO_FD``) if closed.
         """
-        return self.conduit.fileno()
+        return self._handle.fileno()
 
     def accept(self, timeout: float | None = None) -> Conduit:
         """Wait for a connection from a peer that is allowed, and return its conduit.
@@ -166,13 +168,13 @@ class Listener:
                 system gives no connection: ``EMFILE`` means that this process has no room; the
                 peer goes on waiting, so close something before the next call.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else monotonic() + timeout
         while True:
             conduit = self.admit(timeout)
             if conduit is not None:
                 return conduit
             if deadline is not None and timeout:
-                timeout = deadline - time.monotonic()
+                timeout = deadline - monotonic()
                 if timeout <= 0:
                     raise from_errno(
                         errno.ETIMEDOUT,
@@ -183,7 +185,7 @@ class Listener:
 
     def admit(self, timeout: float | None = None) -> Conduit | None:
         """Wait for a connection; None if its peer was refused. Otherwise as `accept`."""
-        conduit = accept(self.conduit, timeout)
+        conduit = Conduit._accept(self._handle, timeout)
         try:
             peer = conduit.peer
             if admits(self._allow, peer):
@@ -211,11 +213,13 @@ class Listener:
             if unlink and inode is not None and self._process == os.getpid():
                 unlink_own(self._place, inode)
         except OSError as exc:
+            if from_handler(exc):
+                raise
             raise from_errno(
                 exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
             ) from exc
         finally:
-            self.conduit.close()
+            self._handle.close()
 
 
 def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:

@@ -21,8 +21,8 @@ import sys
 from typing import IO, Any
 
 from conduit import mistakes
-from conduit._wire import socket_type
-from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno
+from conduit._syscalls import socket_type
+from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
@@ -62,6 +62,8 @@ def number_of(obj: object, call: str = "transfer") -> int:
     try:
         number = fileno()
     except Exception as exc:
+        if from_handler(exc):
+            raise
         # A closed GzipFile and HTTPResponse raise AttributeError.
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
     if not isinstance(number, int) or isinstance(number, bool):
@@ -103,6 +105,8 @@ def prepare(obj: Any, keep: bool) -> None:
         if inner is not None:
             _synchronise(inner, number)
     except (OSError, ValueError) as exc:
+        if from_handler(exc):
+            raise
         code = exc.errno if isinstance(exc, OSError) else None
         raise Error(f"{obj!r} was not transferred: {exc}", ErrType.FAILED_TRANSFER, code) from exc
 
@@ -145,21 +149,6 @@ def _at_character(obj: Any, position: int) -> bool:
     # 1 is a CR that waits for its LF. What is 2 has read a BOM of the other byte order.
     start = codecs.getincrementaldecoder(obj.encoding)().getstate()[1]
     return state == 2 == start or (start > 2 and state in (start, start << 1))
-
-
-def close(obj: Any) -> None:
-    """Close an object whose descriptor was sent.
-
-    Raises:
-        Error: ``FAILED_CLOSE``, from whatever its ``close()`` raised.
-    """
-    try:
-        obj.close()
-    except Exception as exc:
-        code = exc.errno if isinstance(exc, OSError) else None
-        raise Error(
-            f"{obj!r} was sent, but closing it here failed: {exc}", ErrType.FAILED_CLOSE, code
-        ) from exc
 
 
 def timeout_of(conn: object) -> float | None:
@@ -328,6 +317,8 @@ def fill_socket(sock: socket.socket, number: int) -> None:
         if sock.gettimeout() != (None if waits else 0.0):
             sock.settimeout(None if waits else 0.0)
     except OSError as exc:
+        if from_handler(exc):
+            raise
         raise from_errno(
             exc.errno or errno.EINVAL, ErrType.BAD_CLONE, f"descriptor {number}"
         ) from exc

@@ -23,7 +23,6 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
 from conduit._conduit import Conduit, Descriptor
-from conduit._wire import address_from
 from conduit.errors import (
     Error,
     ErrType,
@@ -33,6 +32,7 @@ from conduit.errors import (
 )
 from conduit.listener import Listener, bind_path, unlink_own
 from conduit.mistakes import path_from
+from conduit.paths import address_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
@@ -551,7 +551,7 @@ class Takeover:
                 sockets=[(name, old.path, old.inode) for name, old in part],
             )
         channel.send_body("state", self._offered)
-        channel.send("control", control.conduit)
+        channel.send("control", control)
         with channel.receive() as message:
             message.expect("ready")
         channel.within(_GREETING)

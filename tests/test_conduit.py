@@ -54,26 +54,23 @@ def test_a_conduit_takes_no_number_that_cannot_be_a_descriptor(number: int) -> N
     assert not isinstance(caught.value, TypeError)
 
 
-def test_a_conduit_that_a_call_waits_on_takes_no_other_number(kind: int) -> None:
+def test_a_conduit_is_initialised_once(kind: int) -> None:
     one, other = socket.socketpair(socket.AF_UNIX, kind)
     with one, other:
         link = Conduit(one.fileno())
         receiving = Call(link.receive)
         assert receiving.is_waiting()
         with one.dup() as again:
-            try:
+            with pytest.raises(Error, match="initialised before") as caught:
                 link.__init__(again.fileno())
-            except Error as exc:
-                assert exc.type is ErrType.NO_FD
-                assert "another call is using it" in str(exc)
-            else:
-                assert link.fileno() == again.fileno()
-        with pytest.raises(Error) as caught:
-            receiving.result()
-        assert caught.value.type is ErrType.NO_FD
-        link.__init__(one.fileno())
+            assert caught.value.type is ErrType.NO_FD
+        assert link.fileno() == one.fileno()
         other.send(b"x")
-        assert link.receive().data == b"x"
+        assert receiving.result().data == b"x"
+        link.close()
+        with pytest.raises(Error, match="initialised before"):
+            link.__init__(one.fileno())
+        assert link.closed
 
 
 def test_from_file_borrows_and_keeps_the_file_alive() -> None:

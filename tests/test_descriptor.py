@@ -24,12 +24,21 @@ from helpers import (
     is_open,
     is_private,
     memory,
+    open_descriptors,
     same_file,
     waits,
 )
 from sides import is_at_eof
 
-from conduit import Conduit, Descriptor, DescriptorTypeError, Error, ErrType, objects
+from conduit import (
+    Conduit,
+    Descriptor,
+    DescriptorTypeError,
+    Error,
+    ErrType,
+    PeerClosedError,
+    objects,
+)
 
 
 def test_closing_closes_the_number_and_a_second_time_does_nothing() -> None:
@@ -362,16 +371,22 @@ def test_every_call_that_sends_an_object_sends_it(kind: int, how: str, keep: boo
 # Used by a call meanwhile
 
 
+inode_of_moved: list[int] = []
+
+
 @pytest.fixture
-def sent_by_another(kind: int) -> Iterator[tuple[Descriptor, Call[None], Conduit, int]]:
-    """A Descriptor of a socket that a thread waits to send and keep, and how to let it go on."""
+def sent_by_another(
+    kind: int, moved: bool
+) -> Iterator[tuple[Descriptor, Call[None], Conduit, int]]:
+    """A Descriptor of a socket that a thread waits to send, and how to let it go on."""
     one, other = Conduit.pair(type=kind)
     with one, other:
         queued = fill(one.fileno())
         mine, peer = socket.socketpair()
         with peer:
+            inode_of_moved.append(os.fstat(mine.fileno()).st_ino)
             descriptor = Descriptor(mine.detach())
-            sending = Call(one.transfer, descriptor, keep=True)
+            sending = Call(one.transfer, descriptor, keep=not moved)
             assert sending.is_waiting()
             yield descriptor, sending, other, queued
             descriptor.close()
@@ -380,58 +395,106 @@ def sent_by_another(kind: int) -> Iterator[tuple[Descriptor, Call[None], Conduit
 Sent = tuple[Descriptor, Call[None], Conduit, int]
 
 
-@pytest.mark.parametrize("use", ["detach", "to_file", "to_conn"])
-def test_what_another_thread_sends_is_not_given_away(sent_by_another: Sent, use: str) -> None:
-    descriptor, sending, other, queued = sent_by_another
-    number = descriptor.fileno()
+def let_go_on(sent: Sent) -> None:
+    """Let the thread send, and see that what arrives is the socket that it was given."""
+    _, sending, other, queued = sent
+    drain(other.fileno(), queued)
+    sending.result()
+    with other.receive() as message, message.fds[0].to_conn() as conn:
+        assert conn.send(b"x") == 1
+
+
+@pytest.mark.parametrize("moved", [True])
+@pytest.mark.parametrize("use", ["fileno", "detach", "to_file", "to_conn"])
+def test_what_another_thread_moves_looks_closed_and_is_not_given_away(
+    sent_by_another: Sent, use: str
+) -> None:
+    descriptor = sent_by_another[0]
+    assert descriptor.closed
     with pytest.raises(Error, match="another call is using") as caught:
         getattr(descriptor, use)()
     assert caught.value.type is ErrType.NO_FD
-    assert descriptor.fileno() == number
-    drain(other.fileno(), queued)
-    sending.result()
-    other.receive().close()
-    os.close(descriptor.detach())
+    let_go_on(sent_by_another)
+    assert descriptor.closed
+    with pytest.raises(Error, match="is closed"):
+        descriptor.fileno()
 
 
-def test_what_is_closed_while_another_thread_sends_it_is_closed_after_that(
-    sent_by_another: Sent,
-) -> None:
-    descriptor, sending, other, queued = sent_by_another
-    number = descriptor.fileno()
+@pytest.mark.parametrize("moved", [False])
+def test_what_another_thread_shares_can_be_given_away_and_arrives(sent_by_another: Sent) -> None:
+    with sent_by_another[0].to_conn() as conn:
+        assert conn.fileno() >= 0
+        let_go_on(sent_by_another)
+    assert sent_by_another[0].closed
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_what_is_closed_while_another_thread_sends_it_arrives(sent_by_another: Sent) -> None:
+    descriptor = sent_by_another[0]
     descriptor.close()
     descriptor.close()
     assert descriptor.closed
-    assert is_open(number)
-    with pytest.raises(Error, match="another call is using") as caught:
-        descriptor.__init__(number)
-    assert caught.value.type is ErrType.NO_FD
+    let_go_on(sent_by_another)
     assert descriptor.closed
-    drain(other.fileno(), queued)
-    sending.result()
-    assert not is_open(number)
-    other.receive().close()
 
 
-def test_what_is_closed_while_a_thread_of_the_parent_sends_it_is_closed_in_a_child(
-    sent_by_another: Sent,
+@pytest.mark.parametrize("moved", [True])
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_another_thread_could_not_move_is_open_again_unless_it_was_closed(
+    sent_by_another: Sent, closed: bool
 ) -> None:
-    descriptor, sending, other, queued = sent_by_another
-    number = descriptor.fileno()
-    descriptor.close()
+    descriptor, sending, other, _ = sent_by_another
+    if closed:
+        descriptor.close()
+    other.close()
+    with pytest.raises(PeerClosedError):
+        sending.result()
+    assert descriptor.closed is closed
+    if not closed:
+        with descriptor.to_conn() as conn:
+            assert conn.fileno() >= 0
+
+
+@pytest.mark.parametrize("moved", [True])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_forked_child_has_nothing_of_what_a_thread_of_the_parent_moves(
+    sent_by_another: Sent, closed: bool
+) -> None:
+    descriptor = sent_by_another[0]
+    if closed:
+        descriptor.close()
 
     def child() -> None:
-        # No thread is here that could be the last to use it.
+        assert descriptor.closed
         descriptor.close()
-        assert not is_open(number)
         with Descriptor.__new__(Descriptor) as fresh:
             assert fresh.closed
+        # What the moving message held is closed as the child begins.
+        assert inode_of_moved[-1] not in [
+            os.fstat(number).st_ino for number in open_descriptors() if is_open(number)
+        ]
 
     assert in_child(child) == 0
-    assert is_open(number)
-    drain(other.fileno(), queued)
-    sending.result()
-    other.receive().close()
+    let_go_on(sent_by_another)
+
+
+def test_a_descriptor_is_initialised_once() -> None:
+    with Descriptor(memory()) as descriptor:
+        number = descriptor.fileno()
+        with pytest.raises(Error, match="initialised before") as caught:
+            descriptor.__init__(number)
+        assert caught.value.type is ErrType.NO_FD
+        assert descriptor.fileno() == number
+        assert is_open(number)
+    with pytest.raises(Error, match="initialised before"):
+        descriptor.__init__(number)
+
+
+def test_a_number_that_is_taken_over_is_close_on_exec() -> None:
+    number = memory()
+    os.set_inheritable(number, True)
+    with Descriptor(number):
+        assert is_private(number)
 
 
 def test_a_socket_whose_making_is_interrupted_at_its_end_stays_the_descriptors(

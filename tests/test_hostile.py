@@ -407,10 +407,10 @@ class Duel:
     ) -> None:
         """An error must have its reason in what had arrived."""
         if isinstance(error, PeerClosedError):
-            # An empty packet that nothing follows but the end cannot be told from the end.
+            # Elsewhere an empty packet that nothing but the end follows is taken for the end.
             assert self.kind == socket.SOCK_SEQPACKET
             assert not data and not fds
-            assert self.sender_ended or PORTABLE
+            assert PORTABLE
         elif error.type is ErrType.BAD_CLONE:
             assert len(fds) == 1
             sockets = [identity(sock.fileno()) for sock in self.sockets]
@@ -441,7 +441,9 @@ class Duel:
         items: list[int | Descriptor] = [*map(Descriptor, numbers)] if as_objects else [*numbers]
         fds = [identity(number) for number in numbers]
         try:
-            self.link.transfer(*items, *([] if bad is None else [bad]), data=data, keep=keep)
+            self.link.transfer(
+                *items, *([] if bad is None else [bad]), data=data or None, keep=keep
+            )
         except Error as exc:
             error: Error | None = exc.with_traceback(None)
             assert_told(exc)

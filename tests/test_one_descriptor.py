@@ -727,7 +727,10 @@ def test_a_file_closed_while_the_sender_waits_is_sent_and_its_number_left_alone(
 
 def test_a_sender_that_waited_closes_its_number(wired: Wired) -> None:
     link, peer = wired
-    makers: list[Callable[[], int]] = [lambda: memory(b"waited"), lambda: os.eventfd(1)]
+    makers: list[Callable[[], int]] = [lambda: memory(b"waited")]
+    if not PORTABLE:
+        # Elsewhere nothing tells one from another, and it would be left open.
+        makers.append(lambda: os.eventfd(1))
     for make in makers:
         number = make()
         queued = fill(link.fileno())

@@ -1,0 +1,39 @@
+from typing import Any, Final, Self, final
+
+__pyx_capi__: Final[dict[str, Any]]
+
+class Waiter:
+    """Who waits for the turn to send: a thread, or a task of an event loop.
+
+    ``lock`` is what a thread sleeps on, and ``wake`` what is called in the place of a ``task``.
+    """
+
+@final
+class Handle:
+    """The descriptor of a Unix socket, and the calls under way on it; see the module."""
+
+    def __new__(cls) -> Self: ...
+    @staticmethod
+    def duplicate(fd: int, name: str) -> Handle:
+        """Return a handle over a duplicate of a descriptor, which it owns.
+
+        Raises `Error` (``BAD_CLONE``) if it cannot be duplicated.
+        """
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+    def fileno(self) -> int:
+        """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
+    def enter(self) -> int:
+        """Begin a call, which must `leave`; the fd, which is nobody else's until then.
+
+        `Error` (``NO_FD``) if it is closed, (``FAILED_TRANSFER``) if it is no Unix socket.
+        """
+    def leave(self) -> None:
+        """End a call; the last one out of a closed handle closes the descriptor."""
+    def close(self) -> None:
+        """Close it, and end the calls that wait in other threads.
+
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the
+        same.
+        """

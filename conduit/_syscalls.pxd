@@ -1,0 +1,51 @@
+"""The C interface of ``_syscalls``."""
+
+from posix.types cimport gid_t, pid_t, uid_t
+
+from conduit._posix cimport CONDUIT_MAX_FDS
+
+
+cdef enum:
+    # One more than a message may hold, for systems whose limit is one higher.
+    SLOTS = CONDUIT_MAX_FDS + 1
+
+
+cdef struct RecvResult:
+    int fds[SLOTS]
+    int count
+    bint control
+    bint fds_withheld
+    bint truncated
+    int err
+
+
+cdef struct FileId:
+    long long device
+    unsigned long long inode
+
+
+cdef extern from "<stdint.h>" nogil:
+    # As a moment, and as a time to wait.
+    const long long NEVER "INT64_MAX"
+
+
+cdef long long now() noexcept nogil
+cdef int close_fd(int fd) noexcept nogil
+cdef int close_fds(const int *fds, int count) noexcept nogil
+cdef int dup_fd(int fd) noexcept nogil
+cdef int move_up(int fd) noexcept nogil
+cdef int identify(int fd, FileId *found) noexcept nogil
+cdef int close_known(int fd, const FileId *known) noexcept nogil
+cdef int close_same(int fd, int duplicate) noexcept nogil
+cdef ssize_t send_message(
+    int fd, const void *data, size_t size, const int *fds, int count
+) noexcept nogil
+cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) noexcept nogil
+cdef int accept_fd(int fd) noexcept nogil
+cdef int socket_fd(int kind) noexcept nogil
+cdef int connect_fd(
+    int fd, const char *path, size_t length, long long nanoseconds
+) noexcept nogil
+cdef int socket_pair(int kind, int *ends) noexcept nogil
+cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil
+cdef int file_type(int fd, unsigned int *mode) noexcept nogil

@@ -1,0 +1,265 @@
+# cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
+# cython: annotation_typing=False
+"""The system calls, one function each: no state, no policy, no Python object.
+
+Each returns a value, or minus the errno: errno itself is read beside the call, for it is gone once
+Python runs. None waits, but ``connect_fd`` for as long as it is told; none retries. All run
+without the GIL, and are safe in any number of threads.
+
+What each descriptor gets here, so that nothing else has to care: it is close-on-exec from the
+first instant (where the system can do that in one step), and above standard error, so that the
+output of a program whose standard streams are closed does not go to a peer.
+"""
+
+import os
+
+from libc.errno cimport EBADF, EINTR, EMFILE, errno
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl
+from posix.stat cimport fstat, struct_stat
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.types cimport gid_t, pid_t, uid_t
+from posix.uio cimport iovec
+from posix.unistd cimport close
+
+from conduit._posix cimport (
+    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, CONDUIT_CMSG_CLOEXEC,
+    CONDUIT_MAX_FDS, CONDUIT_NOSIGNAL, CONDUIT_SCM_PIDFD, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC,
+    SCM_RIGHTS, SO_TYPE, SOL_SOCKET, cmsghdr, conduit_accept, conduit_cmsg_size, conduit_connect,
+    conduit_control, conduit_peer, conduit_same_file, conduit_sendmsg, conduit_socket,
+    conduit_socketpair, getsockopt, msghdr, recvmsg, socklen_t,
+)
+
+MAX_FDS = CONDUIT_MAX_FDS
+
+cdef enum:
+    # Standard input, output and error are never given to a descriptor that arrives.
+    LOWEST = 3
+
+
+cdef long long now() noexcept nogil:
+    """The monotonic clock in nanoseconds. Not Python's, which a test may have frozen."""
+    cdef timespec at
+    clock_gettime(CLOCK_MONOTONIC, &at)
+    return <long long>at.tv_sec * 1000000000 + at.tv_nsec
+
+
+def monotonic() -> float:
+    """Return the seconds of the monotonic clock, whatever replaced ``time.monotonic``."""
+    return now() / 1e9
+
+
+cdef int close_fd(int fd) noexcept nogil:
+    """Close once. Interrupted, it is closed all the same (close(2))."""
+    if close(fd) < 0 and errno != EINTR:
+        return -errno
+    return 0
+
+
+cdef int close_fds(const int *fds, int count) noexcept nogil:
+    """Close each once, but for those that are -1; 0 or the first failure."""
+    cdef int i, err, first = 0
+    for i in range(count):
+        err = close_fd(fds[i]) if fds[i] >= 0 else 0
+        if err and not first:
+            first = err
+    return first
+
+
+cdef int dup_fd(int fd) noexcept nogil:
+    cdef int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, <int>LOWEST)
+    return -errno if duplicate < 0 else duplicate
+
+
+cdef int move_up(int fd) noexcept nogil:
+    """The same open file above standard error; a failure is passed on, with ``fd`` closed."""
+    cdef int moved
+    if fd < 0 or fd >= LOWEST:
+        return fd
+    moved = dup_fd(fd)
+    close_fd(fd)
+    return moved
+
+
+cdef int identify(int fd, FileId *found) noexcept nogil:
+    """What tells a socket from every other file for as long as it is open."""
+    cdef struct_stat status
+    if fstat(fd, &status) < 0:
+        return -errno
+    found.device = status.st_dev
+    found.inode = status.st_ino
+    return 0
+
+
+cdef int close_known(int fd, const FileId *known) noexcept nogil:
+    """Close a socket, unless other code has closed it and the fd is another file's by now."""
+    cdef FileId found
+    cdef int err = identify(fd, &found)
+    if err:
+        return err
+    if found.device != known.device or found.inode != known.inode:
+        return -EBADF
+    return close_fd(fd)
+
+
+cdef int close_same(int fd, int duplicate) noexcept nogil:
+    """Close what is known to be the same open file as its duplicate; -EBADF if it is not."""
+    return close_fd(fd) if conduit_same_file(fd, duplicate) else -EBADF
+
+
+cdef int file_type(int fd, unsigned int *mode) noexcept nogil:
+    """The ``st_mode`` of a descriptor."""
+    cdef struct_stat status
+    if fstat(fd, &status) < 0:
+        return -errno
+    mode[0] = status.st_mode
+    return 0
+
+
+cdef ssize_t send_message(
+    int fd, const void *data, size_t size, const int *fds, int count
+) noexcept nogil:
+    """Send bytes and descriptors in one message; how many bytes were taken."""
+    cdef msghdr msg
+    cdef iovec part
+    cdef conduit_control control
+    cdef cmsghdr *head
+    cdef ssize_t sent
+    memset(&msg, 0, sizeof(msg))
+    part.iov_base = <void *>data
+    part.iov_len = size
+    msg.msg_iov = &part
+    msg.msg_iovlen = 1
+    if count:
+        msg.msg_control = &control
+        msg.msg_controllen = CMSG_SPACE(sizeof(int) * count)
+        head = CMSG_FIRSTHDR(&msg)
+        memset(head, 0, sizeof(cmsghdr))
+        head.cmsg_level = SOL_SOCKET
+        head.cmsg_type = SCM_RIGHTS
+        head.cmsg_len = CMSG_LEN(sizeof(int) * count)
+        memcpy(CMSG_DATA(head), fds, sizeof(int) * count)
+        # The exact length: macOS takes no other, and the padding would hold stack bytes.
+        msg.msg_controllen = head.cmsg_len
+    sent = conduit_sendmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_NOSIGNAL)
+    return -errno if sent < 0 else sent
+
+
+cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
+    """Take every descriptor out of every control message."""
+    cdef cmsghdr *head = CMSG_FIRSTHDR(msg)
+    cdef const int *fds
+    cdef int i, fd
+    while head != NULL:
+        if head.cmsg_level == SOL_SOCKET and head.cmsg_type in (SCM_RIGHTS, CONDUIT_SCM_PIDFD):
+            fds = <const int *>CMSG_DATA(head)
+            for i in range(<int>(conduit_cmsg_size(msg, head) // sizeof(int))):
+                fd = fds[i]
+                if fd < 0:
+                    # Where a descriptor was withheld, Linux 7.3 and a pidfd say why.
+                    if head.cmsg_type == SCM_RIGHTS:
+                        result.fds_withheld = True
+                elif head.cmsg_type != SCM_RIGHTS or result.count == SLOTS:
+                    close_fd(fd)
+                else:
+                    result.fds[result.count] = fd
+                    result.count += 1
+        head = CMSG_NXTHDR(msg, head)
+
+
+cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) noexcept nogil:
+    """Receive one message; how many bytes came, and in ``result`` all descriptors."""
+    cdef msghdr msg
+    cdef iovec part
+    cdef conduit_control control
+    cdef ssize_t got
+    cdef int i, probe
+    result.count = result.err = 0
+    memset(&msg, 0, sizeof(msg))
+    part.iov_base = data
+    part.iov_len = size
+    msg.msg_iov = &part
+    msg.msg_iovlen = 1
+    msg.msg_control = &control
+    msg.msg_controllen = sizeof(control)
+    got = recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC)
+    if got < 0:
+        return -errno
+    result.truncated = (msg.msg_flags & MSG_TRUNC) != 0
+    result.fds_withheld = (msg.msg_flags & MSG_CTRUNC) != 0
+    result.control = msg.msg_controllen != 0
+    if result.control:
+        collect(&msg, result)
+    if result.fds_withheld:
+        # The buffer always has room. Whether the table had is looked at here and now: before
+        # this thread has the GIL again, others may have closed something.
+        probe = dup_fd(fd)
+        if probe < 0:
+            result.err = EMFILE
+        else:
+            close_fd(probe)
+    i = 0
+    while i < result.count:
+        if not CONDUIT_CMSG_CLOEXEC:
+            fcntl(result.fds[i], F_SETFD, <int>FD_CLOEXEC)  # pragma: no cover - not on Linux
+        if result.fds[i] < LOWEST:
+            result.fds[i] = move_up(result.fds[i])
+            if result.fds[i] < 0:
+                result.err = -result.fds[i]
+                result.count -= 1
+                result.fds[i] = result.fds[result.count]
+                continue
+        i += 1
+    return got
+
+
+cdef int accept_fd(int fd) noexcept nogil:
+    cdef int conn = conduit_accept(fd)
+    return -errno if conn < 0 else move_up(conn)
+
+
+cdef int socket_fd(int kind) noexcept nogil:
+    """A new Unix socket."""
+    cdef int fd = conduit_socket(kind)
+    return -errno if fd < 0 else move_up(fd)
+
+
+cdef int connect_fd(
+    int fd, const char *path, size_t length, long long nanoseconds
+) noexcept nogil:
+    """Connect, waiting so long for room in the backlog, or -EAGAIN; NEVER is as long as it takes.
+
+    The system counts microseconds, of which 0 are for ever: there is always one at least.
+    """
+    cdef long long microseconds = 0
+    if nanoseconds != NEVER:
+        microseconds = nanoseconds // 1000 + 1 if nanoseconds > 0 else 1
+    return -errno if conduit_connect(fd, path, length, microseconds) < 0 else 0
+
+
+cdef int socket_pair(int kind, int *ends) noexcept nogil:
+    """Two connected sockets."""
+    cdef int i, err = 0
+    if conduit_socketpair(kind, ends) < 0:
+        return -errno
+    for i in range(2):
+        ends[i] = move_up(ends[i])
+        if ends[i] < 0:
+            err = ends[i]
+    if err:
+        close_fds(ends, 2)
+    return err
+
+
+cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
+    """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
+    return -errno if conduit_peer(fd, pid, uid, gid) < 0 else 0
+
+
+def socket_type(fd: int) -> int:
+    """Return the type of a socket (``SO_TYPE``); an `OSError` if the descriptor is none."""
+    cdef int kind = 0
+    cdef socklen_t size = sizeof(kind)
+    if getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
+        raise OSError(errno, os.strerror(errno))
+    return kind

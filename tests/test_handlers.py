@@ -1,0 +1,316 @@
+"""What a signal handler raises stays itself, wherever it strikes, and nothing is left or lost."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import random
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from drivers import Driver
+from helpers import content, handling, is_open, memory, not_traced, open_descriptors
+
+from conduit import Conduit, Descriptor, Error, Listener, Message, WouldBlockError
+from conduit.errors import from_handler
+
+Ends = tuple[Conduit, Conduit]
+
+
+@pytest.fixture
+def driver() -> Driver:
+    """Signals are what the blocking classes must bear."""
+    return Driver()
+
+
+@contextlib.contextmanager
+def struck(seconds: float) -> Iterator[None]:
+    """Let a handler raise after so many seconds, unless the block has ended."""
+    try:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for _ in range(10):
+            # A handler that is due runs now, and not after the block.
+            os.getpid()
+
+
+class Alarm(TimeoutError):
+    """An exception that Python's own calls raise too, by its class."""
+
+
+def raise_alarm(*_: Any) -> None:
+    raise Alarm("the program's own deadline")
+
+
+def peer(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    assert one.peer.uid == os.geteuid()
+
+
+def kind(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    assert given.kind == "regular file"
+
+
+def to_file(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    with given.to_file("r") as file:
+        file.read(1)
+
+
+def to_conn(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    one.transfer_conn(socket.socket(socket.AF_UNIX))
+    with other.receive() as message:
+        message.fds[0].to_conn().close()
+
+
+def transfer_file(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    with open(path, "rb") as file:
+        one.transfer_file(file)
+        assert file.closed
+    other.receive_file().close()
+
+
+def transfer_conn(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    with socket.socket() as sock:
+        one.transfer_conn(sock)
+        assert sock.fileno() == -1
+    other.receive_conn().close()
+
+
+def transfer(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    with socket.socket() as sock, open(path, "rb") as file:
+        one.transfer(sock, given, file, data=b"all")
+        assert file.closed
+        assert given.closed
+    other.receive().close()
+
+
+def from_file(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock:
+        Conduit.from_file(sock).close()
+        Conduit.from_conn(sock).close()
+
+
+def pair(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    for end in Conduit.pair():
+        end.close()
+
+
+def connect(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
+    Conduit.connect(path.with_name("s")).close()
+
+
+def empty(end: Conduit) -> None:
+    """Take off what is still there."""
+    end.timeout = 0
+    with contextlib.suppress(WouldBlockError):
+        while True:
+            end.receive().close()
+
+
+CALLS = [
+    peer, kind, to_file, to_conn, transfer_file, transfer_conn, transfer, from_file, pair, connect,
+]  # fmt: skip
+
+
+@not_traced
+@pytest.mark.parametrize("call", CALLS)
+def test_an_exception_of_a_handler_stays_itself_and_leaves_nothing_open(
+    call: Callable[[Conduit, Conduit, Descriptor, Path], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("x" * 20000)
+    one, other = Conduit.pair()
+    strikes = 0
+    # Python drops what strikes in a finalizer.
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
+    listener = Listener(tmp_path / "s")
+    with listener, one, other, handling(signal.SIGALRM, raise_alarm), warnings.catch_warnings():
+        # What is struck between two lines of this test is dropped, and says so.
+        warnings.simplefilter("ignore", ResourceWarning)
+        before = len(open_descriptors())
+        deadline = time.monotonic() + 1.5
+        other.timeout = 0
+        while time.monotonic() < deadline:
+            given = Descriptor(os.open(path, os.O_RDONLY))
+            try:
+                with struck(random.uniform(5e-6, 3e-4)):
+                    call(one, other, given, path)
+            except Alarm:
+                strikes += 1
+            except Exception as exc:
+                # Only where the handler struck it could it be the reason.
+                assert not isinstance(exc.__context__, Alarm), repr(exc)
+                raise
+            given.close()
+            empty(other)
+            with contextlib.suppress(WouldBlockError):
+                while True:
+                    listener.accept(0).close()
+        gc.collect()
+        assert len(open_descriptors()) <= before + 1, "but for the waker"
+    assert strikes
+
+
+@pytest.mark.parametrize("how", ["transfer_conn", "transfer"])
+def test_a_socket_whose_close_is_interrupted_is_closed_all_the_same(ends: Ends, how: str) -> None:
+    class Interrupted(socket.socket):
+        calls = 0
+
+        def close(self) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                signal.raise_signal(signal.SIGUSR1)
+            super().close()
+
+    one, other = ends
+    mine, after = Interrupted(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    number = memory()
+    items = (mine,) if how == "transfer_conn" else (mine, number, after)
+    with handling(signal.SIGUSR1, raise_alarm), pytest.raises(Alarm) as caught:
+        getattr(one, how)(*items)
+    assert not isinstance(caught.value, Error)
+    assert mine.fileno() == -1
+    with other.receive() as message:
+        assert len(message.fds) == len(items)
+    assert is_open(number) is (how == "transfer_conn")
+    assert (after.fileno() == -1) is (how == "transfer")
+    after.close()
+    if how == "transfer_conn":
+        os.close(number)
+
+
+def test_what_an_object_itself_raises_becomes_an_error(ends: Ends) -> None:
+    class Failing:
+        def fileno(self) -> int:
+            raise Alarm("of the object's own")
+
+        def close(self) -> None:
+            raise AssertionError("it was not sent")
+
+    with pytest.raises(Error, match="of the object's own"):
+        ends[0].transfer_conn(Failing())
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        raise_alarm,
+        lambda signum, frame: raise_alarm(),
+        lambda *args: raise_alarm(),
+        type("Handler", (), {"__call__": lambda self, signum, frame: raise_alarm()})(),
+    ],
+)
+def test_a_handler_of_any_form_is_told(handler: Any) -> None:
+    def interrupted() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    with handling(signal.SIGUSR1, handler), pytest.raises(Alarm) as caught:
+        interrupted()
+    assert from_handler(caught.value)
+
+
+def test_what_no_handler_raised_is_told_apart() -> None:
+    def fail(number: int, name: str) -> None:
+        raise Alarm
+
+    with pytest.raises(Alarm) as caught:
+        fail(1, "x")
+    assert not from_handler(caught.value)
+    assert from_handler(KeyboardInterrupt())
+
+
+def test_a_file_that_is_made_by_a_struck_call_leaves_the_descriptor_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from conduit import objects
+
+    def strike(*args: Any) -> Any:
+        made.append(open_file(*args))
+        raise Alarm
+
+    made: list[Any] = []
+    open_file = objects.open_file
+    with Descriptor(memory(b"kept")) as descriptor:
+        number = descriptor.fileno()
+        with monkeypatch.context() as patch:
+            patch.setattr(objects, "open_file", strike)
+            with pytest.raises(Alarm):
+                descriptor.to_file("rb", name="given")
+        made.clear()
+        gc.collect()
+        assert descriptor.fileno() == number
+        assert content(number) == b"kept"
+        with descriptor.to_file("rb", name="given") as file:
+            assert (file.name, file.read()) == ("given", b"kept")
+    assert not is_open(number)
+
+
+# Memory that runs out
+
+
+@not_traced
+@pytest.mark.parametrize(
+    "name",
+    ["receive", "receive_fd", "receive_file", "receive_conn", "from_conn", "pair", "connect",
+     "accept", "transfer"],
+)  # fmt: skip
+def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
+    name: str, tmp_path: Path
+) -> None:
+    testing = pytest.importorskip("_testcapi")
+    sock = socket.socket(socket.AF_UNIX)
+    failures = 0
+    path = str(tmp_path / "s")
+    with sock, Listener(path) as listener, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        for allocation in range(60):
+            one, other = Conduit.pair()
+            one.timeout = other.timeout = 0
+            numbers = [Descriptor(memory()), Descriptor(memory())]
+            waiting = Conduit.connect(path)
+            one.transfer_conn(sock, keep=True)
+            calls: dict[str, Callable[[], Any]] = {
+                "from_conn": lambda: Conduit.from_conn(sock),
+                "pair": Conduit.pair,
+                "connect": lambda: Conduit.connect(path),
+                "accept": lambda listener=listener: listener.accept(0),
+                "transfer": lambda one=one, numbers=numbers: one.transfer(*numbers),
+            }
+            call = calls.get(name) or getattr(other, name)
+            gc.collect()
+            before = set(open_descriptors())
+            result: Any = None
+            try:
+                testing.set_nomemory(allocation, allocation + 1)
+                try:
+                    result = call()
+                finally:
+                    testing.remove_mem_hooks()
+            except (MemoryError, RuntimeError, SystemError):
+                failures += 1
+            for made in result if isinstance(result, tuple) else (result,):
+                if isinstance(made, int):
+                    os.close(made)
+                elif isinstance(made, Message | Conduit) or hasattr(made, "close"):
+                    made.close()
+            del result
+            gc.collect()
+            after = set(open_descriptors())
+            assert not after - before, (allocation, after - before)
+            for link in (one, other, waiting, *numbers):
+                link.close()
+            with contextlib.suppress(WouldBlockError):
+                while True:
+                    listener.accept(0).close()
+    assert failures
