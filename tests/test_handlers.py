@@ -311,19 +311,20 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
                     testing.remove_mem_hooks()
             except (MemoryError, RuntimeError, SystemError):
                 failures += 1
-            results: tuple[Any, ...] = result if isinstance(result, tuple) else (result,)
-            for made in results:
-                if isinstance(made, int):
-                    os.close(made)
-                elif made is not None:
-                    made.close()
+            results: Any = result if isinstance(result, tuple) else (result,)
+            for place in range(len(results)):
+                if isinstance(results[place], int):
+                    os.close(results[place])
+                elif results[place] is not None:
+                    results[place].close()
             del result, results
-            made = None
             gc.collect()
             after = set(open_descriptors())
             assert not after - before, (allocation, after - before)
-            for link in (one, other, waiting, *numbers):
+            for link in (one, other, waiting):
                 link.close()
+            for number in numbers:
+                number.close()
             with contextlib.suppress(WouldBlockError):
                 while True:
                     listener.accept(0).close()
