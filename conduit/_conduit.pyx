@@ -871,7 +871,8 @@ cdef class Send(Waiter):
                     why = f"descriptor {self.fds[i]} (item {i + 1} of {self.count}) is not open"
                     break
         raise from_errno(
-            err, ErrType.FAILED_TRANSFER, f"{self.handle.describe()}: sending", why, sent=self.bytes_sent
+            err, ErrType.FAILED_TRANSFER, f"{self.handle.describe()}: sending", why,
+            sent=self.bytes_sent,
         )
 
     # The end

@@ -16,7 +16,7 @@ no GIL, nothing where there is one, which then does the same. No Python code run
 two are nested. Exempt are ``fd`` and ``kind`` between enter and leave: they are written before
 the first call is in and after the last is out.
 
-**Waiting** is ``poll(2)`` on the fd and on a waker, an eventfd that ``shut()`` writes to. Signals
+**Waiting** is ``poll(2)`` on the fd and on a waker that ``shut()`` writes to. Signals
 run when poll ends: at once if the signal struck this thread, within SIGNAL_SLICE if it struck
 another, for only the main thread runs handlers. If there is no descriptor for a waker, ``closed``
 is looked at every BLIND_SLICE. Time is a count of nanoseconds from the system's clock.

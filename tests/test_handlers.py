@@ -12,14 +12,16 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from drivers import Driver
 from helpers import content, handling, is_open, memory, not_traced, open_descriptors
+from sides import close_all
 
-from conduit import Conduit, Descriptor, Error, Listener, Message, WouldBlockError
+from conduit import Conduit, Descriptor, Error, Listener, WouldBlockError
 from conduit.errors import from_handler
 
 Ends = tuple[Conduit, Conduit]
@@ -202,13 +204,21 @@ def test_what_an_object_itself_raises_becomes_an_error(ends: Ends) -> None:
         ends[0].transfer_conn(Failing())
 
 
+def named_arguments(signum: int, frame: Any) -> None:
+    raise_alarm()
+
+
+class Callback:
+    def __call__(self, signum: int, frame: Any) -> None:
+        raise_alarm()
+
+
 @pytest.mark.parametrize(
     "handler",
     [
         raise_alarm,
-        lambda signum, frame: raise_alarm(),
-        lambda *args: raise_alarm(),
-        type("Handler", (), {"__call__": lambda self, signum, frame: raise_alarm()})(),
+        named_arguments,
+        Callback(),
     ],
 )
 def test_a_handler_of_any_form_is_told(handler: Any) -> None:
@@ -272,6 +282,8 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
     sock = socket.socket(socket.AF_UNIX)
     failures = 0
     path = str(tmp_path / "s")
+    # So that an int of a descriptor is no small one, which takes no memory.
+    more = [memory() for _ in range(260)]
     with sock, Listener(path) as listener, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         for allocation in range(60):
@@ -284,13 +296,13 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
                 "from_conn": lambda: Conduit.from_conn(sock),
                 "pair": Conduit.pair,
                 "connect": lambda: Conduit.connect(path),
-                "accept": lambda listener=listener: listener.accept(0),
-                "transfer": lambda one=one, numbers=numbers: one.transfer(*numbers),
+                "accept": partial(listener.accept, 0),
+                "transfer": partial(one.transfer, *numbers),
             }
             call = calls.get(name) or getattr(other, name)
             gc.collect()
             before = set(open_descriptors())
-            result: Any = None
+            result: Any = ()
             try:
                 testing.set_nomemory(allocation, allocation + 1)
                 try:
@@ -299,18 +311,22 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
                     testing.remove_mem_hooks()
             except (MemoryError, RuntimeError, SystemError):
                 failures += 1
-            for made in result if isinstance(result, tuple) else (result,):
-                if isinstance(made, int):
-                    os.close(made)
-                elif isinstance(made, Message | Conduit) or hasattr(made, "close"):
-                    made.close()
-            del result
+            results: Any = result if isinstance(result, tuple) else (result,)
+            for place in range(len(results)):
+                if isinstance(results[place], int):
+                    os.close(results[place])
+                elif results[place] is not None:
+                    results[place].close()
+            del result, results
             gc.collect()
             after = set(open_descriptors())
             assert not after - before, (allocation, after - before)
-            for link in (one, other, waiting, *numbers):
+            for link in (one, other, waiting):
                 link.close()
+            for number in numbers:
+                number.close()
             with contextlib.suppress(WouldBlockError):
                 while True:
                     listener.accept(0).close()
+    close_all(more)
     assert failures
