@@ -41,12 +41,7 @@ cimport cython
 from cpython.bool cimport PyBool_Check
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport (
-    PyErr_CheckSignals,
-    PyErr_Clear,
-    PyErr_ExceptionMatches,
-    PyErr_WriteUnraisable,
-)
+from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_FromLong
 from cpython.object cimport PyObject, PyObject_AsFileDescriptor
 from cpython.ref cimport Py_INCREF
@@ -62,7 +57,7 @@ from posix.types cimport gid_t, pid_t, uid_t
 
 from conduit._handle cimport (
     BUSY, PAUSE, QUEUED, TURN, Handle, HeldFds, Waiter, deadline_after, forks, hold_fds,
-    in_main_thread, release_fds,
+    in_main_thread, release_fds, warn_unclosed,
 )
 from conduit._posix cimport (
     CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLIN, POLLOUT, SOCK_DGRAM,
@@ -86,25 +81,6 @@ from conduit.signature import class_signature
 
 # For the steps of conduit.aio.
 globals()["PAUSE"], globals()["QUEUED"] = PAUSE, QUEUED
-
-
-cdef extern from "Python.h":
-    int PyErr_ResourceWarning(PyObject *source, Py_ssize_t level, const char *format, ...)
-
-
-cdef void warn_unclosed(str what, PyObject *source) noexcept:
-    """Warn that an object was dropped while it was open.
-
-    In C, and not by warnings.warn(): at the interpreter's exit an object may live longer than
-    the names of this module, and than the module warnings.
-    """
-    if PyErr_ResourceWarning(source, 1, "unclosed %U", <PyObject *>what) < 0:
-        if PyErr_ExceptionMatches(Warning):
-            # One that is an error cannot be raised from where objects end.
-            PyErr_WriteUnraisable(what)
-        else:
-            # The interpreter has not enough left to warn with.
-            PyErr_Clear()
 
 
 cdef enum:
@@ -1153,9 +1129,8 @@ cdef class Conduit:
 
     def __del__(self):
         # There is no handle if there was no memory for one.
-        if self._handle is not None and self._handle.owned and self._handle.number() >= 0:
-            described = repr(self)
-            warn_unclosed(described, <PyObject *>self)
+        if self._handle is not None:
+            self._handle.warn_unclosed(self)
 
     def __repr__(self) -> str:
         cdef int fd = self._handle.number()

@@ -1,5 +1,6 @@
 """The C interface of ``_handle``, for ``_conduit``."""
 
+from cpython.object cimport PyObject
 from cpython.pythread cimport PyThread_type_lock
 
 from conduit._syscalls cimport FileId
@@ -80,3 +81,4 @@ cdef void hold_fds(HeldFds *node) noexcept
 cdef void release_fds(HeldFds *node) noexcept
 cdef long long deadline_after(double timeout) noexcept
 cdef bint in_main_thread() except -1
+cdef void warn_unclosed(str what, PyObject *source) noexcept

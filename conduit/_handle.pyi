@@ -31,6 +31,7 @@ class Handle:
         """
     def leave(self) -> None:
         """End a call; the last one out of a closed handle closes the descriptor."""
+    def warn_unclosed(self, source: object) -> None: ...
     def close(self) -> None:
         """Close it, and end the calls that wait in other threads.
 

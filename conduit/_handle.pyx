@@ -47,7 +47,13 @@ from errno import EDEADLK
 from threading import get_ident, main_thread
 
 cimport cython
-from cpython.exc cimport PyErr_CheckSignals
+from cpython.exc cimport (
+    PyErr_CheckSignals,
+    PyErr_Clear,
+    PyErr_ExceptionMatches,
+    PyErr_WriteUnraisable,
+)
+from cpython.object cimport PyObject
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
     PyThread_get_thread_ident, PyThread_release_lock, PyThread_type_lock,
@@ -62,6 +68,10 @@ from conduit._posix cimport (
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
 from conduit.errors import Error, ErrType, from_errno
+
+cdef extern from "Python.h":
+    int PyErr_ResourceWarning(PyObject *source, Py_ssize_t level, const char *format, ...)
+
 
 cdef enum:
     # Milliseconds between two looks for a signal that the system handed to another thread, and
@@ -119,6 +129,21 @@ def _close_in_child():
 
 
 os.register_at_fork(after_in_child=_close_in_child)
+
+
+cdef void warn_unclosed(str what, PyObject *source) noexcept:
+    """Warn that an object was dropped while it was open.
+
+    In C, and not by warnings.warn(): at the interpreter's exit an object may live longer than
+    the names of this module, and than the module warnings.
+    """
+    if PyErr_ResourceWarning(source, 1, "unclosed %U", <PyObject *>what) < 0:
+        if PyErr_ExceptionMatches(Warning):
+            # One that is an error cannot be raised from where objects end.
+            PyErr_WriteUnraisable(what)
+        else:
+            # The interpreter has not enough left to warn with.
+            PyErr_Clear()
 
 
 cdef long long deadline_after(double timeout) noexcept:
@@ -310,6 +335,11 @@ cdef class Handle:
                 "its descriptor was closed elsewhere, and what has it now was left alone"
                 if err == -EBADF else None,
             )
+
+    def warn_unclosed(self, source: object) -> None:
+        """Warn that an object over this handle was dropped while it was open; for ``__del__``."""
+        if self.owned and self.number() >= 0:
+            warn_unclosed(repr(source), <PyObject *>source)
 
     cdef int shut(self) except? -1:
         """Close once no call is under way; 0 or the failure of closing it now."""

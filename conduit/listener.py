@@ -127,6 +127,11 @@ class Listener:
         os.set_blocking(self._handle.fileno(), False)
         return self
 
+    def __del__(self) -> None:
+        # There is no handle if it could not be made.
+        if handle := getattr(self, "_handle", None):
+            handle.warn_unclosed(self)
+
     def __repr__(self) -> str:
         return f"<conduit.Listener {self.path!r}{' closed' if self.closed else ''}>"
 
