@@ -219,7 +219,7 @@ cdef class Descriptor:
             with nogil:
                 close_fd(fd)
             # Without a source: a reference to this object must not outlive it.
-            warn_unclosed(f"<conduit.Descriptor {fd}>", NULL)
+            warn_unclosed(f"<conduit.Descriptor {fd}>", NULL, 1)
 
     def __repr__(self) -> str:
         cdef int fd = self._number()

@@ -81,4 +81,4 @@ cdef void hold_fds(HeldFds *node) noexcept
 cdef void release_fds(HeldFds *node) noexcept
 cdef long long deadline_after(double timeout) noexcept
 cdef bint in_main_thread() except -1
-cdef void warn_unclosed(str what, PyObject *source) noexcept
+cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept

@@ -31,7 +31,11 @@ class Handle:
         """
     def leave(self) -> None:
         """End a call; the last one out of a closed handle closes the descriptor."""
-    def warn_unclosed(self, source: object) -> None: ...
+    def warn_unclosed(self, source: object, level: int = 1) -> None:
+        """Warn that an object over this handle was dropped while it was open.
+
+        ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
+        """
     def close(self) -> None:
         """Close it, and end the calls that wait in other threads.
 

@@ -131,13 +131,13 @@ def _close_in_child():
 os.register_at_fork(after_in_child=_close_in_child)
 
 
-cdef void warn_unclosed(str what, PyObject *source) noexcept:
+cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept:
     """Warn that an object was dropped while it was open.
 
     In C, and not by warnings.warn(): at the interpreter's exit an object may live longer than
     the names of this module, and than the module warnings.
     """
-    if PyErr_ResourceWarning(source, 1, "unclosed %U", <PyObject *>what) < 0:
+    if PyErr_ResourceWarning(source, level, "unclosed %U", <PyObject *>what) < 0:
         if PyErr_ExceptionMatches(Warning):
             # One that is an error cannot be raised from where objects end.
             PyErr_WriteUnraisable(what)
@@ -336,10 +336,13 @@ cdef class Handle:
                 if err == -EBADF else None,
             )
 
-    def warn_unclosed(self, source: object) -> None:
-        """Warn that an object over this handle was dropped while it was open; for ``__del__``."""
+    def warn_unclosed(self, source: object, level: int = 1) -> None:
+        """Warn that an object over this handle was dropped while it was open.
+
+        ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
+        """
         if self.owned and self.number() >= 0:
-            warn_unclosed(repr(source), <PyObject *>source)
+            warn_unclosed(repr(source), <PyObject *>source, level)
 
     cdef int shut(self) except? -1:
         """Close once no call is under way; 0 or the failure of closing it now."""

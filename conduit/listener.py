@@ -130,7 +130,7 @@ class Listener:
     def __del__(self) -> None:
         # There is no handle if it could not be made.
         if handle := getattr(self, "_handle", None):
-            handle.warn_unclosed(self)
+            handle.warn_unclosed(self, 2)
 
     def __repr__(self) -> str:
         return f"<conduit.Listener {self.path!r}{' closed' if self.closed else ''}>"
