@@ -43,7 +43,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_FromLong
-from cpython.object cimport PyObject, PyObject_AsFileDescriptor
+from cpython.object cimport PyObject_AsFileDescriptor
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_FromObject
@@ -73,7 +73,7 @@ from _socket import socket as c_socket
 
 from conduit import mistakes, objects
 from conduit.errors import (
-    DescriptorTypeError, Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message,
+    Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message,
 )
 from conduit.paths import address_from
 from conduit.peer import Peer
