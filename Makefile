@@ -21,7 +21,7 @@ more_path := $(subst $(space),,$(patsubst %,:%,$(PYENV_BINS)))
 CHECKS = PATH="$$PATH$(more_path)" $(PY) tools/checks.py
 # What `make test` leaves out: the other Pythons, and all that takes longer.
 ALL := py311 py312 py313 py314 py315 py313t py314t py315t \
-	coverage sanitize portable long package cross
+	coverage sanitize portable tsan long package cross
 AT_HAND = $(shell $(PY) tools/checks.py --at-hand)
 OTHERS = $(subst $(space),$(comma),$(filter-out $(AT_HAND),$(ALL)))
 

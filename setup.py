@@ -3,7 +3,7 @@
 Environment variables, for the project's own checks:
     CONDUIT_PORTABLE=1: compile the branches for systems that lack what Linux has.
     CONDUIT_TRACE=1: compile so that coverage sees the lines of the .pyx files.
-    CONDUIT_SANITIZE=address,undefined: compile for the sanitizers of the C compiler.
+    CONDUIT_SANITIZE=address,undefined, or thread: compile for the sanitizers of the C compiler.
 """
 
 import os
@@ -21,8 +21,10 @@ if os.environ.get("CONDUIT_TRACE"):
     macros += [("CYTHON_TRACE_NOGIL", "1"), ("CYTHON_USE_SYS_MONITORING", "0")]
     directives["linetrace"] = True
 if sanitizers := os.environ.get("CONDUIT_SANITIZE"):
-    flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-    flags += ["-fno-omit-frame-pointer", "-g", "-O1"]
+    flags += [f"-fsanitize={sanitizers}", "-fno-omit-frame-pointer", "-g", "-O1"]
+    if sanitizers != "thread":
+        # ThreadSanitizer always goes on after a report.
+        flags.append("-fno-sanitize-recover=all")
     link_flags += flags
 elif not os.environ.get("CONDUIT_TRACE"):
     # Python's own flags ask for debug symbols, which are two thirds of what would be installed.
