@@ -562,7 +562,10 @@ cdef class Send(Waiter):
     cdef int fds[SLOTS]
     cdef char closing[SLOTS]
     cdef int own[SLOTS]
+    # Their row in the list of fds that a forked child closes, and whether it was put there: the
+    # links of a row are written by other threads too.
     cdef HeldFds node
+    cdef bint listed
     # Whether the descriptors are still to go (with the first byte), and what goes for them.
     cdef bint fds_pending
     cdef int *sending
@@ -640,7 +643,8 @@ cdef class Send(Waiter):
         self.count += 1
         self.node.count = self.count
         self.fds_pending = True
-        if closing == AS_TAKEN and self.node.link == NULL:
+        if closing == AS_TAKEN and not self.listed:
+            self.listed = True
             hold_fds(&self.node)
 
     cdef int _resolve(self) except -1:

@@ -341,7 +341,10 @@ cdef class Handle:
 
         ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
         """
-        if self.owned and self.number() >= 0:
+        cdef bint unclosed
+        with cython.critical_section(self):
+            unclosed = self.owned and not self.closed
+        if unclosed:
             warn_unclosed(repr(source), <PyObject *>source, level)
 
     cdef int shut(self) except? -1:
@@ -591,16 +594,17 @@ cdef class Handle:
 
     cdef int leave_queue(self, Waiter waiter) except? -1:
         """Give up the turn, or the place in the queue."""
-        cdef bint granted
+        cdef bint granted, forked
         cdef Py_ssize_t i
         with cython.critical_section(self):
             granted = waiter.granted
             waiter.granted = False
+            forked = self.forks != forks
             if not granted and self.queue is not None:
                 for i in range(len(self.queue)):
                     if self.queue[i] is waiter:
                         del self.queue[i]
                         break
-        if granted and self.forks == forks:
+        if granted and not forked:
             self.end_send()
         return 0

@@ -8,10 +8,9 @@ CONDUIT_TSAN_PYTHON names, or one on the PATH. Without one it says so, and that 
 What the build and the tests import is that of the Python that runs this: a pip that ran under
 ThreadSanitizer would take longer than the tests.
 
-CPython has races of its own, and reports them. One is conduit's if a conduit module is among the
-frames of an access up to the interpreter's loop, which called into it: so what a module does by a
-function of CPython counts, and what CPython does in running a test or the plain Python of conduit
-does not.
+CPython has races of its own, and ThreadSanitizer reports them. A report is conduit's if one of
+the two accesses is made by a conduit module itself, or both by functions of CPython that conduit
+modules have called. What CPython does to run a test, or conduit's plain Python, does not count.
 """
 
 from __future__ import annotations
@@ -25,17 +24,21 @@ import sysconfig
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 VARIABLE = "CONDUIT_TSAN_PYTHON"
 NAMES = [f"python3.{minor}t" for minor in range(13, 16)]
 OPTION = "--with-thread-sanitizer"
 
-MODULE = re.compile(r"\bconduit/_[a-z]+\.")
-INTERPRETER = re.compile(r" _PyEval_EvalFrameDefault ")
-FRAME = re.compile(r"^ +#\d+ ")
-# The other stacks of a report tell where a thread was started, or a block was allocated.
-ACCESS = re.compile(r"^  (?:Previous |\[failed|.*(?:read|write) of size )", re.IGNORECASE)
+# A frame is "#1 function file:line (module+0x12)". The sanitizer's own functions stand in front
+# of others: its memset, its close.
+FRAME = re.compile(r"^ +#\d+ (\S+) .*?\(([^()]+)\+0x[0-9a-f]+\)")
+SANITIZER = re.compile(r"^lib(?:clang_rt\.)?tsan")
+MODULE = re.compile(r"^_(?:conduit|handle|syscalls)\.")
+INTERPRETER = "_PyEval_EvalFrameDefault"
+# Above the two stacks of a race; further ones tell where a thread or a block of memory is from.
+ACCESS = re.compile(r"^  (?:previous )?(?:atomic )?(?:read|write) of size ", re.IGNORECASE)
 RACE = re.compile(r"^WARNING: ThreadSanitizer: (data race|heap-use-after-free)")
 
 
@@ -76,19 +79,32 @@ def reports(text: str) -> Iterator[list[str]]:
         yield report  # of a process that was killed as it wrote
 
 
-def is_ours(report: list[str]) -> bool:
-    """Whether conduit's code is at fault, or may be."""
-    race = RACE.match(report[0])
-    counts = not race
+def stacks(report: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield what stands above each stack, and the function and file of each frame, inner first."""
+    head = ""
+    frames: list[tuple[str, str]] = []
     for line in report[1:]:
-        if not FRAME.match(line):
-            if line.strip():
-                counts = not race or ACCESS.match(line) is not None
-        elif counts and MODULE.search(line):
-            return True
-        elif INTERPRETER.search(line):
-            counts = False
-    return False
+        if found := FRAME.match(line):
+            if not SANITIZER.match(found[2]):
+                frames.append((found[1], found[2]))
+        else:
+            if frames:
+                yield head, frames
+            head, frames = line, []
+    if frames:
+        yield head, frames
+
+
+def is_ours(report: list[str]) -> bool:
+    """Whether a report is of conduit's code; see the module."""
+    calls = [
+        [file for _, file in takewhile(lambda frame: frame[0] != INTERPRETER, frames)]
+        for head, frames in stacks(report)
+        if ACCESS.match(head) or not RACE.match(report[0])
+    ]
+    return any(files and MODULE.match(files[0]) for files in calls) or (
+        len(calls) > 1 and all(any(map(MODULE.match, files)) for files in calls)
+    )
 
 
 def build(python: str) -> None:
@@ -114,11 +130,17 @@ def main(arguments: list[str]) -> int:
     build(python)
     with tempfile.TemporaryDirectory() as directory:
         log = Path(directory, "log")
-        # The tests decide on the exit status of each process, and this script on the reports.
-        os.environ["TSAN_OPTIONS"] = f"log_path={log}:exitcode=0:history_size=5"
-        status = subprocess.call([python, "-m", "pytest", *arguments])
-        logs = sorted(Path(directory).iterdir())
-        found = [report for path in logs for report in reports(path.read_text(errors="replace"))]
+        # Standard error, and no log_path: a file opened for the first report would be a leak to
+        # the test that is running.
+        os.environ["TSAN_OPTIONS"] = "exitcode=0:history_size=5"
+        with log.open("wb") as stderr:
+            status = subprocess.call(
+                [python, "-m", "pytest", "--capture=no", *arguments], stderr=stderr
+            )
+        text = log.read_text(errors="replace")
+    found = list(reports(text))
+    if status:
+        print(text)
     ours = [report for report in found if is_ours(report)]
     # One place is met many times.
     first = {report[-1]: report for report in reversed(ours)}
