@@ -1,10 +1,12 @@
-/* The least a transfer can cost: its system calls alone, made from C.
+/* The least a job can cost: its system calls alone, made from C.
  *
  * Each line on standard input, "MODE COUNT ITERATIONS", runs one round, and the nanoseconds it took
- * in all are printed on a line. COUNT descriptors travel in one message, with one NUL byte, over a
- * socket pair within this process. MODE is
- *   move: duplicate, send, close what was sent, receive, close what came;
- *   keep: send, receive, close what came.
+ * are printed on a line. COUNT descriptors travel in one message, with one NUL byte, over a socket
+ * pair within this process. MODE says which calls a job makes, and which of them are timed:
+ *   one:   duplicate, send, close what was sent, receive, close what came;
+ *   move:  the same, but the clock does not run while they are duplicated;
+ *   share: send, receive, close what came;
+ *   relay: send, close what was sent, receive what is sent next.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -69,46 +71,112 @@ static void receive_fds(int sock, int *fds, size_t count)
     memcpy(fds, CMSG_DATA(head), sizeof(int) * count);
 }
 
+static void duplicate_fd(int fd, int *fds, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        check((fds[i] = fcntl(fd, F_DUPFD_CLOEXEC, 0)) >= 0, "fcntl");
+}
+
 static void close_fds(const int *fds, size_t count)
 {
     for (size_t i = 0; i < count; i++)
         check(close(fds[i]) == 0, "close");
 }
 
-static long long run(int move, size_t count, long iterations, int fd, const int *ends)
+static long long now(void)
 {
-    struct timespec from, to;
-    int sent[MAX_FDS], came[MAX_FDS];
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec * 1000000000LL + at.tv_nsec;
+}
 
-    for (size_t i = 0; i < count; i++)
-        sent[i] = fd;
-    clock_gettime(CLOCK_MONOTONIC, &from);
+static long long run_one(size_t count, long iterations, int fd, const int *ends)
+{
+    int sent[MAX_FDS], came[MAX_FDS];
+    long long begun = now();
+
     for (long n = 0; n < iterations; n++) {
-        for (size_t i = 0; move && i < count; i++)
-            check((sent[i] = fcntl(fd, F_DUPFD_CLOEXEC, 0)) >= 0, "fcntl");
+        duplicate_fd(fd, sent, count);
         send_fds(ends[0], sent, count);
-        if (move)
-            close_fds(sent, count);
+        close_fds(sent, count);
         receive_fds(ends[1], came, count);
         close_fds(came, count);
     }
-    clock_gettime(CLOCK_MONOTONIC, &to);
-    return (to.tv_sec - from.tv_sec) * 1000000000LL + (to.tv_nsec - from.tv_nsec);
+    return now() - begun;
 }
+
+static long long run_move(size_t count, long iterations, int fd, const int *ends)
+{
+    int sent[MAX_FDS], came[MAX_FDS];
+    long long begun, took = 0;
+
+    for (long n = 0; n < iterations; n++) {
+        duplicate_fd(fd, sent, count);
+        begun = now();
+        send_fds(ends[0], sent, count);
+        close_fds(sent, count);
+        receive_fds(ends[1], came, count);
+        close_fds(came, count);
+        took += now() - begun;
+    }
+    return took;
+}
+
+static long long run_share(size_t count, long iterations, int fd, const int *ends)
+{
+    int sent[MAX_FDS], came[MAX_FDS];
+    long long took;
+
+    duplicate_fd(fd, sent, count);
+    took = -now();
+    for (long n = 0; n < iterations; n++) {
+        send_fds(ends[0], sent, count);
+        receive_fds(ends[1], came, count);
+        close_fds(came, count);
+    }
+    took += now();
+    close_fds(sent, count);
+    return took;
+}
+
+static long long run_relay(size_t count, long iterations, int fd, const int *ends)
+{
+    int fds[MAX_FDS];
+    long long took;
+
+    duplicate_fd(fd, fds, count);
+    took = -now();
+    for (long n = 0; n < iterations; n++) {
+        send_fds(ends[0], fds, count);
+        close_fds(fds, count);
+        receive_fds(ends[1], fds, count);
+    }
+    took += now();
+    close_fds(fds, count);
+    return took;
+}
+
+static const struct {
+    const char *name;
+    long long (*run)(size_t count, long iterations, int fd, const int *ends);
+} modes[] = {{"one", run_one}, {"move", run_move}, {"share", run_share}, {"relay", run_relay}};
 
 int main(void)
 {
-    char mode[8];
-    size_t count;
+    char name[8];
+    size_t count, mode;
     long iterations;
     int ends[2], fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 
     check(fd >= 0, "/dev/null");
     check(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0, "socketpair");
-    while (scanf("%7s %zu %ld", mode, &count, &iterations) == 3) {
+    while (scanf("%7s %zu %ld", name, &count, &iterations) == 3) {
+        for (mode = 0; mode < sizeof modes / sizeof *modes; mode++)
+            if (strcmp(name, modes[mode].name) == 0)
+                break;
         errno = EINVAL;
-        check(count >= 1 && count <= MAX_FDS, "count");
-        printf("%lld\n", run(strcmp(mode, "move") == 0, count, iterations, fd, ends));
+        check(count >= 1 && count <= MAX_FDS && mode < sizeof modes / sizeof *modes, "input");
+        printf("%lld\n", modes[mode].run(count, iterations, fd, ends));
         fflush(stdout);
     }
     return 0;
