@@ -113,7 +113,7 @@ cdef int fd_of(object obj) except -1:
         return PyObject_AsFileDescriptor(obj)
     except Exception as exc:
         if from_handler(exc):
-            raise
+            raise  # pragma: no cover - a signal handler's
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
 
 
@@ -163,8 +163,8 @@ cdef object close_owner(object owner):
             # A handler struck in the middle. Python's own may be closed twice.
             try:
                 owner.close()
-            except BaseException:
-                pass
+            except BaseException:  # pragma: no cover - a signal handler's
+                pass  # pragma: no cover
         return exc
 
 
@@ -198,7 +198,7 @@ cdef class Descriptor:
         self.forks = forks
 
     @class_signature
-    def __signature__(self, fd: int) -> None: pass
+    def __signature__(self, fd: int) -> None: pass  # pragma: no cover
 
     def __init__(self, fd: int) -> None:
         cdef int number = fd_from(fd, "Descriptor")
@@ -421,7 +421,9 @@ cdef class Message:
     cdef tuple _fds
 
     @class_signature
-    def __signature__(self, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> None: pass
+    def __signature__(
+        self, data: bytes = b"", fds: Iterable[Descriptor] = ()
+    ) -> None: pass  # pragma: no cover
 
     def __cinit__(self, bytes data not None: bytes = b"", fds: Iterable[Descriptor] = ()) -> None:
         self._data = data
@@ -502,7 +504,10 @@ cdef object open_file(
             raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
         file = objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
         if fd < 0:
-            raise Error("the descriptor was closed: a handler has forked", ErrType.NO_FD)
+            # The child of a handler that forked just now: the parent's fd was closed in it.
+            raise Error(  # pragma: no cover
+                "the descriptor was closed: a handler has forked", ErrType.NO_FD,
+            )
         FileIO.__init__(raw, fd, raw_mode)
         if name is not None:
             raw.name = name
@@ -800,7 +805,8 @@ cdef class Send(Waiter):
             elif sent == -EAGAIN or sent == -ENOBUFS:
                 self._hold()
                 if not self.granted and handle.acquire_send(self, join) == BUSY:
-                    return QUEUED
+                    # Another thread was faster to wait for room on a packet socket.
+                    return QUEUED  # pragma: no cover
                 # BSDs run out of buffers without poll() knowing when they are back.
                 return POLLOUT if sent == -EAGAIN else PAUSE
             elif sent == -EINTR:
@@ -950,7 +956,7 @@ cdef class Send(Waiter):
             if err == -EBADF:
                 lost = self.fds[i]
             elif err:
-                failed[0] = err
+                failed[0] = err  # pragma: no cover - a close(2) that fails after a wait
         return lost
 
     cdef bint _is_first_int(self, int place) noexcept:
@@ -1018,7 +1024,7 @@ cdef class Conduit:
         self.seconds = -1
 
     @class_signature
-    def __signature__(self, fd: int, name: str = "") -> None: pass
+    def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
 
     def __init__(self, fd: int, name: str = "") -> None:
         self._open(fd_from(fd, "Conduit"), name_from(name), False)
@@ -1317,7 +1323,7 @@ cdef class Conduit:
         except BaseException as exc:
             if not left:
                 raise
-            failure = exc
+            failure = exc  # pragma: no cover - a signal handler's
         if left and not keep:
             failure = close_owner(obj) or failure
         if failure is not None:
@@ -1387,9 +1393,9 @@ cdef class Conduit:
         cdef int fd = self._receive_one()
         try:
             return PyLong_FromLong(fd)
-        except MemoryError:
-            close_fd(fd)
-            raise
+        except MemoryError:  # pragma: no cover - traced runs do not run out of memory
+            close_fd(fd)  # pragma: no cover
+            raise  # pragma: no cover
 
     def receive_file(
         self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
@@ -1478,10 +1484,10 @@ cdef class Conduit:
                 i += 1
             message._fds = fds
             message._data = payload if got == size else payload[:got]
-        except MemoryError:
-            with nogil:
-                close_fds(&result.fds[i], count - i)
-            raise
+        except MemoryError:  # pragma: no cover - traced runs do not run out of memory
+            with nogil:  # pragma: no cover
+                close_fds(&result.fds[i], count - i)  # pragma: no cover
+            raise  # pragma: no cover
         return message
 
     cdef int _receive_one(self) except -1:

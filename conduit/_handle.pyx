@@ -143,7 +143,7 @@ cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept:
             PyErr_WriteUnraisable(what)
         else:
             # The interpreter has not enough left to warn with.
-            PyErr_Clear()
+            PyErr_Clear()  # pragma: no cover - coverage has ended by then
 
 
 cdef long long deadline_after(double timeout) noexcept:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from drivers import only_blocking
-from helpers import Call, is_open, is_private, memory, open_descriptors, same_file, waits
+from helpers import Call, content, is_open, is_private, memory, open_descriptors, same_file, waits
 
 import conduit
 from conduit import Conduit, Error, ErrType
@@ -312,3 +312,16 @@ def test_max_fds_is_what_the_system_takes_in_one_message() -> None:
         with pytest.raises(OSError) as caught:
             socket.send_fds(one, [b"x"], [0] * (conduit.MAX_FDS + 1))
         assert caught.value.errno == errno.EINVAL
+
+
+def test_close_leaves_alone_the_file_that_has_its_number_by_then() -> None:
+    one, other = Conduit.pair()
+    fd, stranger = one.fileno(), memory(b"a stranger's")
+    os.dup2(stranger, fd)
+    with pytest.raises(Error, match="left alone") as caught:
+        one.close()
+    assert caught.value.type is ErrType.FAILED_CLOSE
+    assert content(fd) == b"a stranger's"
+    other.close()
+    os.close(fd)
+    os.close(stranger)

@@ -9,7 +9,9 @@ import os
 import select
 import socket
 import stat
+import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ from conduit import (
     PeerClosedError,
     objects,
 )
+
+Ends = tuple[Conduit, Conduit]
 
 
 def test_closing_closes_the_number_and_a_second_time_does_nothing() -> None:
@@ -518,3 +522,64 @@ def test_a_socket_whose_making_is_interrupted_at_its_end_stays_the_descriptors(
         with descriptor.to_conn() as sock:
             sock.send(b"x")
         assert peer.recv(2) == b"x"
+
+
+class Closing:
+    """An object with a descriptor, which ends another one as it is asked for its own."""
+
+    def __init__(self, descriptor: Descriptor, then: Callable[[], object]) -> None:
+        self.descriptor = descriptor
+        self.then = then
+        self.fd = memory(b"its own")
+
+    def fileno(self) -> int:
+        if not self.descriptor.closed:
+            self.descriptor.close()
+            self.then()
+        return self.fd
+
+
+def test_a_shared_descriptor_closed_under_its_message_is_sent_and_then_closed(ends: Ends) -> None:
+    one, other = ends
+    descriptor = Descriptor(memory(b"shared"))
+    fd = descriptor.fileno()
+    closing = Closing(descriptor, lambda: content(fd))
+    one.transfer(descriptor, closing, keep=True)
+    assert not is_open(fd)
+    with other.receive() as message:
+        assert [content(each.fileno()) for each in message.fds] == [b"shared", b"its own"]
+    os.close(closing.fd)
+
+
+def test_a_child_closes_what_was_closed_under_a_message_of_its_parent(ends: Ends) -> None:
+    one, other = ends
+    descriptor = Descriptor(memory(b"shared"))
+    fd = descriptor.fileno()
+    statuses = []
+
+    def look() -> None:
+        descriptor.close()
+        assert not is_open(fd)
+
+    closing = Closing(descriptor, lambda: statuses.append(in_child(look)))
+    one.transfer(descriptor, closing, keep=True)
+    assert statuses == [0]
+    other.receive().close()
+    os.close(closing.fd)
+
+
+def test_a_warning_that_is_an_error_is_reported_where_it_cannot_be_raised(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[type[BaseException]] = []
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda unraisable: reported.append(unraisable.exc_type)
+    )
+    descriptor = Descriptor(memory())
+    fd = descriptor.fileno()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        del descriptor
+        gc.collect()
+    assert reported == [ResourceWarning]
+    assert not is_open(fd)

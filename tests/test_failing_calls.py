@@ -208,6 +208,18 @@ for _ in range(2):
 """) == ["done", "TransferTimeoutError FAILED_TRANSFER ETIMEDOUT", "done"]
 
 
+def test_a_system_out_of_buffers_is_asked_again_from_a_loop(says: Says) -> None:
+    assert says("""
+import asyncio
+from conduit.aio import AsyncConduit
+number = null()
+fail(b"sendmsg", ENOBUFS, 3)
+asyncio.run(AsyncConduit(one).transfer_fd(number))
+assert not is_open(number)
+attempt(other.receive().close)
+""") == ["done"]
+
+
 @pytest.mark.hazard("M7")
 def test_a_full_table_is_named_where_the_system_calls_it_a_message_too_long(says: Says) -> None:
     assert says("""
