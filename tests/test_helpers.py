@@ -7,6 +7,7 @@ import os
 import pytest
 from checks import Report
 from sides import beside
+from tsan import is_ours, reports
 
 import conduit
 
@@ -57,3 +58,40 @@ def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
         "failed: 1 runs of pytest ended without a summary",
         "14 passed, 4 failed, 6 skipped",
     ]
+
+
+OURS = "__pyx_f_number conduit/_handle.c:9 (_handle.cpython-313t-x86_64-linux-gnu.so+0x1)"
+LIST = "list_item Objects/listobject.c:689 (python3.13t+0x16936c)"
+ALLOCATE = "PyType_GenericAlloc Objects/typeobject.c:2081 (python3.13t+0x1f8363)"
+MEMSET = "memset sanitizer_common_interceptors.inc:799 (libtsan.so.2+0x5cbc4)"
+LOOP = "_PyEval_EvalFrameDefault Python/generated_cases.c.h:813 (python3.13t+0x2e9c36)"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ours"),
+    [
+        ([OURS, LOOP], [LIST, LOOP], True),
+        ([LIST, LOOP], [MEMSET, OURS, LOOP], True),
+        ([LIST, OURS, LOOP], [ALLOCATE, OURS, LOOP], True),
+        # Memory that is used again: the interpreter's affair, whatever it is for.
+        ([MEMSET, ALLOCATE, OURS, LOOP], [LIST, LOOP], False),
+        ([LIST, LOOP, OURS], [LIST, LOOP, OURS], False),
+    ],
+)
+def test_a_race_is_ours_if_our_modules_have_part_in_it(
+    one: list[str], other: list[str], ours: bool
+) -> None:
+    def stack(head: str, frames: list[str]) -> list[str]:
+        return [head, *(f"    #{place} {frame}" for place, frame in enumerate(frames)), ""]
+
+    log = [
+        "==================",
+        "WARNING: ThreadSanitizer: data race (pid=1)",
+        *stack("  Write of size 8 at 0x7f3b200104b0 by thread T28:", one),
+        *stack("  Previous atomic read of size 8 at 0x7f3b200104b0 by main thread:", other),
+        *stack("  Thread T28 (tid=5812, running) created by main thread at:", [OURS]),
+        "SUMMARY: ThreadSanitizer: data race Objects/listobject.c:689 in list_item",
+        "==================",
+    ]
+    [report] = reports("\n".join(log))
+    assert is_ours(report) is ours

@@ -72,8 +72,11 @@ def test_no_sender_starves_though_the_others_always_have_more() -> None:
     one, other = Conduit.pair()
     counts: Counter[int] = Counter()
     over = threading.Event()
+    # Without a GIL, the first would have sent much before the last had begun.
+    start = threading.Barrier(4)
 
     def transfer(number: int) -> None:
+        start.wait()
         while not over.is_set():
             one.transfer(data=bytes(300_000))
             counts[number] += 1
