@@ -1346,16 +1346,13 @@ cdef class Conduit:
                 raise carries_itself(handle)
             turn = handle.begin_send()
             if turn != BUSY:
-                try:
-                    handle.check_sound()
-                    with nogil:
-                        sent = send_message(own, b"\0", 1, &fd, 1)
-                        if sent == 1 and close:
-                            err = close_fd(fd)
-                    left[0] = sent == 1
-                finally:
-                    if turn == TURN:
-                        handle.end_send()
+                with nogil:
+                    sent = send_message(own, b"\0", 1, &fd, 1)
+                    if sent == 1 and close:
+                        err = close_fd(fd)
+                left[0] = sent == 1
+                if turn == TURN:
+                    handle.end_send()
             if sent != 1:
                 seconds = self._seconds()
                 if turn != BUSY and sent == -EAGAIN and seconds == 0:

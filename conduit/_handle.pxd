@@ -60,7 +60,7 @@ cdef class Handle:
     cdef int mark_broken(self) noexcept
     cdef int check_open(self, str doing, ssize_t sent=*) except -1
     cdef int wait(self, short events, long long deadline, str doing, ssize_t sent) except -1
-    cdef int begin_send(self) noexcept
+    cdef int begin_send(self) except -1
     cdef int check_sound(self) except -1
     cdef int end_send(self) except? -1
     cdef int acquire_send(self, Waiter waiter, bint join) except -1

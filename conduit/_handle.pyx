@@ -484,22 +484,27 @@ cdef class Handle:
             self.broken = True
         return 0
 
-    cdef int begin_send(self) noexcept:
+    cdef int begin_send(self) except -1:
         """Whether one system call may be made now, before which nobody stands in the queue.
 
-        TURN if `end_send` must follow it, FREE on a packet socket, BUSY if not.
+        TURN if `end_send` must follow it, FREE on a packet socket, BUSY if not. Raises if an
+        earlier message was cut off.
         """
         cdef int free
         with cython.critical_section(self):
             free = BUSY if self.sending else FREE
-            if free and self.kind == SOCK_STREAM:
+            if self.broken:
+                free = -1
+            elif free and self.kind == SOCK_STREAM:
                 self.sending = True
                 self.sender = PyThread_get_thread_ident()
                 free = TURN
+        if free < 0:
+            self.check_sound()
         return free
 
     cdef int check_sound(self) except -1:
-        """Raise if an earlier message was cut off, for whoever has the turn."""
+        """Raise if an earlier message was cut off, for a message that waited for the turn."""
         cdef bint broken
         with cython.critical_section(self):
             broken = self.broken
