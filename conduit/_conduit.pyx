@@ -1339,8 +1339,6 @@ cdef class Conduit:
         cdef int own = handle.enter(), turn, err = 0
         cdef ssize_t sent = -EAGAIN
         cdef bint close = not keep and PyLong_Check(item)
-        cdef double seconds
-        cdef Send send
         try:
             if fd == own:
                 raise carries_itself(handle)
@@ -1351,19 +1349,10 @@ cdef class Conduit:
                     if sent == 1 and close:
                         err = close_fd(fd)
                 left[0] = sent == 1
-                if turn == TURN:
-                    handle.end_send()
             if sent != 1:
-                seconds = self._seconds()
-                if turn != BUSY and sent == -EAGAIN and seconds == 0:
-                    raise from_errno(
-                        EAGAIN, ErrType.FAILED_TRANSFER, f"{handle.describe()}: sending"
-                    )
-                send = Send.__new__(Send)
-                send._load_one(handle, fd, item, keep)
-                if turn != BUSY and sent not in (-EAGAIN, -EINTR, -ENOBUFS):
-                    send._raise(<int>-sent)
-                send.run(seconds)
+                self._transfer_on(fd, item, keep, turn, sent)
+            elif turn == TURN:
+                handle.end_send()
         finally:
             handle.leave()
         if err:
@@ -1372,6 +1361,30 @@ cdef class Conduit:
                 f"{handle.describe()}: descriptor {fd} was sent, but closing it here",
             )
         return 0
+
+    cdef int _transfer_on(
+        self, int fd, object item, bint keep, int turn, ssize_t sent
+    ) except -1:
+        """Go on with a descriptor that did not leave at once, in the turn that this call has.
+
+        Who came since then comes after it, so the turn is not passed on before.
+        """
+        cdef Handle handle = self._handle
+        cdef double seconds = self._seconds()
+        cdef Send send
+        try:
+            if turn != BUSY and sent == -EAGAIN and seconds == 0:
+                raise from_errno(
+                    EAGAIN, ErrType.FAILED_TRANSFER, f"{handle.describe()}: sending"
+                )
+            send = Send.__new__(Send)
+        except BaseException:
+            if turn == TURN:
+                handle.end_send()
+            raise
+        send.granted = turn == TURN
+        send._load_one(handle, fd, item, keep)
+        return send.run(seconds)
 
     # Receiving
 

@@ -1,7 +1,10 @@
 from typing import Any, Final, Self, final
 
+from typing_extensions import disjoint_base
+
 __pyx_capi__: Final[dict[str, Any]]
 
+@disjoint_base
 class Waiter:
     """Who waits for the turn to send: a thread, or a task of an event loop.
 

@@ -43,7 +43,6 @@ the child exec, and all descriptors here are close-on-exec.
 """
 
 import os
-from errno import EDEADLK
 from threading import get_ident, main_thread
 
 cimport cython
@@ -63,7 +62,8 @@ from libc.limits cimport INT_MAX
 from posix.unistd cimport write
 
 from conduit._posix cimport (
-    POLLIN, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare, conduit_waker, poll, pollfd,
+    EDEADLK, POLLIN, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare, conduit_waker,
+    poll, pollfd,
 )
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 

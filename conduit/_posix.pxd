@@ -31,6 +31,11 @@ cdef extern from "_posix.h" nogil:
     bint conduit_same_file(int one, int other)
 
 
+cdef extern from "<errno.h>" nogil:
+    enum:
+        EDEADLK
+
+
 cdef extern from "<sys/socket.h>" nogil:
     ctypedef unsigned int socklen_t
 
