@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,35 +38,33 @@ class Alarm(TimeoutError):
     """An exception that Python's own calls raise too, by its class."""
 
 
-due = False
+alarm = SimpleNamespace(due=False)
 """Whether the handler may raise. Another thread may get the signal, and tell Python late."""
 
 
 def raise_alarm(*_: Any) -> None:
-    if due:
+    if alarm.due:
         raise Alarm("the program's own deadline")
 
 
 @contextlib.contextmanager
 def struck(seconds: float) -> Iterator[None]:
     """Let a handler raise after so many seconds, unless the block has ended."""
-    global due
     try:
-        due = True
+        alarm.due = True
         signal.setitimer(signal.ITIMER_REAL, seconds)
         yield
     finally:
-        due = False
+        alarm.due = False
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(autouse=True)
 def handler_raises() -> Iterator[None]:
     """Elsewhere than in `struck`, it raises at once."""
-    global due
-    due = True
+    alarm.due = True
     yield
-    due = False
+    alarm.due = False
 
 
 def peer(one: Conduit, other: Conduit, given: Descriptor, path: Path) -> None:
