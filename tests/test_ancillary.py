@@ -9,7 +9,18 @@ import struct
 
 import pytest
 from helpers import as_int, borrowed, memory, open_descriptors, room_for, send
-from sides import ALL_KINDS, PACKET_KINDS, beside, files, identity, is_at_eof
+from sides import (
+    ALL_KINDS,
+    PACKET_KINDS,
+    SETGID,
+    SETUID,
+    SYS_ADMIN,
+    beside,
+    files,
+    identity,
+    is_at_eof,
+    is_capable,
+)
 
 from conduit import Conduit, Error, PeerClosedError
 
@@ -215,7 +226,9 @@ def test_credentials_that_the_sender_adds_are_never_taken_for_descriptors(
 
 
 @pytest.mark.hazard("G12")
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can claim to be another")
+@pytest.mark.skipif(
+    not is_capable(SETUID, SETGID, SYS_ADMIN), reason="only root can claim to be another"
+)
 def test_credentials_that_look_like_open_numbers_close_nothing(wired: Wired) -> None:
     link, peer = wired
     assert switch_on(link.fileno(), "SO_PASSCRED")

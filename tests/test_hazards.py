@@ -43,10 +43,12 @@ from helpers import (
 from sides import (
     ALL_KINDS,
     NOBODY,
+    SYS_ADMIN,
     beside,
     close_all,
     files,
     is_at_eof,
+    is_capable,
     needs_root,
     public_directory,
 )
@@ -97,13 +99,6 @@ def take_descriptors(number: int, on: bool) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_PASSRIGHTS, on)
 
 
-def may_administer() -> bool:
-    """Whether this process has CAP_SYS_ADMIN, which a root in a container may lack."""
-    with open("/proc/self/status") as status:
-        line = next(line for line in status if line.startswith("CapEff:"))
-    return bool(int(line.split()[1], 16) >> 21 & 1)
-
-
 def knows_passrights() -> bool:
     with socket.socket(socket.AF_UNIX) as sock:
         try:
@@ -117,7 +112,7 @@ needs_passrights = pytest.mark.skipif(
     not knows_passrights(), reason="Linux before 6.16 has no SO_PASSRIGHTS"
 )
 needs_admin = pytest.mark.skipif(
-    not may_administer(), reason="only an administrator (CAP_SYS_ADMIN) can mount and unshare"
+    not is_capable(SYS_ADMIN), reason="only an administrator (CAP_SYS_ADMIN) can mount and unshare"
 )
 
 
