@@ -505,9 +505,7 @@ cdef object open_file(
         file = objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
         if fd < 0:
             # The child of a handler that forked just now: the parent's fd was closed in it.
-            raise Error(  # pragma: no cover
-                "the descriptor was closed: a handler has forked", ErrType.NO_FD,
-            )
+            raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
         FileIO.__init__(raw, fd, raw_mode)
         if name is not None:
             raw.name = name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import socket
@@ -31,7 +32,7 @@ from helpers import (
 )
 
 import conduit
-from conduit import Conduit, Error, ErrType
+from conduit import Conduit, Descriptor, Error, ErrType
 from conduit._conduit import QUEUED, Send
 from conduit.aio import AsyncConduit
 
@@ -398,3 +399,14 @@ def test_an_empty_message_is_sent_where_messages_are_kept_apart(kind: int, items
         assert not any(map(is_open, numbers))
         with other.receive() as message:
             assert (message.data, len(message.fds)) == (b"", items)
+
+
+def test_a_message_that_is_dropped_puts_back_what_it_took(ends: Ends) -> None:
+    one, _ = ends
+    descriptor = Descriptor(memory(b"kept"))
+    send = Send(one, (descriptor,), None, False)
+    assert descriptor.closed
+    del send
+    gc.collect()
+    assert content(descriptor.fileno()) == b"kept"
+    descriptor.close()
