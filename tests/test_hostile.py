@@ -321,8 +321,7 @@ class Duel:
         how = choose([socket.SHUT_RD, socket.SHUT_WR])
         with borrowed(self.link.fileno()) as sock, contextlib.suppress(OSError):
             sock.shutdown(how)
-        if self.kind != socket.SOCK_DGRAM:
-            self.sender_ended |= how == socket.SHUT_RD
+        self.sender_ended |= how == socket.SHUT_RD
         self.receiver_ended |= how == socket.SHUT_WR
 
     def link_asks(self, choose: Choose) -> None:
