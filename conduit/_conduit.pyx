@@ -1548,8 +1548,9 @@ cdef ssize_t receive_once(
             if marked[0]:
                 conduit_unmark_packets(fd, marked[0])
     else:
-        # Python forks with the GIL held, so no child is made before all are close-on-exec.
-        # Without a GIL, os.fork() stops all threads, but nothing keeps subprocess from it.
+        # Python forks with the GIL held, so no child is made before all are close-on-exec. Only
+        # for vfork(), which it uses on Linux alone, it gives the GIL up. Without a GIL, os.fork()
+        # stops all threads, but nothing keeps subprocess from it.
         got = recv_message(fd, data, size, result)  # pragma: no cover - not on Linux
     return got
 
