@@ -6,11 +6,9 @@ import builtins
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import socket
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -27,7 +25,6 @@ from conduit.peer import Peer, admits, same_user_or_root
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
 
-_log = logging.getLogger("conduit")
 
 _LONGEST = 107
 """Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
@@ -195,7 +192,10 @@ class Listener:
             peer = conduit.peer
             if admits(self._allow, peer):
                 return conduit
-            _log.warning("%r refused %r", self, peer)
+            # Here, as `tempfile` below, since each takes longer to import than the rest of conduit.
+            import logging
+
+            logging.getLogger("conduit").warning("%r refused %r", self, peer)
         except BaseException:
             conduit.close()
             raise
@@ -249,6 +249,8 @@ def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tupl
     Returns:
         the device and inode of the socket, to know it again.
     """
+    import tempfile
+
     _check_length(path)
     inode = None
     try:
