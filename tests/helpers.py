@@ -265,12 +265,16 @@ def handling(number: int, handler: Any) -> Iterator[None]:
         signal.signal(number, before)
 
 
+def fork_among_threads() -> int:
+    """Fork without a warning: forking while other threads run is what some tests are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_child(function: Callable[[], None]) -> int:
     """Fork, run a function in the child, and return the child's exit status: 0 if it returned."""
-    with warnings.catch_warnings():
-        # Forking with threads is what some tests are about.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = fork_among_threads()
     if not pid:
         status = 1
         try:

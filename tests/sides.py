@@ -9,11 +9,10 @@ import socket
 import tempfile
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
-from helpers import GENEROUS, handling, memory
+from helpers import GENEROUS, fork_among_threads, handling, memory
 
 NOBODY = 65534
 
@@ -51,9 +50,7 @@ def beside(function: Callable[[], None], *, user: int | None = None) -> Iterator
     With ``user``, the child is a process of that user and of no group of ours. A child that fails
     ends the block, which may be waiting for it.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = fork_among_threads()
     if not pid:
         status = 1
         try:

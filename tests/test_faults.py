@@ -29,6 +29,7 @@ from helpers import (
     content,
     drain,
     fill,
+    fork_among_threads,
     handling,
     is_open,
     memory,
@@ -77,9 +78,7 @@ class Doomed:
 
     def __init__(self, function: Callable[[], None]) -> None:
         self._said, said = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+        self.pid = fork_among_threads()
         if not self.pid:
             try:
                 signal.alarm(int(GENEROUS))

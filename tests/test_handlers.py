@@ -295,7 +295,8 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
     sock = socket.socket(socket.AF_UNIX)
     failures = 0
     path = str(tmp_path / "s")
-    # So that an int of a descriptor is no small one, which takes no memory.
+    # So that the int of a descriptor is no small one, which takes no memory before Python 3.15,
+    # where it takes none up to 1,024.
     more = [memory() for _ in range(260)]
     with sock, Listener(path) as listener, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -342,4 +343,4 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
                 while True:
                     listener.accept(0).close()
     close_all(more)
-    assert failures
+    assert failures or (name == "receive_fd" and sys.version_info >= (3, 15))

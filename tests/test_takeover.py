@@ -995,10 +995,11 @@ def go_to(talk: Talk, step: str) -> None:
 def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving(
     path: str, step: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Takeover(path, timeout=0.05) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
         old.ready()
         with Talk.to(path) as talk:
             if how == "hangs":
+                monkeypatch.setattr(old, "_timeout", 0.05)
                 monkeypatch.setattr(module, "_GREETING", 0.05)
             go_to(talk, step)
             if how == "no":

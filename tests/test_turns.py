@@ -22,6 +22,7 @@ from helpers import (
     content,
     drain,
     fill,
+    fork_among_threads,
     handling,
     in_child,
     interrupt_once_polling,
@@ -322,7 +323,7 @@ def test_a_call_that_a_handler_interrupted_to_fork_ends_in_the_child(ends: Ends)
     pids: list[int] = []
 
     def fork(*_: Any) -> None:
-        pids.append(os.fork())
+        pids.append(fork_among_threads())
         if pids[0]:
             other.transfer(data=b"for the parent")
 
