@@ -41,7 +41,8 @@ class Report:
         if STARTED.match(line):
             self.unfinished += 1
         elif found := SUMMARY.match(line):
-            self.unfinished -= 1
+            # A quiet run says only how it ended.
+            self.unfinished -= line.startswith("=")
             for part in found[1].split(", "):
                 number, word = part.split(" ", 1)
                 self.counts[word] += int(number)
