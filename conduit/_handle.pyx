@@ -57,13 +57,13 @@ from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
     PyThread_get_thread_ident, PyThread_release_lock, PyThread_type_lock,
 )
-from libc.errno cimport EBADF, EINTR, ETIMEDOUT, errno
+from libc.errno cimport EBADF, EINTR, ETIMEDOUT
 from libc.limits cimport INT_MAX
 from posix.unistd cimport write
 
 from conduit._posix cimport (
-    EDEADLK, POLLIN, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare, conduit_waker,
-    poll, pollfd,
+    EDEADLK, POLLIN, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare, conduit_result,
+    conduit_waker, poll, pollfd,
 )
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
@@ -308,10 +308,10 @@ cdef class Handle:
     cdef int _identify(self) except -1:
         """Check, once, that it is a Unix socket, and make it fit."""
         cdef int kind = 0, err
-        if conduit_prepare(self.fd, &kind) < 0:
-            err = errno
+        err = <int>conduit_result(conduit_prepare(self.fd, &kind))
+        if err:
             raise from_errno(
-                err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be used",
+                -err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be used",
                 "its descriptor was closed elsewhere" if err == EBADF else None,
             )
         with cython.critical_section(self):
@@ -441,7 +441,7 @@ cdef class Handle:
         """
         cdef pollfd watched[2]
         cdef long long left
-        cdef int ready, err, slice_ms, wait_ms
+        cdef int ready, slice_ms, wait_ms
         cdef bint blind
         with cython.critical_section(self):
             blind = self.closed or not self._has_waker()
@@ -465,15 +465,14 @@ cdef class Handle:
             if left < <long long>slice_ms * 1000000:
                 wait_ms = <int>((left + 999999) // 1000000)
             with nogil:
-                ready = poll(watched, 2, wait_ms)
-                err = errno
+                ready = <int>conduit_result(poll(watched, 2, wait_ms))
             PyErr_CheckSignals()
             self.check_open(doing, sent)
             if ready > 0 or not events:
                 return 0
-            if ready < 0 and err != EINTR:
+            if ready < 0 and ready != -EINTR:
                 raise from_errno(
-                    err, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}", sent=sent
+                    -ready, ErrType.FAILED_TRANSFER, f"{self.describe()}: {doing}", sent=sent
                 )
 
     # Turns to send

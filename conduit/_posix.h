@@ -91,6 +91,13 @@ enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begi
 #define CONDUIT_SCM_PIDFD -1
 #endif
 
+/* What a system call returned, or minus the errno, read before anything else can change it: even a
+ * line of its own is too late where lines are traced. */
+static inline ssize_t conduit_result(ssize_t returned)
+{
+    return returned < 0 ? -errno : returned;
+}
+
 /* musl before 1.2.4 copies the control data to a buffer of 1024 bytes, too few for 253 descriptors:
  * there the system call itself is made. Its caller zeroes the padding that musl's structs have. */
 static inline ssize_t conduit_sendmsg(int fd, const struct msghdr *msg, int flags)

@@ -17,6 +17,7 @@ cdef extern from "_posix.h" nogil:
         pass
 
     size_t conduit_cmsg_size(msghdr *msg, cmsghdr *cmsg)
+    ssize_t conduit_result(ssize_t returned)
     ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
     int conduit_connect(int fd, const char *path, size_t length, long long microseconds)

@@ -2,9 +2,8 @@
 # cython: annotation_typing=False
 """The system calls, one function each: no state, no policy, no Python object.
 
-Each returns a value, or minus the errno: errno itself is read beside the call, for it is gone once
-Python runs. None waits, but ``connect_fd`` for as long as it is told; none retries. All run
-without the GIL, and are safe in any number of threads.
+Each returns a value, or minus the errno. None waits, but ``connect_fd`` for as long as it is told;
+none retries. All run without the GIL, and are safe in any number of threads.
 
 What each descriptor gets here, so that nothing else has to care: it is close-on-exec from the
 first instant (where the system can do that in one step), and above standard error, so that the
@@ -13,7 +12,7 @@ output of a program whose standard streams are closed does not go to a peer.
 
 import os
 
-from libc.errno cimport EBADF, EINTR, EMFILE, errno
+from libc.errno cimport EBADF, EINTR, EMFILE
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl
 from posix.stat cimport fstat, struct_stat
@@ -26,8 +25,8 @@ from conduit._posix cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, CONDUIT_CMSG_CLOEXEC,
     CONDUIT_MAX_FDS, CONDUIT_NOSIGNAL, CONDUIT_SCM_PIDFD, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC,
     SCM_RIGHTS, SO_TYPE, SOL_SOCKET, cmsghdr, conduit_accept, conduit_cmsg_size, conduit_connect,
-    conduit_control, conduit_peer, conduit_same_file, conduit_sendmsg, conduit_socket,
-    conduit_socketpair, getsockopt, msghdr, recvmsg, socklen_t,
+    conduit_control, conduit_peer, conduit_result, conduit_same_file, conduit_sendmsg,
+    conduit_socket, conduit_socketpair, getsockopt, msghdr, recvmsg, socklen_t,
 )
 
 MAX_FDS = CONDUIT_MAX_FDS
@@ -51,9 +50,8 @@ def monotonic() -> float:
 
 cdef int close_fd(int fd) noexcept nogil:
     """Close once. Interrupted, it is closed all the same (close(2))."""
-    if close(fd) < 0 and errno != EINTR:
-        return -errno
-    return 0
+    cdef int err = <int>conduit_result(close(fd))
+    return 0 if err == -EINTR else err
 
 
 cdef int close_fds(const int *fds, int count) noexcept nogil:
@@ -67,8 +65,7 @@ cdef int close_fds(const int *fds, int count) noexcept nogil:
 
 
 cdef int dup_fd(int fd) noexcept nogil:
-    cdef int duplicate = fcntl(fd, F_DUPFD_CLOEXEC, <int>LOWEST)
-    return -errno if duplicate < 0 else duplicate
+    return <int>conduit_result(fcntl(fd, F_DUPFD_CLOEXEC, <int>LOWEST))
 
 
 cdef int move_up(int fd) noexcept nogil:
@@ -84,8 +81,9 @@ cdef int move_up(int fd) noexcept nogil:
 cdef int identify(int fd, FileId *found) noexcept nogil:
     """What tells a socket from every other file for as long as it is open."""
     cdef struct_stat status
-    if fstat(fd, &status) < 0:
-        return -errno
+    cdef int err = <int>conduit_result(fstat(fd, &status))
+    if err:
+        return err
     found.device = status.st_dev
     found.inode = status.st_ino
     return 0
@@ -110,8 +108,9 @@ cdef int close_same(int fd, int duplicate) noexcept nogil:
 cdef int file_type(int fd, unsigned int *mode) noexcept nogil:
     """The ``st_mode`` of a descriptor."""
     cdef struct_stat status
-    if fstat(fd, &status) < 0:
-        return -errno
+    cdef int err = <int>conduit_result(fstat(fd, &status))
+    if err:
+        return err
     mode[0] = status.st_mode
     return 0
 
@@ -124,7 +123,6 @@ cdef ssize_t send_message(
     cdef iovec part
     cdef conduit_control control
     cdef cmsghdr *head
-    cdef ssize_t sent
     memset(&msg, 0, sizeof(msg))
     part.iov_base = <void *>data
     part.iov_len = size
@@ -141,8 +139,7 @@ cdef ssize_t send_message(
         memcpy(CMSG_DATA(head), fds, sizeof(int) * count)
         # The exact length: macOS takes no other, and the padding would hold stack bytes.
         msg.msg_controllen = head.cmsg_len
-    sent = conduit_sendmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_NOSIGNAL)
-    return -errno if sent < 0 else sent
+    return conduit_result(conduit_sendmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_NOSIGNAL))
 
 
 cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
@@ -182,9 +179,9 @@ cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) n
     msg.msg_iovlen = 1
     msg.msg_control = &control
     msg.msg_controllen = sizeof(control)
-    got = recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC)
+    got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
     if got < 0:
-        return -errno
+        return got
     result.truncated = (msg.msg_flags & MSG_TRUNC) != 0
     result.fds_withheld = (msg.msg_flags & MSG_CTRUNC) != 0
     result.control = msg.msg_controllen != 0
@@ -214,14 +211,12 @@ cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) n
 
 
 cdef int accept_fd(int fd) noexcept nogil:
-    cdef int conn = conduit_accept(fd)
-    return -errno if conn < 0 else move_up(conn)
+    return move_up(<int>conduit_result(conduit_accept(fd)))
 
 
 cdef int socket_fd(int kind) noexcept nogil:
     """A new Unix socket."""
-    cdef int fd = conduit_socket(kind)
-    return -errno if fd < 0 else move_up(fd)
+    return move_up(<int>conduit_result(conduit_socket(kind)))
 
 
 cdef int connect_fd(
@@ -234,14 +229,14 @@ cdef int connect_fd(
     cdef long long microseconds = 0
     if nanoseconds != NEVER:
         microseconds = nanoseconds // 1000 + 1 if nanoseconds > 0 else 1
-    return -errno if conduit_connect(fd, path, length, microseconds) < 0 else 0
+    return <int>conduit_result(conduit_connect(fd, path, length, microseconds))
 
 
 cdef int socket_pair(int kind, int *ends) noexcept nogil:
     """Two connected sockets."""
-    cdef int i, err = 0
-    if conduit_socketpair(kind, ends) < 0:
-        return -errno
+    cdef int i, err = <int>conduit_result(conduit_socketpair(kind, ends))
+    if err:
+        return err
     for i in range(2):
         ends[i] = move_up(ends[i])
         if ends[i] < 0:
@@ -253,13 +248,14 @@ cdef int socket_pair(int kind, int *ends) noexcept nogil:
 
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
     """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
-    return -errno if conduit_peer(fd, pid, uid, gid) < 0 else 0
+    return <int>conduit_result(conduit_peer(fd, pid, uid, gid))
 
 
 def socket_type(fd: int) -> int:
     """Return the type of a socket (``SO_TYPE``); an `OSError` if the descriptor is none."""
     cdef int kind = 0
     cdef socklen_t size = sizeof(kind)
-    if getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) < 0:
-        raise OSError(errno, os.strerror(errno))
+    cdef ssize_t err = conduit_result(getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size))
+    if err:
+        raise OSError(-err, os.strerror(-err))
     return kind

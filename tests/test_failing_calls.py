@@ -213,7 +213,7 @@ def test_a_system_out_of_buffers_is_asked_again_from_a_loop(says: Says) -> None:
 import asyncio
 from conduit.aio import AsyncConduit
 number = null()
-fail(b"sendmsg", ENOBUFS, 3)
+fail(b"sendmsg", ENOBUFS, 9)
 asyncio.run(AsyncConduit(one).transfer_fd(number))
 assert not is_open(number)
 attempt(other.receive().close)
