@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import random
 import signal
@@ -215,6 +216,48 @@ def test_what_an_object_itself_raises_becomes_an_error(ends: Ends) -> None:
 
     with pytest.raises(Error, match="of the object's own"):
         ends[0].transfer_conn(Failing())
+
+
+@pytest.mark.parametrize("where", ["fileno", "flush"])
+def test_a_handler_that_strikes_within_a_method_of_an_object_stays_itself(
+    ends: Ends, where: str
+) -> None:
+    strikes = [where]
+
+    class Struck(io.FileIO):
+        def fileno(self) -> int:
+            self.strike("fileno")
+            return super().fileno()
+
+        def flush(self) -> None:
+            self.strike("flush")
+
+        def strike(self, method: str) -> None:
+            if method in strikes:
+                strikes.remove(method)
+                signal.raise_signal(signal.SIGUSR1)
+
+    with Struck(memory(), "r+") as file:
+        with handling(signal.SIGUSR1, raise_alarm), pytest.raises(Alarm) as caught:
+            ends[0].transfer_file(file)
+        assert not isinstance(caught.value, Error)
+        assert not file.closed and not strikes
+
+
+def test_a_handler_that_strikes_while_a_socket_is_made_stays_itself(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from conduit import objects
+
+    def strike(number: int) -> int:
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(objects, "socket_type", strike)
+    ends[0].transfer_conn(socket.socket(socket.AF_UNIX))
+    with handling(signal.SIGUSR1, raise_alarm), pytest.raises(Alarm) as caught:
+        ends[1].receive_conn()
+    assert not isinstance(caught.value, Error)
 
 
 def named_arguments(signum: int, frame: Any) -> None:
