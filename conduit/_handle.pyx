@@ -307,12 +307,12 @@ cdef class Handle:
 
     cdef int _identify(self) except -1:
         """Check, once, that it is a Unix socket, and make it fit."""
-        cdef int kind = 0, err
-        err = <int>conduit_result(conduit_prepare(self.fd, &kind))
+        cdef int kind = 0
+        cdef int err = <int>conduit_result(conduit_prepare(self.fd, &kind))
         if err:
             raise from_errno(
                 -err, ErrType.FAILED_TRANSFER, f"{self.describe()}: cannot be used",
-                "its descriptor was closed elsewhere" if err == EBADF else None,
+                "its descriptor was closed elsewhere" if err == -EBADF else None,
             )
         with cython.critical_section(self):
             if not self.kind:
