@@ -1,7 +1,5 @@
 """Move open files, sockets, listeners and pipes to another process over a Unix socket."""
 
-from typing import Final
-
 from conduit._conduit import Conduit, Descriptor, Message
 from conduit._syscalls import MAX_FDS
 from conduit.errors import (
@@ -16,7 +14,7 @@ from conduit.errors import (
 from conduit.listener import Listener
 from conduit.peer import Peer
 
-__version__: Final = "0.1.0"
+__version__ = "0.1.0"
 
 __all__ = [
     "MAX_FDS",

@@ -11,7 +11,6 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
 
 from conduit import objects
 from conduit._conduit import Conduit
@@ -22,7 +21,10 @@ from conduit.mistakes import path_from
 from conduit.paths import address_from
 from conduit.peer import Peer, admits, same_user_or_root
 
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
+    from typing import Self
+
     from _typeshed import HasFileno, StrOrBytesPath
 
 

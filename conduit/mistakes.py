@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import os
-from typing import TYPE_CHECKING
 
 from conduit.errors import DescriptorTypeError, ErrType
 
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
     from _typeshed import StrOrBytesPath
 

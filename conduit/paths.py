@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from conduit.mistakes import path_from
 
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
     from _typeshed import StrOrBytesPath
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, NamedTuple
+from collections import namedtuple
+
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NamedTuple
+
+    class _Fields(NamedTuple):
+        pid: int
+        uid: int
+        gid: int
+else:
+    _Fields = namedtuple("_Fields", ("pid", "uid", "gid"))  # noqa: PYI024
 
 
-class Peer(NamedTuple):
+class Peer(_Fields):
     """The process that a Unix socket is connected to, as it was when it connected.
 
     A process may connect, then drop its privileges or hand the socket to another: the uid says
@@ -16,9 +26,7 @@ class Peer(NamedTuple):
     the process is outside this pid namespace, or where the system does not tell it.
     """
 
-    pid: int
-    uid: int
-    gid: int
+    __slots__ = ()
 
 
 def same_user_or_root(peer: Peer) -> bool:
@@ -34,7 +42,7 @@ def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
     """
     answer = allow(peer)
     if hasattr(answer, "__await__"):
-        with suppress(AttributeError):
-            answer.close()
+        if close := getattr(answer, "close", None):
+            close()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
     return bool(answer)

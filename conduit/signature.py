@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
     import inspect
+    from typing import Any
 
 
 class class_signature:  # noqa: N801 - a decorator, as `property` is one

@@ -283,9 +283,10 @@ def test_close_wakes_each_kind_of_receiver(ends: Ends, name: str) -> None:
 def test_close_wakes_senders_and_what_they_sent_stays_theirs(ends: Ends) -> None:
     fill(ends[0].fileno())
     numbers = [memory() for _ in range(3)]
-    calls = [Call(ends[0].transfer_fd, number) for number in numbers]
-    # On a stream the others wait for their turn, not for the socket.
+    calls = [Call(ends[0].transfer_fd, numbers[0])]
+    # The others wait for their turn, not for the socket.
     assert calls[0].is_waiting()
+    calls += [Call(ends[0].transfer_fd, number) for number in numbers[1:]]
     ends[0].close()
     for number, call in zip(numbers, calls, strict=True):
         with pytest.raises(Error) as caught:
