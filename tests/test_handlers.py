@@ -341,6 +341,8 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
     # So that the int of a descriptor is no small one, which takes no memory before Python 3.15,
     # where it takes none up to 1,024.
     more = [memory() for _ in range(260)]
+    # So that each collection looks only at what is made from here on.
+    gc.freeze()
     with sock, Listener(path) as listener, warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         for allocation in range(60):
@@ -385,5 +387,6 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
             with contextlib.suppress(WouldBlockError):
                 while True:
                     listener.accept(0).close()
+    gc.unfreeze()
     close_all(more)
     assert failures or (name == "receive_fd" and sys.version_info >= (3, 15))
