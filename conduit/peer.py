@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
+from contextlib import suppress
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
     """
     answer = allow(peer)
     if hasattr(answer, "__await__"):
-        if close := getattr(answer, "close", None):
-            close()
+        with suppress(AttributeError):
+            answer.close()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
     return bool(answer)
