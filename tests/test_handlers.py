@@ -137,6 +137,7 @@ CALLS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @not_traced
 @pytest.mark.parametrize("call", CALLS)
 def test_an_exception_of_a_handler_stays_itself_and_leaves_nothing_open(
