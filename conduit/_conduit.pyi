@@ -47,7 +47,10 @@ class Descriptor:
         """What it is, as ``fstat(2)`` says.
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, or ``"anonymous"`` (an epoll, an eventfd and the like).
+        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux
+        tells ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
+        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others where ``/proc`` is mounted; else it
+        is ``"anonymous"``.
 
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
@@ -81,10 +84,14 @@ class Descriptor:
         """Return a file object that owns the descriptor from now on; this one is closed.
 
         The arguments are those of ``open()``. Without a mode, the file is binary and allows
-        what the descriptor allows: ``"rb"``, ``"wb"`` or ``"r+b"``. Nothing is truncated and no
-        offset is moved. ``name`` becomes the file's ``name``, which is the number otherwise.
+        what the descriptor allows: ``"rb"``, ``"wb"`` or ``"r+b"``. Nothing is truncated, and no
+        offset is moved, but for ``"a"``, which goes to the end. ``name`` becomes the file's
+        ``name``, which is the number otherwise.
+
         A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
-        `io.BufferedRWPair`.
+        `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) is
+        left so, since it is the sender's as well, but the file waits; with ``buffering=0`` it
+        returns None as any raw file.
 
         Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a
         directory, (``NO_FD``) if it is closed; `ValueError`, `TypeError` or `LookupError` for
@@ -340,16 +347,23 @@ class Conduit:
         program stopped reading, not where the buffer did. With ``keep`` it is shared instead:
         it stays open here, and has one offset with the receiver's.
 
+        Bytes that were read ahead from a pipe, a socket or a terminal cannot be put back, so a
+        file that holds some is refused; so is text in the middle of what its encoding decodes
+        at once, and every reader that may have a buffer of its own: only the classes of `io`
+        over a plain file or a socket are known (`codecs.open`, `gzip` and others are not).
+
         Raises `Error`: ``NO_FD`` if the file is closed or has no descriptor,
-        ``FAILED_TRANSFER`` if it could not be flushed, positioned or sent, and then it is open
-        and the caller's; ``FAILED_CLOSE`` if it was sent but its ``close()`` failed.
+        ``FAILED_TRANSFER`` if it holds what would be lost, or could not be flushed, positioned
+        or sent, and then it is open, where it was, and the caller's; ``FAILED_CLOSE`` if it was
+        sent but its ``close()`` failed.
         """
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
         With ``keep`` it is shared instead. Take a socket out of its event loop first: there, a
-        descriptor that was passed on goes on being watched. An `ssl.SSLSocket` is refused,
-        since the state of TLS cannot travel.
+        descriptor that was passed on goes on being watched. The socket of a transport of asyncio
+        or uvloop is not moved, only shared. A TLS socket (of `ssl`, pyOpenSSL, gevent) is
+        refused, since the state of TLS cannot travel.
 
         Raises as `transfer_file`; `DescriptorTypeError` for an object that has no descriptor
         by its kind, or that cannot be closed and is not to be kept.

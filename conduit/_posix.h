@@ -28,6 +28,7 @@
 #undef POLLRDHUP
 #undef SOCK_CLOEXEC
 #undef SO_DOMAIN
+#undef SO_PROTOCOL
 #define CONDUIT_SEND_TIMEOUT
 /* What the BSDs have instead of SO_PEERCRED, made of it where there is nothing else. */
 static inline int getpeereid(int fd, uid_t *uid, gid_t *gid)
@@ -282,6 +283,38 @@ static inline int conduit_prepare(int fd, int *kind)
     if (*kind == SOCK_STREAM)
         return conduit_set(fd, SO_OOBINLINE, &on, sizeof on);
     return 0;
+}
+
+/* What a socket is. Family and protocol are left alone where the system has no option for them. Its
+ * status flags, or -1 and errno. */
+static inline int conduit_socket_options(int fd, int *family, int *kind, int *protocol)
+{
+    socklen_t size;
+#ifdef SO_DOMAIN
+    size = sizeof *family;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, family, &size))
+        return -1;
+#endif
+#ifdef SO_PROTOCOL
+    size = sizeof *protocol;
+    if (getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, protocol, &size))
+        return -1;
+#endif
+    size = sizeof *kind;
+    return getsockopt(fd, SOL_SOCKET, SO_TYPE, kind, &size) ? -1 : fcntl(fd, F_GETFL);
+}
+
+/* The offset of a descriptor, or minus the errno; ESPIPE if it has none. What is neither a file nor
+ * a block device and says 0 has none: many devices, and inotify, say so whatever was read. */
+static inline long long conduit_offset(int fd)
+{
+    struct stat status;
+    off_t offset = lseek(fd, 0, SEEK_CUR);
+    if (offset < 0 || (offset == 0 && fstat(fd, &status)))
+        return -errno;
+    if (offset == 0 && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
+        return -ESPIPE;
+    return offset;
 }
 
 /* Two connected close-on-exec sockets; 0, or -1 and errno. */

@@ -21,9 +21,11 @@ cdef extern from "_posix.h" nogil:
     ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
     int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
+    long long conduit_offset(int fd)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int *kind)
     int conduit_socket(int kind)
+    int conduit_socket_options(int fd, int *family, int *kind, int *protocol)
     int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
     bint conduit_at_end(int fd)
@@ -49,7 +51,6 @@ cdef extern from "<sys/socket.h>" nogil:
         SOCK_SEQPACKET
         SOCK_STREAM
         SOL_SOCKET
-        SO_TYPE
 
     struct msghdr:
         void *msg_name
@@ -72,7 +73,6 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_SPACE(size_t size)
 
     ssize_t recvmsg(int fd, msghdr *msg, int flags)
-    int getsockopt(int fd, int level, int option, void *value, socklen_t *size)
 
 
 cdef extern from "<poll.h>" nogil:

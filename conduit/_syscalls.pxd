@@ -48,4 +48,3 @@ cdef int connect_fd(
 ) noexcept nogil
 cdef int socket_pair(int kind, int *ends) noexcept nogil
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil
-cdef int file_type(int fd, unsigned int *mode) noexcept nogil

@@ -12,9 +12,9 @@ output of a program whose standard streams are closed does not go to a peer.
 
 import os
 
-from libc.errno cimport EBADF, EINTR, EMFILE
+from libc.errno cimport EBADF, EINTR, EMFILE, ESPIPE
 from libc.string cimport memcpy, memset
-from posix.fcntl cimport F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, fcntl
+from posix.fcntl cimport F_DUPFD_CLOEXEC, F_GETFL, F_SETFD, FD_CLOEXEC, O_NONBLOCK, fcntl
 from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport gid_t, pid_t, uid_t
@@ -24,9 +24,9 @@ from posix.unistd cimport close
 from conduit._posix cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, CONDUIT_CMSG_CLOEXEC,
     CONDUIT_MAX_FDS, CONDUIT_NOSIGNAL, CONDUIT_SCM_PIDFD, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC,
-    SCM_RIGHTS, SO_TYPE, SOL_SOCKET, cmsghdr, conduit_accept, conduit_cmsg_size, conduit_connect,
-    conduit_control, conduit_peer, conduit_result, conduit_same_file, conduit_sendmsg,
-    conduit_socket, conduit_socketpair, getsockopt, msghdr, recvmsg, socklen_t,
+    SCM_RIGHTS, SOL_SOCKET, cmsghdr, conduit_accept, conduit_cmsg_size, conduit_connect,
+    conduit_control, conduit_offset, conduit_peer, conduit_result, conduit_same_file,
+    conduit_sendmsg, conduit_socket, conduit_socket_options, conduit_socketpair, msghdr, recvmsg,
 )
 
 MAX_FDS = CONDUIT_MAX_FDS
@@ -103,16 +103,6 @@ cdef int close_known(int fd, const FileId *known) noexcept nogil:
 cdef int close_same(int fd, int duplicate) noexcept nogil:
     """Close what is known to be the same open file as its duplicate; -EBADF if it is not."""
     return close_fd(fd) if conduit_same_file(fd, duplicate) else -EBADF
-
-
-cdef int file_type(int fd, unsigned int *mode) noexcept nogil:
-    """The ``st_mode`` of a descriptor."""
-    cdef struct_stat status
-    cdef int err = <int>conduit_result(fstat(fd, &status))
-    if err:
-        return err
-    mode[0] = status.st_mode
-    return 0
 
 
 cdef ssize_t send_message(
@@ -251,11 +241,42 @@ cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
     return <int>conduit_result(conduit_peer(fd, pid, uid, gid))
 
 
-def socket_type(fd: int) -> int:
-    """Return the type of a socket (``SO_TYPE``); an `OSError` if the descriptor is none."""
-    cdef int kind = 0
-    cdef socklen_t size = sizeof(kind)
-    cdef ssize_t err = conduit_result(getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size))
-    if err:
-        raise OSError(-err, os.strerror(-err))
-    return kind
+cdef object os_error(long long result):
+    return OSError(-result, os.strerror(-result))
+
+
+def socket_options(fd: int) -> tuple[int, int, int, bool]:
+    """Return family, type and protocol of a socket, and whether it waits (not ``O_NONBLOCK``).
+
+    Family and protocol are -1 where the system tells them otherwise (``getsockname(2)``). An
+    `OSError` if the descriptor is of no socket.
+    """
+    cdef int family = -1, kind = 0, protocol = -1
+    cdef ssize_t flags = conduit_result(conduit_socket_options(fd, &family, &kind, &protocol))
+    if flags < 0:
+        raise os_error(flags)
+    return family, kind, protocol, not flags & O_NONBLOCK
+
+
+def offset_of(fd: int) -> int:
+    """Return the offset of a descriptor; -1 if it has none, as a pipe, a socket, a terminal.
+
+    What is neither a file nor a block device and says 0 counts as one without.
+    """
+    cdef int number = fd
+    cdef long long offset
+    with nogil:
+        offset = conduit_offset(number)
+    if offset == -ESPIPE:
+        return -1
+    if offset < 0:
+        raise os_error(offset)
+    return offset
+
+
+def status_flags(fd: int) -> int:
+    """Return the access mode and the status flags of a descriptor (``F_GETFL``)."""
+    cdef ssize_t flags = conduit_result(fcntl(fd, F_GETFL))
+    if flags < 0:
+        raise os_error(flags)
+    return flags

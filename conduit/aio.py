@@ -331,12 +331,12 @@ class AsyncConduit:
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; see `Conduit.transfer_file`."""
         # A number, which transfer() takes, is none.
-        objects.number_of(file)
+        objects.fd_of(file)
         await self.transfer(file, keep=keep)
 
     async def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket; see `Conduit.transfer_conn`."""
-        objects.number_of(conn)
+        objects.fd_of(conn)
         await self.transfer(conn, keep=keep)
 
     async def transfer(

@@ -122,7 +122,7 @@ class Listener:
         if not address_from(path).startswith(b"\0"):
             with contextlib.suppress(FileNotFoundError):
                 self._inode = inode_of(self._place)
-        self._handle = Handle.duplicate(objects.number_of(conn), f"listener {self.path!r}")
+        self._handle = Handle.duplicate(objects.fd_of(conn), f"listener {self.path!r}")
         os.set_blocking(self._handle.fileno(), False)
         return self
 

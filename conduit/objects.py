@@ -1,31 +1,76 @@
 """Where Python's file and socket objects meet descriptors.
 
-Leaving: what an object holds back is flushed, and the kernel's offset is set to where the program
-had read to, so that the receiver goes on from there. Arriving: the file mode comes from what the
-descriptor allows, and a socket's timeout from what its descriptor does.
+A descriptor carries one thing of an open file: the kernel's offset. What a Python object holds
+besides stays behind, so each object is asked, before anything is sent, what that is:
 
-Nothing here owns a descriptor or closes a number.
+- Written and not flushed: it is flushed.
+- Read ahead from a file with an offset: it is dropped, and the offset set to where the program
+  has read to. The object reads the same bytes again, should the transfer fail.
+- Read ahead from a pipe, a socket, a terminal: it cannot be put back, and the object is refused.
+
+So we must know how much an object has read ahead. The classes of `io` tell, over a `FileIO` or
+what ``socket.makefile()`` makes. Their ``tell()`` is exact where the file has an offset. Where it
+has none, the raw file says for a moment that nothing has come, and ``peek()`` returns what is
+there already (`_read_ahead`). Every other reader (`codecs.open`, `fileinput`, `gzip`, a response
+of `http.client`, a third party's) may have a buffer that no method shows, so it is refused; a
+subclass of an `io` class is trusted as long as it leaves reading, writing and positioning alone.
+An object that neither reads nor writes is taken to hold nothing.
+
+A text file has a decoder besides, and is sent only where one that begins anew goes on alike.
+
+A signal handler may raise at any call here. What it raises is told from what the call raised by
+`errors.from_handler`, and after it the object's ``tell()`` is what it was: nothing is changed in
+more than one step, save in `_drop_read_ahead`, which undoes its own first step.
+
+Arriving: the file mode comes from what the descriptor allows, and a socket's family, type,
+protocol and timeout from the socket. Nothing here owns a descriptor or closes an fd.
 """
 
 from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
+import gc
 import io
+import itertools
 import operator
 import os
+import select
 import socket
 import stat
 import sys
+from collections.abc import Callable
 from typing import IO, Any
 
 from conduit import mistakes
-from conduit._syscalls import socket_type
+from conduit._syscalls import offset_of, socket_options, status_flags
 from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
+
+_IN_STEP = frozenset(["utf-8", "UTF-8", "ascii", "latin-1", "iso-8859-1", "ISO-8859-1"])
+"""Encodings, as text files name them, that can be decoded from any character on."""
+
+_TOLD_BY_MARK = frozenset(["utf-16", "utf-32"])
+"""Encodings that begin with a byte order mark which says how to read on."""
+
+_READS = ("read", "readline", "readinto")
+
+_BUFFERING = frozenset(
+    [
+        *("read", "read1", "readall", "readinto", "readinto1", "readline", "readlines", "peek"),
+        *("seek", "tell", "seekable", "write", "writelines", "flush", "truncate", "detach"),
+        *("__next__", "__iter__", "__getattribute__", "__getattr__", "buffer", "raw"),
+    ]
+)
+"""What a subclass of an `io` class leaves alone if it can be trusted as its base is."""
+
+_TLS = ("do_handshake", "getpeercert", "selected_alpn_protocol")
+"""Methods of the TLS sockets of `ssl`, pyOpenSSL, gevent and urllib3, of which one is enough."""
+
+_LOOP_SOCKETS = frozenset([("asyncio", "TransportSocket"), ("uvloop", "PseudoSocket")])
+"""Socket objects that an event loop gives out and does not let anyone close."""
 
 _KINDS = {
     stat.S_IFREG: "regular file",
@@ -34,10 +79,14 @@ _KINDS = {
     stat.S_IFSOCK: "socket",
     stat.S_IFCHR: "character device",
     stat.S_IFBLK: "block device",
+    stat.S_IFLNK: "symlink",
 }
 
+_socket_class = socket.socket
+_FileIO = io.FileIO
 
-def number_of(obj: object, call: str = "transfer") -> int:
+
+def fd_of(obj: object, call: str = "transfer") -> int:
     """Return the descriptor of an object that has a ``fileno()``; the object keeps it.
 
     Args:
@@ -49,112 +98,385 @@ def number_of(obj: object, call: str = "transfer") -> int:
         DescriptorTypeError: ``NO_FD`` as well, if objects of its kind have none, or one that is
             of no use to another process (TLS).
     """
-    ssl = sys.modules.get("ssl")
-    if ssl is not None and isinstance(obj, ssl.SSLSocket):
+    if _has_tls(obj):
         raise DescriptorTypeError(
-            "an SSLSocket cannot be transferred: the keys and the state of TLS live in this "
-            "process, not in the descriptor; transfer the plain socket before the handshake",
+            f"a {type(obj).__name__} cannot be transferred: the keys and the state of TLS live in "
+            "this process, not in the descriptor; transfer the plain socket before the handshake",
             ErrType.NO_FD,
         )
     fileno = getattr(obj, "fileno", None)
     if fileno is None:
         raise mistakes.not_an_object(call, obj)
     try:
-        number = fileno()
+        fd = fileno()
     except Exception as exc:
         if from_handler(exc):
             raise
         # A closed GzipFile and HTTPResponse raise AttributeError.
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
-    if not isinstance(number, int) or isinstance(number, bool):
+    if not isinstance(fd, int) or isinstance(fd, bool):
         raise DescriptorTypeError(
-            f"{obj!r} has no descriptor: its fileno() is {number!r}", ErrType.NO_FD
+            f"{obj!r} has no descriptor: its fileno() is {fd!r}", ErrType.NO_FD
         )
-    if not 0 <= number < 1 << 31:
+    if not 0 <= fd < 1 << 31:
         raise Error(
-            f"{obj!r} has no descriptor: its fileno() is {number}, as of something closed",
+            f"{obj!r} has no descriptor: its fileno() is {fd}, as of something closed",
             ErrType.NO_FD,
         )
-    return number
+    return fd
 
 
 def prepare(obj: Any, keep: bool) -> None:
-    """Make an object ready to leave: flushed, and the kernel's offset where it has read to.
+    """Make an object ready to be sent: flushed, and the kernel's offset where it has read to.
+
+    There is nothing to undo should the sending fail: the object tells the position that it told
+    before, and reads on from there.
 
     Raises:
-        Error: as `number_of`; ``FAILED_TRANSFER``, if flushing or setting the offset failed. The
-            object is open and as it was, but for what could be flushed.
+        Error: as `fd_of`; ``FAILED_TRANSFER``, if it holds what would be lost, or if flushing or
+            setting the offset failed. The object is open and as it was, but for what could be
+            flushed.
         DescriptorTypeError: also if the object is to be moved (not ``keep``) and has no
-            ``close()``, which alone may close its descriptor.
+            ``close()``, which alone may close its descriptor, or one that an event loop denies.
     """
-    number = number_of(obj)
-    if not keep and not callable(getattr(obj, "close", None)):
-        raise DescriptorTypeError(
-            f"a {type(obj).__name__} has no close(), so it cannot be moved; share it with "
-            "keep=True, or take its socket out first",
-            ErrType.NO_FD,
-        )
+    if type(obj) is _socket_class:
+        return
+    prepare_file = _PREPARE.get(type(obj))
+    file = obj
     try:
-        inner = _buffered(obj)
-        if inner is not None:
-            # A text file under iteration refuses; once flushed, it would tell a wrong position.
-            inner.tell()
-        flush = getattr(obj, "flush", None)
-        if callable(flush):
-            flush()
-        if inner is not None:
-            _synchronise(inner, number)
+        if prepare_file is None:
+            file, prepare_file = _recognise(obj, keep)
+        prepare_file(file)
     except (OSError, ValueError) as exc:
-        if from_handler(exc):
+        if isinstance(exc, Error) or from_handler(exc):
             raise
-        code = exc.errno if isinstance(exc, OSError) else None
-        raise Error(f"{obj!r} was not transferred: {exc}", ErrType.FAILED_TRANSFER, code) from exc
+        fd_of(obj)
+        code, why = getattr(exc, "errno", None), getattr(exc, "strerror", None)
+        raise Error(
+            f"{obj!r} was not transferred: {why or exc}", ErrType.FAILED_TRANSFER, code
+        ) from exc
 
 
-def _buffered(obj: Any) -> Any:
-    """Return the file that knows where the program has read to, if that is an offset."""
+def _recognise(obj: Any, keep: bool) -> tuple[Any, Callable[[Any], None]]:
+    """Return what to prepare of an object of no common class, and the function that does it."""
+    fd_of(obj)
+    cls = type(obj)
+    if not keep:
+        if not callable(getattr(obj, "close", None)):
+            raise DescriptorTypeError(
+                f"a {cls.__name__} has no close(), so it cannot be moved; share it with "
+                "keep=True, or take its socket out first",
+                ErrType.NO_FD,
+            )
+        if (cls.__module__.partition(".")[0], cls.__name__) in _LOOP_SOCKETS:
+            raise DescriptorTypeError(
+                f"a {cls.__name__} belongs to its event loop, which would go on reading from it; "
+                "share it with keep=True, or take its socket out first",
+                ErrType.NO_FD,
+            )
     tempfile = sys.modules.get("tempfile")
-    if tempfile is not None and isinstance(obj, tempfile.SpooledTemporaryFile):
-        obj = obj._file
-    buffer = getattr(obj, "buffer", obj)
-    # Only over a plain file is tell() an offset of the descriptor; a GzipFile's is not.
-    if isinstance(getattr(buffer, "raw", None), io.FileIO) and buffer.seekable():
-        return obj
+    if tempfile is not None:
+        if cls is tempfile._TemporaryFileWrapper:
+            obj = obj.file
+        elif isinstance(obj, tempfile.SpooledTemporaryFile):
+            obj = obj._file
+    prepare_file = _known(type(obj))
+    if prepare_file is None:
+        if isinstance(obj, io.IOBase) or _may_read(obj):
+            raise _unknown(obj)
+        prepare_file = _flush
+    return obj, prepare_file
+
+
+def _known(cls: type) -> Callable[[Any], None] | None:
+    """Return what prepares the files of a class, if it is known how much they hold."""
+    for base in cls.__mro__:
+        if base in _PREPARE:
+            return _PREPARE[base]
+        if not _BUFFERING.isdisjoint(vars(base)):
+            break
     return None
 
 
-def _synchronise(obj: Any, number: int) -> None:
-    """Set the kernel's offset to the object's position, and drop what was read ahead."""
-    position = obj.tell()
-    whole = _at_character(obj, position)
-    offset = os.lseek(number, 0, os.SEEK_CUR)
-    if whole and offset != position & _POSITION:
-        # The way there leads past what was read ahead: a seek inside the buffer moves no offset.
-        # Not over the end: a file of /proc has none to seek to, and the failure would lose what
-        # a text file has decoded.
-        obj.seek(offset + 1)
-        obj.seek(position)
-        whole = os.lseek(number, 0, os.SEEK_CUR) == position & _POSITION
-    if not whole:
+def _may_read(obj: Any) -> bool:
+    if not any(callable(getattr(obj, name, None)) for name in _READS):
+        return False
+    readable = getattr(obj, "readable", None)
+    return not callable(readable) or bool(readable())
+
+
+def _unknown(obj: Any) -> Error:
+    return Error(
+        f"{obj!r} was not transferred: a {type(obj).__name__} may hold bytes of its own, which "
+        "would be lost; send the file or socket under it, or only the descriptor: "
+        "transfer_fd(os.dup(file.fileno()))",
+        ErrType.FAILED_TRANSFER,
+        errno.EINVAL,
+    )
+
+
+def _flush(obj: Any) -> None:
+    flush = getattr(obj, "flush", None)
+    if callable(flush):
+        flush()
+
+
+def _prepare_raw(raw: Any) -> None:
+    """Nothing is held by a raw file; a closed one is found by its ``fileno()``."""
+    if type(raw) is socket.SocketIO and _has_tls(raw._sock):  # type: ignore[attr-defined]
+        fd_of(raw._sock)  # type: ignore[attr-defined]
+
+
+def _known_raw(raw: Any) -> Any:
+    """Return the raw file under a buffer, if it is known to hold nothing."""
+    if _known(type(raw)) is not _prepare_raw:
+        raise _unknown(raw)
+    _prepare_raw(raw)
+    return raw
+
+
+def _prepare_reader(reader: Any) -> None:
+    raw = reader.raw
+    if type(raw) is not _FileIO:
+        raw = _known_raw(raw)
+    offset = offset_of(raw.fileno())
+    if offset < 0:
+        reader.flush()
+        ahead = len(_read_ahead(reader, raw))
+        if ahead:
+            raise OSError(
+                errno.ESPIPE,
+                f"it holds {ahead} bytes that were read ahead and cannot be put back, since it has "
+                "no offset; read them first, or send them along: "
+                "transfer(os.dup(file.fileno()), data=file.peek())",
+            )
+    elif offset and (position := reader.tell()) != offset:
+        _drop_read_ahead(reader, reader, raw, position, offset)
+
+
+def _prepare_random(file: Any) -> None:
+    raw = _known_raw(file.raw)
+    # It also sets the offset to where the program is.
+    file.flush()
+    position, offset = file.tell(), raw.tell()
+    if position != offset:
+        _drop_read_ahead(file, file, raw, position, offset)
+
+
+def _prepare_writer(writer: Any) -> None:
+    _known_raw(writer.raw)
+    writer.flush()
+
+
+def _prepare_text(text: Any) -> None:
+    buffer = text.buffer
+    if type(buffer) not in _BUFFERS and _known(type(buffer)) not in _BUFFERS.values():
+        raise _unknown(buffer)
+    raw = buffer.raw
+    if type(raw) is not _FileIO:
+        raw = _known_raw(raw)
+    in_step = text.encoding in _IN_STEP
+    if not in_step:
+        _check_encoder(text)
+    offset = offset_of(raw.fileno())
+    if offset <= 0:
+        text.flush()
+        if offset and text.readable():
+            _check_nothing_decoded(text, buffer, raw)
+        return
+    # It flushes; under iteration it refuses, and once flushed it would tell a wrong position.
+    try:
+        position = text.tell()
+    except OverflowError as exc:
         raise OSError(
-            errno.ESPIPE, "it was read to the middle of what its encoding decodes at once"
+            errno.ESPIPE, f"its encoding, {text.encoding}, does not tell where it was read to"
+        ) from exc
+    offset = raw.tell()
+    if position == offset and in_step:
+        return
+    if not _decodes_from(text, position):
+        raise OSError(
+            errno.ESPIPE,
+            f"it was read to the middle of what its encoding, {text.encoding}, decodes at once; "
+            "read on to the end of a line, or go back to the beginning",
+        )
+    if position & _POSITION != offset:
+        _drop_read_ahead(text, buffer, raw, position, offset)
+
+
+def _drop_read_ahead(file: Any, buffer: Any, raw: Any, position: int, offset: int) -> None:
+    """Set the kernel's offset to where a file has read to.
+
+    A seek inside the buffer moves no offset, so the way there leads out of it.
+    """
+    try:
+        _leave_buffer(buffer, offset)
+        reached = file.seek(position)
+    except BaseException:
+        # Handlers run after a call, so none can run before this one.
+        file.seek(position)
+        raise
+    if file is not buffer:
+        reached = raw.tell()
+    if reached != position & _POSITION:
+        raise OSError(errno.ESPIPE, "the system does not set its offset to where it has read to")
+
+
+def _leave_buffer(buffer: Any, offset: int) -> None:
+    """Seek to somewhere outside of what a buffer holds, which ends at an offset."""
+    try:
+        # Not to the end: a file of /proc has none to seek to.
+        buffer.seek(offset + 1)
+    except OSError as exc:
+        if from_handler(exc):
+            raise
+        # A block device has nothing behind its end.
+        buffer.seek(0, os.SEEK_END)
+
+
+def _decodes_from(text: Any, position: int) -> bool:
+    """Whether a decoder that begins anew at a position goes on there as the text file's would."""
+    state = position >> 64
+    if state >> 32:
+        # What it has decoded and the program has not read is no whole number of bytes.
+        return False
+    offset = position & _POSITION
+    if not offset or not text.readable():
+        return True
+    if codecs.lookup(text.encoding).name in _TOLD_BY_MARK:
+        # Without its mark, nothing that follows can be read. 1 is a CR that waits for its LF.
+        return state in (0, 2) and offset == os.fstat(text.fileno()).st_size
+    if not state:
+        return True
+    # A decoder that shifts has a number for its start; under one for newlines, a bit to the left.
+    start: int = codecs.getincrementaldecoder(text.encoding)().getstate()[1]
+    return start > 2 and state in (start, start << 1)
+
+
+class _WouldReadError(Exception):
+    """A reader has asked its raw file for more."""
+
+
+def _read_ahead(reader: Any, raw: Any) -> bytes:
+    """Return what a reader has read ahead, and leave it there.
+
+    ``peek()`` reads only if there is nothing; then the raw file says that nothing has come. To
+    anybody else (another thread, a signal handler) it goes on as it is.
+    """
+    code = sys._getframe().f_code
+
+    def nothing(buffer: Any) -> int | None:
+        if sys._getframe(1).f_code is not code:
+            return type(raw).readinto(raw, buffer)  # type: ignore[no-any-return]
+        return None
+
+    if "readinto" in vars(raw):
+        raise _unknown(raw)
+    try:
+        raw.readinto = nothing
+        ahead: bytes = reader.peek()
+    finally:
+        # No call, after which a handler might run with this undone.
+        del raw.readinto
+    return ahead
+
+
+def _check_nothing_decoded(text: Any, buffer: Any, raw: Any) -> None:
+    """Check that a text file without an offset holds neither bytes nor characters.
+
+    ``readline(0)`` reads only if there are no decoded characters. There may be some of which all
+    were read, but nothing shows how many were.
+    """
+    code = sys._getframe().f_code
+
+    def refuse(target: Any) -> int | None:
+        if sys._getframe(1).f_code is not code:
+            return type(raw).readinto(raw, target)  # type: ignore[no-any-return]
+        raise _WouldReadError
+
+    if not _read_ahead(buffer, raw):
+        try:
+            raw.readinto = refuse
+            text.readline(0)
+        except _WouldReadError:
+            if not _has_pending_bytes(text):
+                return
+        finally:
+            del raw.readinto
+    raise OSError(
+        errno.ESPIPE,
+        "it may hold text that was read ahead and cannot be put back, since it has no offset; "
+        "read in binary what comes before (file.buffer), or send it before reading from it",
+    )
+
+
+def _has_pending_bytes(text: Any) -> bool:
+    """Whether the decoder of a text file waits for the rest of a character, or an LF after CR."""
+    decoder = _codec_of(text, "decode")
+    if decoder is None:
+        return False
+    pending, state = decoder.getstate()
+    return bool(pending) or (isinstance(decoder, io.IncrementalNewlineDecoder) and bool(state & 1))
+
+
+def _check_encoder(text: Any) -> None:
+    """Check that an encoder that begins anew goes on as the one of a text file would."""
+    encoder = _codec_of(text, "encode")
+    if encoder is None:
+        return
+    codec = codecs.lookup(text.encoding)
+    # Of a byte order mark, a text file that is opened in the middle knows.
+    if codec.name in _TOLD_BY_MARK or codec.name == "utf-8-sig":
+        return
+    if encoder.getstate() != codec.incrementalencoder().getstate():
+        raise OSError(
+            errno.ESPIPE,
+            f"it has written to the middle of what its encoding, {text.encoding}, shifts to; "
+            "write a newline first",
         )
 
 
-def _at_character(obj: Any, position: int) -> bool:
-    """Whether a decoder that begins anew at a position goes on there as the object's would."""
-    state = position >> 64
-    if not state or position & _POSITION == 0 == state >> 32:
-        return True
-    # 1 is a CR that waits for its LF. What is 2 has read a BOM of the other byte order.
-    start = codecs.getincrementaldecoder(obj.encoding)().getstate()[1]
-    return state == 2 == start or (start > 2 and state in (start, start << 1))
+def _codec_of(text: Any, method: str) -> Any:
+    """Return the incremental encoder or decoder of a text file, which no attribute shows."""
+    for each in gc.get_referents(text):
+        if hasattr(each, method) and hasattr(each, "getstate"):
+            return each
+    return None
+
+
+def _has_tls(obj: object) -> bool:
+    return any(hasattr(obj, name) for name in _TLS)
 
 
 def timeout_of(conn: object) -> float | None:
     """Return a socket's timeout in seconds; None for an object that has no such thing."""
     gettimeout = getattr(conn, "gettimeout", None)
     return gettimeout() if callable(gettimeout) else None
+
+
+# What the raw file is opened with. It truncates only what it opens itself, and creates only
+# that, too; for "a" it seeks to the end, as open() does.
+_RAW_MODES = {
+    "r": "rb",
+    "w": "wb",
+    "x": "wb",
+    "a": "ab",
+    "r+": "r+b",
+    "w+": "r+b",
+    "x+": "r+b",
+    "a+": "a+b",
+}
+
+_MODES: dict[str | None, tuple[bool, bool, str]] = {None: (False, False, "")}
+"""By each mode of ``open()``: whether it reads, whether it writes, and the raw file's."""
+for _mode, _raw_mode in _RAW_MODES.items():
+    for _letter in ("", "b", "t"):
+        for _letters in itertools.permutations(_mode + _letter):
+            _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
+
+_OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
+
+_O_PATH = getattr(os, "O_PATH", 0)
 
 
 def check_file_arguments(
@@ -169,25 +491,22 @@ def check_file_arguments(
     Raises:
         TypeError, ValueError, LookupError: as ``open()`` does for the same arguments.
     """
-    if mode is not None:
+    if mode not in _MODES:
         if not isinstance(mode, str):
             raise TypeError(f"mode must be str or None, not {type(mode).__name__}")
-        if (
-            set(mode) - set("rwaxbt+")
-            or len(set(mode)) != len(mode)
-            or sum(mode.count(action) for action in "rwax") != 1
-            or {"b", "t"} <= set(mode)
-        ):
-            raise ValueError(
-                f"invalid mode: {mode!r}; it is one of open()'s, such as 'r' or 'wb', and a name "
-                "for the file goes to name="
-            )
+        raise ValueError(
+            f"invalid mode: {mode!r}; it is one of open()'s, such as 'r' or 'wb', and a name "
+            "for the file goes to name="
+        )
     # As open() has it, which takes a C int.
     if operator.index(buffering) >= 1 << 31:
         raise ValueError(f"buffering must be less than 2 GiB, not {buffering}")
-    if _is_text(mode):
-        if buffering == 0:
-            raise ValueError("can't have unbuffered text I/O")
+    text = _is_text(mode)
+    if text and buffering == 0:
+        raise ValueError("can't have unbuffered text I/O")
+    if encoding is errors is newline is None:
+        return
+    if text:
         io.TextIOWrapper(io.BytesIO(), _text_encoding(encoding), errors, newline)
     else:
         for argument, value in {"encoding": encoding, "errors": errors, "newline": newline}.items():
@@ -195,40 +514,39 @@ def check_file_arguments(
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
 
 
-def file_mode(number: int, mode: str | None) -> str:
-    """Return the mode a descriptor is to be opened in, as `io.FileIO` takes it.
+def raw_file(fd: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
+    """Return what to open a descriptor with, which takes it and a mode: a class, and the mode.
 
     Args:
-        number: the descriptor.
+        fd: the descriptor.
         mode: as for ``open()``; None is what the descriptor allows, in binary.
+        buffering: as for ``open()``.
 
     Raises:
         Error: ``BAD_CLONE``, if the descriptor does not allow what the mode asks for.
     """
-    flags = fcntl.fcntl(number, fcntl.F_GETFL)
+    flags = status_flags(fd)
     access = flags & os.O_ACCMODE
-    if flags & getattr(os, "O_PATH", 0):
+    if flags & _O_PATH:
         raise from_errno(
             errno.EBADF,
             ErrType.BAD_CLONE,
-            f"descriptor {number}",
+            f"descriptor {fd}",
             "it was opened with O_PATH, only to name a file, not to read or write it",
         )
+    cls = WaitingFile if flags & os.O_NONBLOCK and buffering else io.FileIO
+    reading, writing, raw_mode = _MODES[mode]
     if mode is None:
-        return {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}.get(access, "r+b")
-    wanting = "+" in mode or "r" in mode, "+" in mode or "r" not in mode
-    for wanted, denied, name in zip(
-        wanting, (os.O_WRONLY, os.O_RDONLY), ("reading", "writing"), strict=True
-    ):
-        if wanted and access == denied:
-            raise from_errno(
-                errno.EACCES,
-                ErrType.BAD_CLONE,
-                f"descriptor {number}",
-                f"it is not open for {name}, which mode {mode!r} asks for",
-            )
-    # What FileIO does besides for x and a concerns files that it opens itself.
-    return ("r+" if all(wanting) else "r" if wanting[0] else "w") + "b"
+        return cls, _OWN_MODES.get(access, "r+b")
+    if (reading and access == os.O_WRONLY) or (writing and access == os.O_RDONLY):
+        raise from_errno(
+            errno.EACCES,
+            ErrType.BAD_CLONE,
+            f"descriptor {fd}",
+            f"it is not open for {'reading' if access == os.O_WRONLY else 'writing'}, which mode "
+            f"{mode!r} asks for",
+        )
+    return cls, raw_mode
 
 
 def open_file(
@@ -249,8 +567,6 @@ def open_file(
         raw.name = name
     if buffering == 0:
         return raw
-    text = _is_text(mode)
-    lines = text and (buffering == 1 or (buffering < 0 and raw.isatty()))
     size = buffering if buffering > 1 else io.DEFAULT_BUFFER_SIZE
     buffer: io.BufferedIOBase
     if not raw.writable():
@@ -261,15 +577,10 @@ def open_file(
         buffer = io.BufferedRandom(raw, size)
     else:
         buffer = DuplexFile(raw, size)
-    if mode is None or not text:
+    if mode is None or "b" in mode:
         return buffer  # type: ignore[return-value]
-    wrapper = io.TextIOWrapper(
-        buffer,
-        _text_encoding(encoding),
-        errors,
-        newline,
-        lines,
-    )
+    lines = buffering == 1 or (buffering < 0 and not raw.seekable() and raw.isatty())
+    wrapper = io.TextIOWrapper(buffer, _text_encoding(encoding), errors, newline, lines)
     wrapper.mode = mode  # type: ignore[misc]
     return wrapper
 
@@ -293,12 +604,62 @@ class DuplexFile(io.BufferedRWPair):
         return self.raw.fileno()
 
 
+class WaitingFile(io.FileIO):
+    """A raw file that waits, though its descriptor does not.
+
+    ``O_NONBLOCK`` belongs to the sender as well, so it stays; but the buffers of `io` lose data
+    or raise `TypeError` over a raw file that answers None.
+    """
+
+    def readinto(self, buffer: Any) -> int:
+        while (count := super().readinto(buffer)) is None:
+            self._wait(select.POLLIN)
+        return count
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            return self.readall()
+        while (data := super().read(size)) is None:
+            self._wait(select.POLLIN)
+        return data
+
+    def readall(self) -> bytes:
+        return b"".join(iter(lambda: self.read(io.DEFAULT_BUFFER_SIZE), b""))
+
+    def write(self, data: Any) -> int:
+        while (count := super().write(data)) is None:
+            self._wait(select.POLLOUT)
+        return count
+
+    def _wait(self, events: int) -> None:
+        poll = select.poll()
+        poll.register(self, events)
+        poll.poll()
+
+
+_BUFFERS: dict[type, Callable[[Any], None]] = {
+    io.BufferedReader: _prepare_reader,
+    io.BufferedWriter: _prepare_writer,
+    io.BufferedRandom: _prepare_random,
+    DuplexFile: _prepare_reader,
+}
+
+_PREPARE: dict[type, Callable[[Any], None]] = {
+    **_BUFFERS,
+    io.TextIOWrapper: _prepare_text,
+    io.FileIO: _prepare_raw,
+    WaitingFile: _prepare_raw,
+    socket.SocketIO: _prepare_raw,
+}
+"""What makes a file of each known class ready to be sent."""
+
+
 def blank_socket() -> socket.socket:
     """Return a socket object that has no descriptor yet."""
-    return socket.socket.__new__(socket.socket)
+    return _socket_class.__new__(_socket_class)
 
 
-def fill_socket(sock: socket.socket, number: int) -> None:
+def fill_socket(sock: socket.socket, fd: int) -> None:
     """Give a blank socket object its descriptor, and the timeout that this has already.
 
     On an exception, the object holds the descriptor if its ``fileno()`` says so.
@@ -307,26 +668,59 @@ def fill_socket(sock: socket.socket, number: int) -> None:
         Error: ``BAD_CLONE``, if the descriptor is no socket.
     """
     try:
-        kind = socket_type(number)
-        waits = not fcntl.fcntl(number, fcntl.F_GETFL) & os.O_NONBLOCK
-        default = socket.getdefaulttimeout()
+        family, kind, protocol, waits = socket_options(fd)
         # O_NONBLOCK is the sender's too, so the default timeout must not set it: said to be
         # non-blocking already, a new object leaves its descriptor alone.
-        shield = 0 if waits and default is None else getattr(socket, "SOCK_NONBLOCK", 0)
-        sock.__init__(type=kind | shield, fileno=number)  # type: ignore[misc]
-        if sock.gettimeout() != (None if waits else 0.0):
-            sock.settimeout(None if waits else 0.0)
+        if waits and socket.getdefaulttimeout() is None:
+            sock.__init__(family, kind, protocol, fd)  # type: ignore[misc]
+        else:
+            sock.__init__(family, kind | _SOCK_NONBLOCK, protocol, fd)  # type: ignore[misc]
+            if waits or not _SOCK_NONBLOCK:
+                sock.settimeout(None if waits else 0.0)
+    except OSError as exc:
+        if from_handler(exc):
+            raise
+        raise from_errno(exc.errno or errno.EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
+
+
+_SOCK_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
+
+
+def kind_of(fd: int) -> str:
+    """Name the kind of file that a descriptor stands for.
+
+    Raises:
+        Error: ``UNKNOWN``, if the system does not tell.
+    """
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
     except OSError as exc:
         if from_handler(exc):
             raise
         raise from_errno(
-            exc.errno or errno.EINVAL, ErrType.BAD_CLONE, f"descriptor {number}"
+            exc.errno or errno.EINVAL, ErrType.UNKNOWN, f"the kind of descriptor {fd}"
         ) from exc
+    if kind is None or kind == "regular file":
+        # A memfd is a regular file as well, and so is a pidfd to newer kernels.
+        kind = _kind_by_link(fd) or kind or "anonymous"
+    return kind
 
 
-def kind_of(mode: int) -> str:
-    """Name the kind of file that a ``st_mode`` speaks of."""
-    return _KINDS.get(stat.S_IFMT(mode), "anonymous")
+def _kind_by_link(fd: int) -> str | None:
+    """Name what Linux calls ``anon_inode:[eventpoll]``, ``/memfd:name (deleted)`` and the like."""
+    try:
+        link = os.readlink(f"/proc/self/fd/{fd}")
+    except OSError as exc:
+        if from_handler(exc):
+            raise
+        return None
+    if link.startswith("/memfd:") and link.endswith(" (deleted)"):
+        return "memfd"
+    kind, _, name = link.partition(":")
+    if kind == "anon_inode":
+        name = name.strip("[]")
+        return {"eventpoll": "epoll"}.get(name, name)
+    return "pidfd" if kind == "pidfd" else None
 
 
 def _is_text(mode: str | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import gc
 import io
@@ -156,6 +157,19 @@ def epoll() -> int:
     return number
 
 
+def symlink() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "link")
+        os.symlink("anywhere", path)
+        return os.open(path, os.O_PATH | os.O_NOFOLLOW)
+
+
+def made_by(function: str, *arguments: Any) -> int:
+    number: int = getattr(ctypes.CDLL(None, use_errno=True), function)(*arguments)
+    assert number >= 0, os.strerror(ctypes.get_errno())
+    return number
+
+
 def block_device() -> int:
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "device")
@@ -169,13 +183,20 @@ def block_device() -> int:
 @pytest.mark.parametrize(
     ("make", "kind"),
     [
-        (memory, "regular file"),
+        (lambda: os.open(__file__, os.O_RDONLY), "regular file"),
+        (symlink, "symlink"),
+        (memory, "memfd"),
         (directory, "directory"),
         (fifo, "fifo"),
         (unix_socket, "socket"),
         (lambda: os.open("/dev/null", os.O_RDONLY), "character device"),
         (block_device, "block device"),
-        (epoll, "anonymous"),
+        (epoll, "epoll"),
+        (lambda: os.eventfd(0), "eventfd"),
+        (lambda: os.pidfd_open(os.getpid()), "pidfd"),
+        (lambda: made_by("timerfd_create", 1, 0), "timerfd"),
+        (lambda: made_by("inotify_init"), "inotify"),
+        (lambda: made_by("signalfd", -1, bytes(128), 0), "signalfd"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
