@@ -248,11 +248,15 @@ cdef class Descriptor:
 
         Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
         """
+        cdef int fd = self.fileno()
         try:
-            return objects.kind_of(self.fileno())
-        finally:
-            # Owned still, it was so all the time, and no other file's.
+            kind = objects.kind_of(fd)
+        except Error:
             self.fileno()
+            raise
+        # Owned still, it was so all the time, and no other file's.
+        self.fileno()
+        return kind
 
     def fileno(self) -> int:
         """Return the number, which stays owned by this object.
@@ -484,6 +488,17 @@ cdef Descriptor empty_descriptor():
     return descriptor
 
 
+cdef object open_raw(int fd, mode, buffering, owner):
+    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
+    try:
+        raw_class, raw_mode = objects.raw_file(fd, mode, buffering)
+        return raw_class(fd, raw_mode, owner)
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
+
+
 cdef object open_file(
     Descriptor descriptor, mode, buffering, encoding, errors, newline, name
 ):
@@ -498,18 +513,12 @@ cdef object open_file(
     node.link = NULL
     hold_fds(&node)
     try:
-        try:
-            raw_class, raw_mode = objects.raw_file(fd, mode, buffering)
-            raw = raw_class(fd, raw_mode, closefd=False)
-        except OSError as exc:
-            if isinstance(exc, Error) or from_handler(exc):
-                raise
-            raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
+        raw = open_raw(fd, mode, buffering, False)
         file = objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
         if fd < 0:
             # The child of a handler that forked just now: the parent's fd was closed in it.
             raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
-        FileIO.__init__(raw, fd, raw_mode)
+        FileIO.__init__(raw, fd, raw.mode)
         if name is not None:
             raw.name = name
     except BaseException:
@@ -1427,12 +1436,17 @@ cdef class Conduit:
         Raises as `receive_fd` and `Descriptor.to_file`; the descriptor is then closed.
         """
         cdef Descriptor descriptor = empty_descriptor()
+        cdef object raw = None
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         descriptor.fd = self._receive_one()
         try:
-            return open_file(descriptor, mode, buffering, encoding, errors, newline, name)
+            raw = open_raw(descriptor.fd, mode, buffering, True)
+            descriptor.fd = -1
+            return objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
         except BaseException:
             close_returned(descriptor._end())
+            if raw is not None:
+                close_owner(raw)
             raise
 
     def receive_conn(self) -> socket.socket:
