@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import contextlib
+import ctypes
 import fileinput
 import gzip
 import http.client
@@ -213,6 +214,22 @@ def test_a_device_that_says_offset_0_whatever_was_read_is_refused_when_read_ahea
         file.read(10)
         assert_refused(ends, file, "read ahead")
     ends[0].transfer_file(open(device, mode))
+    os.close(ends[1].receive_fd())
+
+
+def test_events_of_inotify_that_were_read_ahead_are_not_lost(ends: Ends, tmp_path: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = libc.inotify_init()
+    assert libc.inotify_add_watch(number, os.fsencode(tmp_path), 0x100) > 0  # IN_CREATE
+    (tmp_path / "one").touch()
+    (tmp_path / "two").touch()
+    with open(number, "rb") as reader:
+        # It says offset 0, whatever was read, and is no device.
+        assert reader.tell() == 0
+        assert b"one" in reader.read(32)
+        assert_refused(ends, reader, "holds 32 bytes that were read ahead")
+        assert b"two" in reader.read(32)
+        ends[0].transfer_file(reader)
     os.close(ends[1].receive_fd())
 
 
