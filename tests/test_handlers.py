@@ -329,6 +329,27 @@ def test_a_file_that_is_made_by_a_struck_call_leaves_the_descriptor_as_it_was(
     assert not is_open(number)
 
 
+@pytest.mark.parametrize("mode", ["rb", "r"])
+def test_a_file_that_is_received_by_a_struck_call_is_closed(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    from conduit import objects
+
+    def strike(*args: Any) -> Any:
+        made.append(open_file(*args))
+        raise Alarm
+
+    made: list[Any] = []
+    open_file = objects.open_file
+    monkeypatch.setattr(objects, "open_file", strike)
+    one, other = Conduit.pair()
+    with one, other:
+        one.transfer_fd(memory(b"lost"))
+        with pytest.raises(Alarm):
+            other.receive_file(mode)
+    assert made[0].closed
+
+
 # Memory that runs out
 
 
