@@ -39,12 +39,15 @@ import select
 import socket
 import stat
 import sys
-from collections.abc import Callable
-from typing import IO, Any
 
 from conduit import mistakes
 from conduit._syscalls import offset_of, socket_options, status_flags
 from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
+
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import IO, Any
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
