@@ -25,14 +25,14 @@ QUEUED: Final[int]
 class Descriptor:
     """One descriptor that this object owns: it is closed with the object.
 
-    What `Conduit.receive` returns. Close it, give it to a file (`to_file`) or a socket
-    (`to_conn`), or take the number out (`detach`); left as a context manager it is closed. One
-    that is dropped still open is closed too, with a `ResourceWarning`. While a call moves it, it
-    looks closed; if that fails, it is open again.
+    What `Conduit.receive` returns. Close it (or leave it, as a context manager), give it to a
+    file (`to_file`) or a socket (`to_conn`), or take the number out (`detach`). One that is
+    dropped still open is closed too, with a `ResourceWarning`. While a call moves it, it looks
+    closed; if that fails, it is open again. What needs it open raises `Error` (``NO_FD``).
 
     Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
-    `DescriptorTypeError` for anything but an int, and `Error` (``NO_FD``) for a number that
-    cannot be one.
+    `DescriptorTypeError` for anything but an int, and `Error` (``NO_FD``) for one that cannot be
+    a descriptor.
     """
 
     __signature__: ClassVar[Signature]
@@ -44,31 +44,27 @@ class Descriptor:
         """Whether it owns nothing any more: closed, detached, or made into another object."""
     @property
     def kind(self) -> str:
-        """What it is, as ``fstat(2)`` says.
+        """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
         ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux
         tells ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
-        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others where ``/proc`` is mounted; else it
-        is ``"anonymous"``.
+        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``.
 
-        Raises `Error`: ``NO_FD`` if it is closed, ``UNKNOWN`` if the system does not tell.
+        Raises `Error` (``UNKNOWN``) if the system does not tell.
         """
     def fileno(self) -> int:
-        """Return the number, which stays owned by this object.
-
-        Raises `Error` (``NO_FD``) if it is closed.
-        """
+        """Return the number, which stays owned by this object."""
     def detach(self) -> int:
         """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
 
-        Raises `Error` (``NO_FD``) if it is closed, or if another thread is sending it.
+        Raises `Error` (``NO_FD``) also while another thread sends it.
         """
     def close(self) -> None:
-        """Close it. A second time does nothing.
+        """Close it; a second time does nothing.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that
-        shows only now, a number closed elsewhere); it is closed for good all the same.
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that shows
+        only now, a number closed elsewhere); it is closed all the same.
         """
     @overload
     def to_file(
@@ -81,21 +77,18 @@ class Descriptor:
         *,
         name: str | None = None,
     ) -> BinaryIO:
-        """Return a file object that owns the descriptor from now on; this one is closed.
+        """Return a file object that owns the descriptor from now on.
 
-        The arguments are those of ``open()``. Without a mode, the file is binary and allows
-        what the descriptor allows: ``"rb"``, ``"wb"`` or ``"r+b"``. Nothing is truncated, and no
-        offset is moved, but for ``"a"``, which goes to the end. ``name`` becomes the file's
-        ``name``, which is the number otherwise.
+        The arguments are those of ``open()``. Without a mode, the file is binary and allows what
+        the descriptor allows. Nothing is truncated, and no offset is moved, but for ``"a"``, which
+        goes to the end. ``name`` becomes the file's ``name``, which is the number otherwise.
 
         A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
-        `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) is
-        left so, since it is the sender's as well, but the file waits; with ``buffering=0`` it
-        returns None as any raw file.
+        `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) stays
+        so, as it is the sender's too, but the file waits; with ``buffering=0`` it returns None.
 
-        Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a
-        directory, (``NO_FD``) if it is closed; `ValueError`, `TypeError` or `LookupError` for
-        arguments that ``open()`` would refuse. After any of these the Descriptor is as it was.
+        Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a directory,
+        and what ``open()`` does for the arguments. The Descriptor is then as it was.
         """
     @overload
     def to_file(
@@ -175,22 +168,20 @@ class Descriptor:
         name: str | None = None,
     ) -> IO[Any]: ...
     def to_conn(self) -> socket.socket:
-        """Return a `socket.socket` that owns the descriptor from now on; this one is closed.
+        """Return a `socket.socket` that owns the descriptor from now on.
 
-        Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` of
-        the descriptor is, and changes nothing about it: None if it waits, 0.0 if it does not.
+        Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` is,
+        and changes nothing about it: None if it waits, 0.0 if it does not.
 
-        Raises `Error` (``BAD_CLONE``) if the descriptor is no socket, and (``NO_FD``) if it is
-        closed. The Descriptor is then as it was.
+        Raises `Error` (``BAD_CLONE``) if it is no socket. The Descriptor is then as it was.
         """
 
 @final
 class Message:
     """What one message brought: its bytes, and its descriptors in the order they were sent.
 
-    A context manager: leaving it closes the descriptors that were not taken out, that is,
-    detached or made into files or sockets. Without it, each descriptor that is dropped closes
-    itself, with a `ResourceWarning`.
+    A context manager: leaving it closes the descriptors that were not detached or made into files
+    or sockets. Without it, each that is dropped closes itself, with a `ResourceWarning`.
     """
 
     __signature__: ClassVar[Signature]
@@ -204,10 +195,7 @@ class Message:
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
     def close(self) -> None:
-        """Close the descriptors that were not taken out. A second time does nothing.
-
-        Raises `Error` (``FAILED_CLOSE``), once all are closed, if the system reports a failure.
-        """
+        """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
 
 @final
 class Conduit:
@@ -217,9 +205,9 @@ class Conduit:
     other constructors say what is owned. The name appears in the `repr` and in every error.
 
     What a call sends is moved: on success it is closed here, once the system has taken the
-    message, and on failure it stays open and the caller's. A call that receives returns exactly
-    what was sent, or raises with everything closed that had arrived. Received descriptors are
-    close-on-exec and never 0, 1 or 2.
+    message, and on failure it stays open and the caller's. With ``keep`` it is shared: it stays
+    open here too. A call that receives returns exactly what was sent, or raises with everything
+    closed that had arrived. What is received is close-on-exec and never 0, 1 or 2.
 
     Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
     another thread ends them at once. All calls may be made from several threads; those that
@@ -227,13 +215,11 @@ class Conduit:
     blocking makes no difference, and is not changed; a stream socket gets ``SO_OOBINLINE``,
     since a descriptor sent with an out-of-band byte would be lost unseen.
 
-    Every call raises `Error` (``NO_FD``) on a closed conduit, and ``FAILED_TRANSFER`` with an
-    errno where the system call fails, on a number that is no Unix socket among others. Three
-    of its subclasses tell apart what is met every day: `PeerClosedError`,
-    `TransferTimeoutError` and `WouldBlockError`.
-
-    Conduit(fd, name) raises `DescriptorTypeError` if ``fd`` is not an int, and `Error`
-    (``NO_FD``) if it cannot be a descriptor.
+    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or if an argument has no
+    descriptor (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno
+    where the system call fails, as on a number that is no Unix socket. Its subclasses
+    `PeerClosedError` (the peer closed its end), `TransferTimeoutError` and `WouldBlockError` tell
+    apart what is met every day.
     """
 
     __signature__: ClassVar[Signature]
@@ -249,8 +235,6 @@ class Conduit:
 
         The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
         drops that and leaves it open. Without a name, it has the file's.
-
-        Raises `Error` (``NO_FD``) if the object has no descriptor.
         """
     @classmethod
     def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
@@ -259,16 +243,14 @@ class Conduit:
         The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
         ``gettimeout()``. The object stays as it is and may be closed at any time.
 
-        Raises `Error`: ``NO_FD`` if the object has no descriptor, ``BAD_CLONE`` if duplicating
-        it fails (``EMFILE``: this process has no room).
+        Raises `Error` (``BAD_CLONE``) if duplicating fails (``EMFILE``: no room).
         """
     @classmethod
     def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]:
         """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
 
-        ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
-
-        Raises `Error` (``NO_FD``) if the system makes no pair.
+        ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart. Raises
+        `Error` (``NO_FD``) if the system makes no pair.
         """
     @classmethod
     def connect(
@@ -286,7 +268,7 @@ class Conduit:
 
         Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``, ``ECONNREFUSED`` (nobody
         listens there any more), ``EACCES``, ``EPROTOTYPE`` (another type), ``ENAMETOOLONG`` (a
-        path has 107 bytes at most); `TransferTimeoutError` and `WouldBlockError` as every call.
+        path has 107 bytes at most).
         """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
@@ -300,8 +282,7 @@ class Conduit:
     def peer(self) -> Peer:
         """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
 
-        Raises `Error`: ``NO_FD`` if the conduit is closed, ``FAILED_TRANSFER`` if the system
-        does not know, as for a socket that is not connected.
+        Raises `Error` (``FAILED_TRANSFER``) if the system knows none.
         """
     @property
     def timeout(self) -> float | None:
@@ -313,72 +294,48 @@ class Conduit:
     @timeout.setter
     def timeout(self, timeout: float | None) -> None: ...
     def fileno(self) -> int:
-        """Return the number of the socket, which stays the conduit's.
-
-        Raises `Error` (``NO_FD``) if the conduit is closed.
-        """
+        """Return the number of the socket, which stays the conduit's."""
     def close(self) -> None:
         """Close what the conduit made itself, and end the calls that wait in other threads.
 
-        Those raise `Error` (``NO_FD``). A borrowed descriptor is left open. The socket of a
-        conduit that owns it is closed when the last call under way has left it. A second
-        `close` does nothing.
+        Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
+        descriptor is left open. A second `close` does nothing.
 
         Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, as when the number
         was closed elsewhere (what has it then is left alone); the conduit is closed all the same.
         """
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
-        """Send one descriptor by its number; on success it is closed here.
+        """Send one descriptor by its number, which no other object may own. See `transfer`.
 
-        With ``keep`` it is shared instead: the receiver gets its own, and ``fd`` stays open.
-        The number must not be in use elsewhere: the file or socket object that owns it would
-        close it again. For those there are `transfer_file` and `transfer_conn`.
-
-        Raises `DescriptorTypeError` if ``fd`` is not an int. Raises `Error`: ``NO_FD`` if it
-        cannot be a descriptor, ``FAILED_TRANSFER`` if it was not sent (``EBADF``: it is not
-        open), and then it stays the caller's; ``FAILED_CLOSE`` if it was sent but not closed
-        well here, or if this had to wait and the number is not known to be the same file's still
-        (another thread gave it to another file): then it is left alone.
+        `DescriptorTypeError` for anything but an int.
         """
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
-        """Send an open file; on success its ``close()`` is called.
+        """Send an open file; on success its ``close()`` is called. See `transfer`.
 
-        What it has not written yet is flushed first, and the receiver reads on where the
-        program stopped reading, not where the buffer did. With ``keep`` it is shared instead:
-        it stays open here, and has one offset with the receiver's.
+        What it has not written yet is flushed first, and the receiver reads on where the program
+        stopped reading, not where the buffer did. With ``keep``, both have one offset.
 
-        Bytes that were read ahead from a pipe, a socket or a terminal cannot be put back, so a
-        file that holds some is refused; so is text in the middle of what its encoding decodes
-        at once, and every reader that may have a buffer of its own: only the classes of `io`
-        over a plain file or a socket are known (`codecs.open`, `gzip` and others are not).
-
-        Raises `Error`: ``NO_FD`` if the file is closed or has no descriptor,
-        ``FAILED_TRANSFER`` if it holds what would be lost, or could not be flushed, positioned
-        or sent, and then it is open, where it was, and the caller's; ``FAILED_CLOSE`` if it was
-        sent but its ``close()`` failed.
+        What was read ahead from a pipe, a socket or a terminal cannot be put back, so a file that
+        holds some is refused (``FAILED_TRANSFER``), open and where it was; so is text in the
+        middle of what its encoding decodes at once, and every reader that may have a buffer of its
+        own: of the classes of `io` alone, over a plain file or a socket, it is known.
         """
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
-        With ``keep`` it is shared instead. Take a socket out of its event loop first: there, a
-        descriptor that was passed on goes on being watched. The socket of a transport of asyncio
-        or uvloop is not moved, only shared. A TLS socket (of `ssl`, pyOpenSSL, gevent) is
-        refused, since the state of TLS cannot travel.
-
-        Raises as `transfer_file`; `DescriptorTypeError` for an object that has no descriptor
-        by its kind, or that cannot be closed and is not to be kept.
+        Take a socket out of its event loop first: there, a descriptor that was passed on goes on
+        being watched; one of a transport of asyncio or uvloop is only shared. A TLS socket (of
+        `ssl`, pyOpenSSL, gevent) is refused, since its state cannot travel. See `transfer`.
         """
     def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
-        A signal handler that raises just as this returns loses the number, as with any int;
-        a program with such handlers takes `receive`, `receive_file` or `receive_conn`, whose
-        objects close themselves.
+        A signal handler that raises just as this returns loses the number, as with any int; the
+        objects of the other calls close themselves.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, if a message has no
-        descriptor or several, or more than the one byte of a plain transfer on a socket that
-        keeps messages apart, or if this process has no room for it (``EMFILE``).
-        `PeerClosedError` if the peer closed its end.
+        descriptor or several, or as a packet more than one byte, or if this process has no room
+        for it (``EMFILE``).
         """
     @overload
     def receive_file(
@@ -393,10 +350,8 @@ class Conduit:
     ) -> BinaryIO:
         """Receive one descriptor and return a file object that owns it.
 
-        The arguments are those of `Descriptor.to_file`, and are checked before anything is
-        received.
-
-        Raises as `receive_fd` and `Descriptor.to_file`; the descriptor is then closed.
+        The arguments, checked first, are those of `Descriptor.to_file`. Raises as `receive_fd` and
+        that; the descriptor is then closed.
         """
     @overload
     def receive_file(
@@ -478,10 +433,8 @@ class Conduit:
     def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a `socket.socket` that owns it.
 
-        See `Descriptor.to_conn` for its family, type, protocol and timeout.
-
-        Raises as `receive_fd`, and `Error` (``BAD_CLONE``) if it is no socket; it is then
-        closed.
+        It is as `Descriptor.to_conn` makes it. Raises as `receive_fd` and that; the descriptor is
+        then closed.
         """
     def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
@@ -490,22 +443,24 @@ class Conduit:
 
         Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
         ``close()``; files are prepared as by `transfer_file`. On success each is closed through
-        its own object, and an int by its number: one that stands twice is sent twice and closed
-        once. With ``keep`` all stay open here.
+        its own object, an int by its number; what stands twice is sent twice and closed once.
 
         ``data`` is any bytes-like object, sent whole however long it is: on a stream the
-        descriptors go with the first byte. Without it one NUL byte is sent with the items, since
-        descriptors cannot go alone. An empty one is sent as it is where the socket keeps
-        messages apart.
+        descriptors go with the first byte. Without it one NUL byte is sent with the items. An empty
+        one is sent as it is where the socket keeps messages apart.
 
-        Raises `Error`, with everything open and the caller's: ``NO_FD`` and
-        `DescriptorTypeError` for an item without a descriptor; ``BAD_CTRL_MESG`` (``EINVAL``)
-        for more than `MAX_FDS` items; ``FAILED_TRANSFER`` if the message was not sent
-        (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how many
-        bytes had left, and the conduit sends no more, since the stream is broken there. Raises
-        ``FAILED_CLOSE`` if all was sent but something was not closed well here; everything else
-        is closed. `ValueError` if there is nothing to send, or ``data`` is empty and the socket
-        a stream; `TypeError` or `BufferError` if ``data`` is not bytes-like or not contiguous.
+        Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
+        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, if the message was
+        not sent (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how
+        many bytes had left, and the conduit sends no more, since the stream is broken there.
+
+        Raises `Error` (``FAILED_CLOSE``) if all was sent but something was not closed well here,
+        or if this had to wait and a number is not known to be the same file's still (another
+        thread closed or reused it), which is then left alone; everything else is closed.
+
+        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` if
+        there is nothing to send, or ``data`` is empty and the socket a stream; `TypeError` or
+        `BufferError` if ``data`` is not bytes-like or not contiguous.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
@@ -513,20 +468,18 @@ class Conduit:
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
 
         On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent, maybe with no
-        bytes at all. A stream has no boundaries: what comes is what has arrived, up to the
-        descriptors of one message; bytes sent earlier without descriptors stand in front of it,
-        and a long payload comes in pieces, the descriptors with the first. Where both ends are
-        yours, take ``SOCK_SEQPACKET``.
+        bytes. A stream has no boundaries: what comes is what has arrived, up to the descriptors of
+        one message; bytes sent earlier without descriptors stand in front of it, and a long payload
+        comes in pieces, the descriptors with the first. Prefer ``SOCK_SEQPACKET``.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
-        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this
-        process has no room for them, and the conduit works on. `PeerClosedError` if the peer
-        closed its end. `ValueError` for an impossible limit.
+        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this process
+        has no room for them, and the conduit works on. `ValueError` for an impossible limit.
         """
 
 @final
 class Send(Waiter):
-    """One message on its way out.
+    """One message on its way out, within a call of its handle until it has left or failed.
 
     Send(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that does.
     `step` sends what the socket takes, without waiting, until it returns 0; `cancel` gives up.

@@ -5,23 +5,24 @@ from typing_extensions import disjoint_base
 __pyx_capi__: Final[dict[str, Any]]
 
 @disjoint_base
+class FdHolder:
+    """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
+
+@disjoint_base
 class Waiter:
     """Who waits for the turn to send: a thread, or a task of an event loop.
 
-    ``lock`` is what a thread sleeps on, and ``wake`` what is called in the place of a ``task``.
+    ``lock`` is what a thread sleeps on, and ``wake`` what is called in its place for a task.
     """
 
 @final
-class Handle:
+class Handle(FdHolder):
     """The descriptor of a Unix socket, and the calls under way on it; see the module."""
 
     def __new__(cls) -> Self: ...
     @staticmethod
-    def duplicate(fd: int, name: str) -> Handle:
-        """Return a handle over a duplicate of a descriptor, which it owns.
-
-        Raises `Error` (``BAD_CLONE``) if it cannot be duplicated.
-        """
+    def duplicate(fd: int, what: str, name: str | bytes) -> Handle:
+        """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
     @property
     def is_closed(self) -> bool:
         """Whether it was closed."""
@@ -40,8 +41,7 @@ class Handle:
         ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
         """
     def close(self) -> None:
-        """Close it, and end the calls that wait in other threads.
+        """Close it once no call is under way, and wake all that wait.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the
-        same.
+        `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the same.
         """

@@ -8,14 +8,18 @@ from conduit._posix cimport CONDUIT_MAX_FDS
 cdef enum:
     # One more than a message may hold, for systems whose limit is one higher.
     SLOTS = CONDUIT_MAX_FDS + 1
+    # What is wrong with a message that came: it is none, but the end; this process had no room for
+    # its descriptors (err says why); the system withheld one; it was longer than asked for.
+    ENDED = 1
+    NO_ROOM = 2
+    WITHHELD = 3
+    TRUNCATED = 4
 
 
 cdef struct RecvResult:
     int fds[SLOTS]
     int count
-    bint control
-    bint fds_withheld
-    bint truncated
+    int flaw
     int err
 
 
@@ -40,7 +44,9 @@ cdef int close_same(int fd, int duplicate) noexcept nogil
 cdef ssize_t send_message(
     int fd, const void *data, size_t size, const int *fds, int count
 ) noexcept nogil
-cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) noexcept nogil
+cdef ssize_t recv_message(
+    int fd, int kind, void *data, size_t size, RecvResult *result
+) noexcept nogil
 cdef int accept_fd(int fd) noexcept nogil
 cdef int socket_fd(int kind) noexcept nogil
 cdef int connect_fd(

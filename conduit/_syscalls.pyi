@@ -14,10 +14,4 @@ def socket_options(fd: int) -> tuple[int, int, int, bool]:
     """
 
 def offset_of(fd: int) -> int:
-    """Return the offset of a descriptor; -1 if it has none, as a pipe, a socket, a terminal.
-
-    What is neither a file nor a block device and says 0 counts as one without.
-    """
-
-def status_flags(fd: int) -> int:
-    """Return the access mode and the status flags of a descriptor (``F_GETFL``)."""
+    """Return the offset of a descriptor, or minus the errno: ``ESPIPE``, if it has none."""

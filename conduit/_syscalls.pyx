@@ -3,7 +3,7 @@
 """The system calls, one function each: no state, no policy, no Python object.
 
 Each returns a value, or minus the errno. None waits, but ``connect_fd`` for as long as it is told;
-none retries. All run without the GIL, and are safe in any number of threads.
+none retries. All run without the GIL, in any number of threads.
 
 What each descriptor gets here, so that nothing else has to care: it is close-on-exec from the
 first instant (where the system can do that in one step), and above standard error, so that the
@@ -12,9 +12,9 @@ output of a program whose standard streams are closed does not go to a peer.
 
 import os
 
-from libc.errno cimport EBADF, EINTR, EMFILE, ESPIPE
+from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, EMSGSIZE
 from libc.string cimport memcpy, memset
-from posix.fcntl cimport F_DUPFD_CLOEXEC, F_GETFL, F_SETFD, FD_CLOEXEC, O_NONBLOCK, fcntl
+from posix.fcntl cimport F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, O_NONBLOCK, fcntl
 from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport gid_t, pid_t, uid_t
@@ -24,9 +24,11 @@ from posix.unistd cimport close
 from conduit._posix cimport (
     CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, CONDUIT_CMSG_CLOEXEC,
     CONDUIT_MAX_FDS, CONDUIT_NOSIGNAL, CONDUIT_SCM_PIDFD, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC,
-    SCM_RIGHTS, SOL_SOCKET, cmsghdr, conduit_accept, conduit_cmsg_size, conduit_connect,
-    conduit_control, conduit_offset, conduit_peer, conduit_result, conduit_same_file,
-    conduit_sendmsg, conduit_socket, conduit_socket_options, conduit_socketpair, msghdr, recvmsg,
+    SCM_RIGHTS, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, cmsghdr, conduit_accept,
+    conduit_at_end, conduit_cmsg_size, conduit_connect, conduit_control, conduit_mark_packets,
+    conduit_offset, conduit_peer, conduit_result, conduit_same_file, conduit_sendmsg,
+    conduit_socket, conduit_socket_options, conduit_socketpair, conduit_unmark_packets, msghdr,
+    recvmsg,
 )
 
 MAX_FDS = CONDUIT_MAX_FDS
@@ -105,6 +107,14 @@ cdef int close_same(int fd, int duplicate) noexcept nogil:
     return close_fd(fd) if conduit_same_file(fd, duplicate) else -EBADF
 
 
+cdef void set_header(msghdr *msg, iovec *part, const void *data, size_t size) noexcept nogil:
+    memset(msg, 0, sizeof(msghdr))
+    part.iov_base = <void *>data
+    part.iov_len = size
+    msg.msg_iov = part
+    msg.msg_iovlen = 1
+
+
 cdef ssize_t send_message(
     int fd, const void *data, size_t size, const int *fds, int count
 ) noexcept nogil:
@@ -113,11 +123,7 @@ cdef ssize_t send_message(
     cdef iovec part
     cdef conduit_control control
     cdef cmsghdr *head
-    memset(&msg, 0, sizeof(msg))
-    part.iov_base = <void *>data
-    part.iov_len = size
-    msg.msg_iov = &part
-    msg.msg_iovlen = 1
+    set_header(&msg, &part, data, size)
     if count:
         msg.msg_control = &control
         msg.msg_controllen = CMSG_SPACE(sizeof(int) * count)
@@ -145,39 +151,59 @@ cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
                 if fd < 0:
                     # Where a descriptor was withheld, Linux 7.3 and a pidfd say why.
                     if head.cmsg_type == SCM_RIGHTS:
-                        result.fds_withheld = True
+                        result.flaw = WITHHELD
                 elif head.cmsg_type != SCM_RIGHTS or result.count == SLOTS:
                     close_fd(fd)
                 else:
-                    result.fds[result.count] = fd
-                    result.count += 1
+                    if not CONDUIT_CMSG_CLOEXEC:
+                        fcntl(fd, F_SETFD, <int>FD_CLOEXEC)  # pragma: no cover - not on Linux
+                    fd = move_up(fd)
+                    if fd < 0:
+                        result.err = -fd
+                    else:
+                        result.fds[result.count] = fd
+                        result.count += 1
         head = CMSG_NXTHDR(msg, head)
 
 
-cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) noexcept nogil:
-    """Receive one message; how many bytes came, and in ``result`` all descriptors."""
+cdef ssize_t recv_message(
+    int fd, int kind, void *data, size_t size, RecvResult *result
+) noexcept nogil:
+    """Receive one message on a socket of a kind; how many bytes came.
+
+    In ``result`` are all descriptors, and a flaw: what keeps this from being a whole message.
+    """
     cdef msghdr msg
     cdef iovec part
     cdef conduit_control control
     cdef ssize_t got
-    cdef int i, probe
-    result.count = result.err = 0
-    memset(&msg, 0, sizeof(msg))
-    part.iov_base = data
-    part.iov_len = size
-    msg.msg_iov = &part
-    msg.msg_iovlen = 1
+    cdef int probe, marked = conduit_mark_packets(fd) if kind == SOCK_SEQPACKET else 0
+    result.count = result.err = result.flaw = 0
+    set_header(&msg, &part, data, size)
     msg.msg_control = &control
     msg.msg_controllen = sizeof(control)
     got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
+    if marked:
+        conduit_unmark_packets(fd, marked)
     if got < 0:
+        if got == -EAGAIN and kind == SOCK_DGRAM and conduit_at_end(fd):
+            # This end was shut for reading, and poll() calls it readable for ever.
+            result.flaw = ENDED
+            return 0
+        if got == -EMSGSIZE:
+            # BSDs say so where there is no room for the descriptors, and leave the payload,
+            # which is not to be taken for a message that has none.
+            recv_message(fd, kind, data, size, result)
+            close_fds(result.fds, result.count)
+            return -EMFILE
         return got
-    result.truncated = (msg.msg_flags & MSG_TRUNC) != 0
-    result.fds_withheld = (msg.msg_flags & MSG_CTRUNC) != 0
-    result.control = msg.msg_controllen != 0
-    if result.control:
+    if msg.msg_flags & MSG_TRUNC:
+        result.flaw = TRUNCATED
+    if msg.msg_flags & MSG_CTRUNC:
+        result.flaw = WITHHELD
+    if msg.msg_controllen:
         collect(&msg, result)
-    if result.fds_withheld:
+    if result.flaw == WITHHELD:
         # The buffer always has room. Whether the table had is looked at here and now: before
         # this thread has the GIL again, others may have closed something.
         probe = dup_fd(fd)
@@ -185,18 +211,16 @@ cdef ssize_t recv_message(int fd, void *data, size_t size, RecvResult *result) n
             result.err = EMFILE
         else:
             close_fd(probe)
-    i = 0
-    while i < result.count:
-        if not CONDUIT_CMSG_CLOEXEC:
-            fcntl(result.fds[i], F_SETFD, <int>FD_CLOEXEC)  # pragma: no cover - not on Linux
-        if result.fds[i] < LOWEST:
-            result.fds[i] = move_up(result.fds[i])
-            if result.fds[i] < 0:
-                result.err = -result.fds[i]
-                result.count -= 1
-                result.fds[i] = result.fds[result.count]
-                continue
-        i += 1
+    if result.err:
+        result.flaw = NO_ROOM
+    elif result.flaw == TRUNCATED:
+        result.err = EMSGSIZE
+    elif got == 0 and not result.count and not result.flaw:
+        # The end, or an empty packet; of a datagram socket always the latter.
+        if kind == SOCK_STREAM or (kind == SOCK_SEQPACKET and (
+            not msg.msg_controllen if marked else conduit_at_end(fd)
+        )):
+            result.flaw = ENDED
     return got
 
 
@@ -224,13 +248,11 @@ cdef int connect_fd(
 
 cdef int socket_pair(int kind, int *ends) noexcept nogil:
     """Two connected sockets."""
-    cdef int i, err = <int>conduit_result(conduit_socketpair(kind, ends))
+    cdef int err = <int>conduit_result(conduit_socketpair(kind, ends))
     if err:
         return err
-    for i in range(2):
-        ends[i] = move_up(ends[i])
-        if ends[i] < 0:
-            err = ends[i]
+    ends[0], ends[1] = move_up(ends[0]), move_up(ends[1])
+    err = min(ends[0], ends[1], 0)
     if err:
         close_fds(ends, 2)
     return err
@@ -239,10 +261,6 @@ cdef int socket_pair(int kind, int *ends) noexcept nogil:
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
     """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
     return <int>conduit_result(conduit_peer(fd, pid, uid, gid))
-
-
-cdef object os_error(long long result):
-    return OSError(-result, os.strerror(-result))
 
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
@@ -254,29 +272,10 @@ def socket_options(fd: int) -> tuple[int, int, int, bool]:
     cdef int family = -1, kind = 0, protocol = -1
     cdef ssize_t flags = conduit_result(conduit_socket_options(fd, &family, &kind, &protocol))
     if flags < 0:
-        raise os_error(flags)
+        raise OSError(-flags, os.strerror(-flags))
     return family, kind, protocol, not flags & O_NONBLOCK
 
 
 def offset_of(fd: int) -> int:
-    """Return the offset of a descriptor; -1 if it has none, as a pipe, a socket, a terminal.
-
-    What is neither a file nor a block device and says 0 counts as one without.
-    """
-    cdef int number = fd
-    cdef long long offset
-    with nogil:
-        offset = conduit_offset(number)
-    if offset == -ESPIPE:
-        return -1
-    if offset < 0:
-        raise os_error(offset)
-    return offset
-
-
-def status_flags(fd: int) -> int:
-    """Return the access mode and the status flags of a descriptor (``F_GETFL``)."""
-    cdef ssize_t flags = conduit_result(fcntl(fd, F_GETFL))
-    if flags < 0:
-        raise os_error(flags)
-    return flags
+    """Return the offset of a descriptor, or minus the errno: ``ESPIPE``, if it has none."""
+    return conduit_offset(fd)

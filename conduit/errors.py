@@ -116,6 +116,14 @@ _TRANSFER_SENTENCES = {
     codes.EINVAL: "the system refuses to pass one of the descriptors (an io_uring, say), or the "
     "socket is a listening one",
     codes.EAFNOSUPPORT: "it is not a Unix socket, and only those carry descriptors",
+    codes.EBADF: "its descriptor was closed elsewhere",
+    codes.EDEADLK: "this thread is sending on it already, and was interrupted by a signal handler "
+    "or the like, for which it cannot wait",
+}
+
+_MESSAGE_SENTENCES = {
+    codes.EMFILE: "this process had no room for the descriptors of a message (all closed); close "
+    "others first, or raise RLIMIT_NOFILE (ulimit -n)",
 }
 
 
@@ -167,6 +175,14 @@ def from_errno(
         sentences = _SENTENCES | _PEER_GONE | _TRANSFER_SENTENCES
         if errno in _PEER_GONE:
             cls = PeerClosedError
+        if errno == codes.ETIMEDOUT and why is None:
+            why = (
+                f"the deadline passed after {sent} bytes of the payload were sent"
+                if sent
+                else "the deadline passed, and nothing was transferred"
+            )
+    elif type is ErrType.BAD_CTRL_MESG:
+        sentences = _SENTENCES | _MESSAGE_SENTENCES
     name = codes.errorcode.get(errno, str(errno))
     sentence = why or sentences.get(errno)
     if sentence is None:

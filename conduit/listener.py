@@ -87,7 +87,7 @@ class Listener:
                     sock.listen(backlog)
                 else:
                     self._inode = bind_path(sock, address, mode, backlog)
-                self._handle = Handle.duplicate(sock.fileno(), f"listener {self.path!r}")
+                self._handle = Handle.duplicate(sock.fileno(), "listener", self.path)
         except BaseException as exc:
             # An interrupt, too, leaves nothing behind that no object removes.
             if self._inode is not None:
@@ -122,7 +122,7 @@ class Listener:
         if not address_from(path).startswith(b"\0"):
             with contextlib.suppress(FileNotFoundError):
                 self._inode = inode_of(self._place)
-        self._handle = Handle.duplicate(objects.fd_of(conn), f"listener {self.path!r}")
+        self._handle = Handle.duplicate(objects.fd_of(conn), "listener", self.path)
         os.set_blocking(self._handle.fileno(), False)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 
 from conduit.errors import DescriptorTypeError, ErrType
@@ -82,3 +83,30 @@ def path_from(path: StrOrBytesPath) -> str | bytes:
             "a Unix socket has a path (str, bytes or os.PathLike), not "
             f"{_described(path)}; a TCP socket is made with the socket module"
         ) from None
+
+
+def name_from(name: object) -> str:
+    """Return a name as an exact str, also of a subclass."""
+    if not isinstance(name, str):
+        raise TypeError(f"a name is a str, not {type(name).__name__}")
+    return str.__str__(name)
+
+
+def seconds_from(timeout: float | None) -> float:
+    """Return a timeout in seconds; -1 for None."""
+    if timeout is None:
+        return -1.0
+    # Not by float(), which would take a string.
+    seconds = math.ldexp(timeout, 0)
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
+    return seconds
+
+
+def not_a_limit(max_data: int, max_fds: int) -> ValueError:
+    """Return the error for the limits of a receive, of which one is impossible."""
+    if max_data < 1:
+        return ValueError(f"max_data must be at least 1 byte, not {max_data}")
+    if max_fds < 0:
+        return ValueError(f"max_fds must be at least 0, not {max_fds}")
+    return ValueError(f"max_data must be at most 2 GiB, not {max_data}")

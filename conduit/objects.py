@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import fcntl
 import gc
 import io
 import itertools
@@ -41,7 +42,7 @@ import stat
 import sys
 
 from conduit import mistakes
-from conduit._syscalls import offset_of, socket_options, status_flags
+from conduit._syscalls import offset_of, socket_options
 from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -528,7 +529,7 @@ def raw_file(fd: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO]
     Raises:
         Error: ``BAD_CLONE``, if the descriptor does not allow what the mode asks for.
     """
-    flags = status_flags(fd)
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     access = flags & os.O_ACCMODE
     if flags & _O_PATH:
         raise from_errno(

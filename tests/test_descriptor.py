@@ -579,8 +579,8 @@ def test_a_child_closes_what_was_closed_under_a_message_of_its_parent(ends: Ends
     statuses = []
 
     def look() -> None:
-        descriptor.close()
         assert not is_open(fd)
+        assert descriptor.closed
 
     closing = Closing(descriptor, lambda: statuses.append(in_child(look)))
     one.transfer(descriptor, closing, keep=True)
