@@ -48,7 +48,7 @@ from libc.errno cimport (
     EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMSGSIZE, ENOBUFS, ETIMEDOUT,
 )
 from libc.limits cimport INT_MAX
-from posix.fcntl cimport F_GETFD, F_SETFD, FD_CLOEXEC, fcntl
+from posix.fcntl cimport F_GETFD, F_GETFL, F_SETFD, FD_CLOEXEC, fcntl
 from posix.types cimport gid_t, pid_t, uid_t
 
 from conduit._handle cimport (
@@ -57,6 +57,7 @@ from conduit._handle cimport (
 )
 from conduit._posix cimport (
     CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLOUT, SOCK_STREAM,
+    conduit_result,
 )
 from conduit._syscalls cimport (
     ENDED, NEVER, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, close_same,
@@ -70,7 +71,6 @@ from conduit import mistakes, objects
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message,
 )
-from conduit.paths import address_from
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
@@ -347,8 +347,11 @@ cdef class Message:
 
 cdef object open_raw(int fd, mode, buffering, owner):
     """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
+    cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
+    if flags < 0:
+        raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
     try:
-        raw_class, raw_mode = objects.raw_file(fd, mode, buffering)
+        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
         return raw_class(fd, raw_mode, owner)
     except OSError as exc:
         if isinstance(exc, Error) or from_handler(exc):
@@ -801,6 +804,8 @@ cdef class Conduit:
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
+        # Here, since what binds and removes paths takes long to import.
+        from conduit.paths import address_from
         cdef bytes address = address_from(path)
         cdef const char *start = address
         cdef size_t length = len(address)

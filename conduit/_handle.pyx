@@ -39,7 +39,7 @@ threads has the child exec, and all descriptors here are close-on-exec.
 """
 
 import os
-from threading import get_ident, main_thread
+import sys
 
 cimport cython
 from cpython.exc cimport (
@@ -151,8 +151,12 @@ cdef long long deadline_after(double timeout) noexcept:
 
 
 cdef bint in_main_thread() except -1:
-    """Whether this is the thread that runs Python's signal handlers."""
-    return get_ident() == main_thread().ident
+    """Whether this may be the thread that runs Python's signal handlers.
+
+    Where nobody imported `threading`, which takes long, each may be.
+    """
+    main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
+    return main_thread is None or PyThread_get_thread_ident() == main_thread().ident
 
 
 @cython.freelist(256)

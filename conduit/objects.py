@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import fcntl
 import gc
 import io
 import itertools
@@ -518,18 +517,18 @@ def check_file_arguments(
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
 
 
-def raw_file(fd: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
+def raw_file(fd: int, flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
     """Return what to open a descriptor with, which takes it and a mode: a class, and the mode.
 
     Args:
         fd: the descriptor.
+        flags: its access mode and status flags (``F_GETFL``).
         mode: as for ``open()``; None is what the descriptor allows, in binary.
         buffering: as for ``open()``.
 
     Raises:
         Error: ``BAD_CLONE``, if the descriptor does not allow what the mode asks for.
     """
-    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     access = flags & os.O_ACCMODE
     if flags & _O_PATH:
         raise from_errno(

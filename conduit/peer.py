@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import namedtuple
-from contextlib import suppress
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
     """
     answer = allow(peer)
     if hasattr(answer, "__await__"):
-        with suppress(AttributeError):
+        if hasattr(answer, "close"):
             answer.close()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
     return bool(answer)

@@ -30,9 +30,9 @@ from conduit.errors import (
     TakeoverError,
     TransferTimeoutError,
 )
-from conduit.listener import Listener, bind_path, unlink_own
+from conduit.listener import Listener
 from conduit.mistakes import path_from
-from conduit.paths import address_from
+from conduit.paths import address_from, bind_path, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 
 if TYPE_CHECKING:
