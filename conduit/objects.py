@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import codecs
 import errno
+import functools
 import gc
 import io
 import itertools
@@ -510,11 +511,17 @@ def check_file_arguments(
     if encoding is errors is newline is None:
         return
     if text:
-        io.TextIOWrapper(io.BytesIO(), _text_encoding(encoding), errors, newline)
+        _check_text_arguments("utf-8" if encoding is None else encoding, errors, newline)
     else:
         for argument, value in {"encoding": encoding, "errors": errors, "newline": newline}.items():
             if value is not None:
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
+
+
+@functools.lru_cache(maxsize=16)
+def _check_text_arguments(encoding: str, errors: str | None, newline: str | None) -> None:
+    """Raise what a text file with these would, once it is too late."""
+    io.TextIOWrapper(io.BytesIO(), encoding, errors, newline)
 
 
 def raw_file(fd: int, flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
