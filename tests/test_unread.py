@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import not_traced
 
 from conduit import Conduit, DescriptorTypeError, Error, ErrType, WouldBlockError
 
@@ -522,6 +523,7 @@ def test_a_handler_that_raises_at_any_place_leaves_a_pipe_as_it_was(
         assert sent(ends)
 
 
+@not_traced
 @pytest.mark.slow
 @FILES
 def test_a_rain_of_deadlines_leaves_the_position(
