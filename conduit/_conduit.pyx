@@ -232,7 +232,7 @@ cdef class Descriptor(FdHolder):
         cdef int fd = self.borrow(True)
         if fd < 0:
             raise self._unavailable()
-        self.give_back(True)
+        self.give_back(True, True)
         return fd
 
     def close(self) -> None:
@@ -388,10 +388,10 @@ cdef object open_as(Descriptor descriptor, tuple arguments):
         # A signal handler may have raised once the socket had the fd.
         if arguments is None and c_socket.fileno(made) >= 0:
             c_socket.detach(made)
-        close_now(descriptor.give_back(False))
+        close_now(descriptor.give_back(False, True))
         raise
     release_fds(&node)
-    descriptor.give_back(True)
+    descriptor.give_back(True, True)
     return made
 
 
@@ -628,7 +628,7 @@ cdef class Send(Waiter):
                     break
                 if self.closing[i] == SHARED:
                     self.closing[i] = NOT
-                    close_now((<Descriptor>self.items[i]).give_back(False))
+                    close_now((<Descriptor>self.items[i]).give_back(False, True))
         return 0
 
     cdef int _raise(self, int err) except -1:
@@ -661,7 +661,7 @@ cdef class Send(Waiter):
         for i in range(self.count):
             if self.closing[i] == MOVED or self.closing[i] == SHARED:
                 descriptor = <Descriptor>self.items[i]
-                self.own[i] = descriptor.give_back(sent and self.closing[i] == MOVED)
+                self.own[i] = descriptor.give_back(sent and self.closing[i] == MOVED, True)
             elif sent and self.closing[i] == AS_INT:
                 if not self.waited:
                     self.own[i] = self.fds[i]

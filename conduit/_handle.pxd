@@ -35,8 +35,8 @@ cdef class FdHolder:
     cdef object __weakref__
 
     cdef int number(self) noexcept
-    cdef int borrow(self, bint alone=*) noexcept
-    cdef int give_back(self, bint gone=*, bint borrowed=*) noexcept
+    cdef int borrow(self, bint alone) noexcept
+    cdef int give_back(self, bint gone, bint borrowed) noexcept
     cdef void sync(self) noexcept
 
 

@@ -175,25 +175,29 @@ cdef class FdHolder:
             fd = -1 if self.close_pending or self.users == ALONE else self.fd
         return fd
 
-    cdef int borrow(self, bint alone=False) noexcept:
+    @cython.final
+    cdef int borrow(self, bint alone) noexcept:
         """The fd, for a call that will `give_back`, without others if ``alone``; or less than 0."""
         cdef int fd = -1
         with cython.critical_section(self):
-            self.sync()
+            if self.forks != forks:
+                self.sync()
             if not self.close_pending and not (self.users if alone else self.users == ALONE):
                 fd = self.fd
             if fd >= 0:
                 self.users = ALONE if alone else self.users + 1
         return fd
 
-    cdef int give_back(self, bint gone=False, bint borrowed=True) noexcept:
+    @cython.final
+    cdef int give_back(self, bint gone, bint borrowed) noexcept:
         """End what `borrow` began; what is ``gone`` is held no more.
 
         The fd, for the caller to close or keep, if this is so and nobody uses it; else -1.
         """
         cdef int fd = -1
         with cython.critical_section(self):
-            self.sync()
+            if self.forks != forks:
+                self.sync()
             if borrowed:
                 # A fork in a signal handler under this call may have set the count to 0.
                 self.users = self.users - 1 if self.users > 0 else 0
@@ -336,7 +340,7 @@ cdef class Handle(FdHolder):
 
         `Error` (``NO_FD``) if it is closed, (``FAILED_TRANSFER``) if it is no Unix socket.
         """
-        cdef int fd = self.borrow()
+        cdef int fd = self.borrow(False)
         if fd < 0:
             raise self.error("it is closed", 0, None, ErrType.NO_FD)
         if self.unfit:
@@ -346,7 +350,7 @@ cdef class Handle(FdHolder):
 
     cpdef leave(self):
         """End a call; the last one out of a closed handle closes the descriptor."""
-        cdef int fd = self.give_back()
+        cdef int fd = self.give_back(False, True)
         if fd >= 0:
             self._release(fd)
 
@@ -356,7 +360,7 @@ cdef class Handle(FdHolder):
         `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the same.
         """
         cdef char one[8]
-        cdef int fd = self.borrow(), err = 0
+        cdef int fd = self.borrow(False), err = 0
         cdef list queue
         cdef Waiter waiter
         cdef str described = self.describe()
@@ -374,7 +378,7 @@ cdef class Handle(FdHolder):
             woken = waiter.wake_up()
             if isinstance(woken, BaseException):
                 failure = woken
-        fd = self.give_back()
+        fd = self.give_back(False, True)
         if fd >= 0:
             err = self._release(fd)
         if failure is not None:

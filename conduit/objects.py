@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import codecs
 import errno
-import functools
 import gc
 import io
 import itertools
@@ -478,6 +477,9 @@ for _mode, _raw_mode in _RAW_MODES.items():
         for _letters in itertools.permutations(_mode + _letter):
             _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
 
+_checked: set[tuple[str, str | None, str | None]] = set()
+"""Encoding, errors and newline of which it is known that a text file takes them."""
+
 _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 
 _O_PATH = getattr(os, "O_PATH", 0)
@@ -511,17 +513,14 @@ def check_file_arguments(
     if encoding is errors is newline is None:
         return
     if text:
-        _check_text_arguments("utf-8" if encoding is None else encoding, errors, newline)
+        arguments = ("utf-8" if encoding is None else encoding, errors, newline)
+        if arguments not in _checked:
+            io.TextIOWrapper(io.BytesIO(), *arguments)
+            _checked.add(arguments)
     else:
         for argument, value in {"encoding": encoding, "errors": errors, "newline": newline}.items():
             if value is not None:
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
-
-
-@functools.lru_cache(maxsize=16)
-def _check_text_arguments(encoding: str, errors: str | None, newline: str | None) -> None:
-    """Raise what a text file with these would, once it is too late."""
-    io.TextIOWrapper(io.BytesIO(), encoding, errors, newline)
 
 
 def raw_file(fd: int, flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
