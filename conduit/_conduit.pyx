@@ -1176,19 +1176,17 @@ cdef class Conduit:
         cdef ssize_t got = 0
         cdef bint reset = False
         cdef long long deadline = 0
-        handle.enter()
+        cdef int fd = handle.enter()
         try:
             while True:
                 if CONDUIT_CMSG_CLOEXEC:
                     with nogil:
-                        got = recv_message(handle.fd, handle.kind, data, size, result)
+                        got = recv_message(fd, handle.kind, data, size, result)
                 else:
                     # Python forks with the GIL held, so no child is made before all are
                     # close-on-exec. Only for vfork(), which it uses on Linux alone, it gives it
                     # up. Without a GIL, os.fork() stops all threads, but not subprocess.
-                    got = recv_message(  # pragma: no cover - not on Linux
-                        handle.fd, handle.kind, data, size, result
-                    )
+                    got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
                 if got >= 0:
                     break
                 if got == -ECONNRESET and not reset:

@@ -314,6 +314,19 @@ def test_an_object_and_its_number_in_one_call_are_closed_once_through_the_object
         assert [identity(fd.fileno()) for fd in message.fds] == expected
 
 
+def test_a_number_before_its_object_in_one_call_is_closed_once_through_the_object(
+    ends: Ends,
+) -> None:
+    one, other = ends
+    holder, descriptor = Holder(memory()), Descriptor(memory())
+    expected = [identity(thing.fileno()) for thing in (holder, descriptor)] * 2
+    one.transfer(holder.fileno(), descriptor.fileno(), holder, descriptor)
+    assert holder.closings == 1
+    assert descriptor.closed
+    with other.receive() as message:
+        assert [identity(fd.fileno()) for fd in message.fds] == expected
+
+
 def test_an_item_whose_close_fails_is_reported_once_all_others_are_closed(ends: Ends) -> None:
     one, other = ends
     failing = Holder(memory(), OSError(errno.EIO, os.strerror(errno.EIO)))

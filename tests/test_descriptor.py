@@ -589,6 +589,19 @@ def test_a_child_closes_what_was_closed_under_a_message_of_its_parent(ends: Ends
     os.close(closing.fd)
 
 
+@pytest.mark.parametrize("make", [Descriptor.to_file, Descriptor.to_conn])
+def test_a_descriptor_that_was_closed_elsewhere_becomes_no_object(
+    make: Callable[[Descriptor], object],
+) -> None:
+    descriptor = Descriptor(memory())
+    os.close(descriptor.fileno())
+    with pytest.raises(Error) as caught:
+        make(descriptor)
+    assert caught.value.type is ErrType.BAD_CLONE
+    assert caught.value.errno == errno.EBADF
+    descriptor.detach()
+
+
 def test_a_warning_that_is_an_error_is_reported_where_it_cannot_be_raised(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

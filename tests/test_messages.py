@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import time
+from pathlib import Path
 from types import FrameType
 
 import pytest
@@ -516,3 +517,15 @@ def test_a_message_says_what_it_holds(ends: Ends) -> None:
     with other.receive() as message:
         assert repr(message) == "<conduit.Message of 5 bytes and 1 descriptors>"
     assert isinstance(message, conduit.Message)
+
+
+def test_a_datagram_peer_that_turned_elsewhere_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    ours, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, peer, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as elsewhere:
+        elsewhere.bind(str(tmp_path / "s"))
+        ours.send(b"unread")
+        # What it has not read is lost, of which Linux tells the sender.
+        peer.connect(str(tmp_path / "s"))
+        with Conduit.from_conn(ours) as conduit, pytest.raises(PeerClosedError) as caught:
+            conduit.receive()
+        assert caught.value.errno == errno.ECONNRESET

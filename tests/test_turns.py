@@ -268,6 +268,32 @@ def test_a_handler_that_strikes_while_the_next_is_woken_keeps_nobody_asleep(ends
     assert other.receive(1).data == b"2"
 
 
+def test_a_handler_that_strikes_while_close_wakes_the_waiting_leaves_nothing_open(
+    ends: Ends,
+) -> None:
+    one, _ = ends
+    fill(one.fileno())
+    mine = Send(one, (), b"1", False)
+    assert mine.step() != 0
+    woken: list[int] = []
+
+    def wake() -> None:
+        woken.append(1)
+        if len(woken) == 1:
+            raise KeyboardInterrupt
+
+    waiting = Send(one, (), b"2", False)
+    assert waiting.step(wake) == QUEUED
+    with pytest.raises(KeyboardInterrupt):
+        one.close()
+    assert len(woken) == 2
+    assert one.closed
+    for ended in (mine.step, waiting.step):
+        with pytest.raises(Error) as caught:
+            ended()
+        assert caught.value.type is ErrType.NO_FD
+
+
 # Forks
 
 
