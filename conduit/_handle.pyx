@@ -16,9 +16,8 @@ every field once the last has ended: nobody else is there to write them.
 
 **Waiting** is ``poll(2)`` on the fd and on a waker that ``close()`` writes to, or for a turn, on a
 lock. Signals run when that ends: at once if the signal struck this thread, within SIGNAL_SLICE if
-it struck another, for only the main thread runs handlers. Without a descriptor for a waker, it is
-looked every BLIND_SLICE whether it was closed. Time is a count of nanoseconds from the system's
-clock.
+it struck another, for only the main thread runs handlers. Without a descriptor for a waker, every
+BLIND_SLICE is a look whether it was closed. Time is a count of nanoseconds from the system's clock.
 
 **Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
 has ``sending``, the others stand in ``queue`` in the order in which they came; who is done hands
@@ -369,6 +368,9 @@ cdef class Handle(FdHolder):
             return
         with cython.critical_section(self):
             self.close_pending = True
+            if self.owned:
+                # Waking may run what forks.
+                hold_fds(&self.node, &self.fd, 1)
             queue, self.queue = self.queue, None
             if self.waker[1] >= 0:
                 # An eventfd takes a 64-bit count in the machine's order, a pipe anything.

@@ -317,6 +317,25 @@ def test_a_child_closes_the_socket_that_only_a_call_of_the_parent_keeps_open(end
         receiving.result()
 
 
+def test_a_child_closes_the_socket_that_is_being_closed_as_it_is_forked(ends: Ends) -> None:
+    one, _ = ends
+    fd = one.fileno()
+    fill(fd)
+    statuses: list[int] = []
+
+    def look() -> None:
+        assert not is_open(fd)
+        assert one.closed
+
+    sending, waiting = Send(one, (), b"1", False), Send(one, (), b"2", False)
+    assert sending.step() != 0
+    assert waiting.step(lambda: statuses.append(in_child(look))) == QUEUED
+    one.close()
+    assert statuses == [0]
+    sending.cancel()
+    waiting.cancel()
+
+
 def test_a_child_closes_what_a_waiting_message_holds(ends: Ends) -> None:
     one, _ = ends
     fill(one.fileno())
