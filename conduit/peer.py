@@ -42,7 +42,6 @@ def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
     """
     answer = allow(peer)
     if hasattr(answer, "__await__"):
-        if hasattr(answer, "close"):
-            answer.close()
+        getattr(answer, "close", bool)()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
     return bool(answer)

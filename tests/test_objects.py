@@ -16,13 +16,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
 from helpers import PORTABLE, is_open, memory, same_file, waits
 
 import conduit
-from conduit import Conduit, Error, ErrType
+from conduit import Conduit, Error, ErrType, objects
 
 Ends = tuple[Conduit, Conduit]
 
@@ -950,3 +951,84 @@ def test_a_moved_socket_whose_makefile_is_open_is_closed_with_it(ends: Ends) -> 
         file.close()
         assert one.fileno() == -1
         assert other.recv(64) == b""
+
+
+# What an object holds, by the functions that look
+
+
+def test_an_object_is_prepared_where_nobody_imported_tempfile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Socket(socket.socket):
+        pass
+
+    monkeypatch.delitem(sys.modules, "tempfile")
+    with Socket() as sock:
+        objects.prepare(sock, keep=False)
+
+
+def test_a_text_file_over_a_socket_that_holds_nothing_may_go() -> None:
+    one, other = socket.socketpair()
+    with one, other, one.makefile("r", encoding="utf-8") as text:
+        objects.prepare(text, keep=True)
+
+
+def test_an_offset_that_the_system_does_not_set_is_told() -> None:
+    stuck = SimpleNamespace(seek=lambda offset, whence=0: 0)
+    with pytest.raises(OSError, match="does not set its offset"):
+        objects._drop_read_ahead(stuck, stuck, stuck, 5, 3)
+
+
+def test_what_has_nothing_behind_its_end_is_left_at_its_end() -> None:
+    sought: list[tuple[int, int]] = []
+
+    def seek(offset: int, whence: int = 0) -> None:
+        sought.append((offset, whence))
+        if whence == os.SEEK_SET:
+            raise OSError(errno.EINVAL, "as a block device says")
+
+    objects._leave_buffer(SimpleNamespace(seek=seek), 3)
+    assert sought == [(4, os.SEEK_SET), (0, os.SEEK_END)]
+
+
+def test_a_text_file_at_its_beginning_or_only_written_decodes_from_there(tmp_path: Path) -> None:
+    with open(tmp_path / "f", "w", encoding="utf-8") as text:
+        assert objects._decodes_from(text, 3)
+        assert not objects._has_pending_bytes(text)
+
+
+def test_text_whose_buffer_holds_more_from_a_pipe_is_refused() -> None:
+    source, feed = os.pipe()
+    os.write(feed, b"a line\nand what follows")
+    os.close(feed)
+    with open(source, encoding="utf-8") as text:
+        text._CHUNK_SIZE = 8  # type: ignore[attr-defined]
+        assert text.readline() == "a line\n"
+        with pytest.raises(Error, match="read ahead"):
+            objects.prepare(text, keep=True)
+        assert text.read() == "and what follows"
+
+
+def test_a_raw_file_that_waits_reads_all_and_a_part() -> None:
+    source, feed = os.pipe()
+    os.set_blocking(source, False)
+    with objects.WaitingFile(source, "rb") as file:
+        reading = threading.Thread(target=lambda: got.append(file.read(3)))
+        got: list[bytes] = []
+        reading.start()
+        os.write(feed, b"abcdef")
+        os.close(feed)
+        reading.join()
+        assert got == [b"abc"]
+        assert file.read(-1) == b"def"
+
+
+def test_without_proc_a_memfd_is_a_regular_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: str) -> str:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+    number = memory()
+    monkeypatch.setattr(os, "readlink", missing)
+    assert objects.kind_of(number) == "regular file"
+    monkeypatch.undo()
+    os.close(number)
