@@ -85,7 +85,7 @@ if held_lock == NULL:
 cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept:
     """Let a forked child close a row of fds, until `release_fds`; the node began as zeros.
 
-    ``fds`` tells whether it is in the list: it is written by whom the node belongs to alone.
+    ``fds`` tells whether it is in the list: only the owner of the node writes it.
     """
     if node.fds != NULL:
         return
@@ -366,11 +366,9 @@ cdef class Handle(FdHolder):
         cdef object woken, failure = None
         if fd < 0:
             return
+        # Now nobody else comes in, and a child closes it, which what is woken may make.
+        self.give_back(True, False)
         with cython.critical_section(self):
-            self.close_pending = True
-            if self.owned:
-                # Waking may run what forks.
-                hold_fds(&self.node, &self.fd, 1)
             queue, self.queue = self.queue, None
             if self.waker[1] >= 0:
                 # An eventfd takes a 64-bit count in the machine's order, a pipe anything.
