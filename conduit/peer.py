@@ -42,6 +42,7 @@ def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
     """
     answer = allow(peer)
     if hasattr(answer, "__await__"):
-        getattr(answer, "close", bool)()
+        if close := getattr(answer, "close", None):
+            close()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
     return bool(answer)

@@ -598,6 +598,18 @@ def test_an_allow_whose_answer_must_be_awaited_admits_nobody(path: str, driver: 
             client.receive()
 
 
+def test_an_answer_that_can_be_awaited_but_not_closed_admits_nobody(path: str) -> None:
+    class Answer:
+        def __await__(self) -> Any: ...
+
+    wrong: Any = lambda peer: Answer()  # noqa: E731
+    with Listener(path, allow=wrong) as listener, Conduit.connect(path) as client:
+        with pytest.raises(TypeError, match="coroutine"):
+            listener.accept()
+        with pytest.raises(PeerClosedError):
+            client.receive()
+
+
 def test_an_exception_of_allow_is_raised_and_its_peer_closed(path: str, driver: Driver) -> None:
     def allow(peer: Peer) -> bool:
         raise ZeroDivisionError
