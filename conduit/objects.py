@@ -16,7 +16,7 @@ of `http.client`, a third party's) may have a buffer that no method shows, so it
 subclass of an `io` class is trusted as long as it leaves reading, writing and positioning alone.
 An object that neither reads nor writes is taken to hold nothing.
 
-A text file has a decoder besides, and is sent only where one that begins anew goes on alike.
+A text file also has a decoder, and is sent only where a new decoder reads the same.
 
 A signal handler may raise at any call here. What it raises is told from what the call raised by
 `errors.from_handler`, and after it the object's ``tell()`` is what it was: nothing is changed in
@@ -336,7 +336,7 @@ def _leave_buffer(buffer: Any, offset: int) -> None:
 
 
 def _decodes_from(text: Any, position: int) -> bool:
-    """Whether a decoder that begins anew at a position goes on there as the text file's would."""
+    """Whether a new decoder reads from a position what the text file's own would."""
     state = position >> 64
     if state >> 32:
         # What it has decoded and the program has not read is no whole number of bytes.
@@ -421,7 +421,7 @@ def _has_pending_bytes(text: Any) -> bool:
 
 
 def _check_encoder(text: Any) -> None:
-    """Check that an encoder that begins anew goes on as the one of a text file would."""
+    """Check that a new encoder writes what the text file's own would."""
     encoder = _codec_of(text, "encode")
     if encoder is None:
         return
