@@ -17,11 +17,11 @@ awaits. One descriptor that leaves at once, by far the most common message, need
 **Items** stay the caller's until all of the message has left, and are then closed:
 
 - a `Descriptor` is *borrowed*: one that is moved by one call alone, so that of many threads that
-  move it, one does; one that is shared, for the length of one system call. Closed meanwhile, it is
-  closed as it is returned.
+  move it, one does; one that is shared, for the length of one system call. If it is closed in
+  that time, giving it back closes it.
 - a file, a socket, any object with ``fileno()`` and ``close()`` is closed through itself.
 - an int has no owner here: only the caller knows. A message that has to wait holds duplicates, and
-  sends these, so that a number closed and reused meanwhile does not send another's file. In the end
+  sends these, so that a number closed and reused while it waits sends no other file. In the end
   the number is closed only if it is known to name the same open file still. Without a duplicate to
   compare with, or a system that tells, it is left open, and FAILED_CLOSE says so.
 
@@ -136,7 +136,7 @@ cdef object close_owner(object owner):
 
 
 cdef int close_now(int fd) noexcept:
-    """Close what an object that was closed meanwhile gave back, if anything; 0 or the failure."""
+    """Close what `give_back` returned, if anything; 0 or the failure."""
     cdef int err = 0
     if fd >= 0:
         with nogil:
@@ -334,7 +334,9 @@ cdef class Message:
         cdef Descriptor descriptor
         for descriptor in self._fds:
             if count == SLOTS:
-                failed = close_fds(fds, count) or failed
+                with nogil:
+                    err = close_fds(fds, count)
+                failed = err or failed
                 count = 0
             fds[count] = descriptor.give_back(True, False)
             count += 1
@@ -1175,6 +1177,7 @@ cdef class Conduit:
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
         cdef bint reset = False
+        cdef double seconds = self._seconds()
         cdef long long deadline = 0
         cdef int fd = handle.enter()
         try:
@@ -1195,7 +1198,7 @@ cdef class Conduit:
                     continue
                 if got == -EAGAIN and reset:
                     got = -ECONNRESET
-                handle.retry(got, self._seconds(), &deadline, "receiving")
+                handle.retry(got, seconds, &deadline, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:

@@ -151,6 +151,19 @@ def test_a_huge_timeout_is_waited_for(ends: Ends) -> None:
         os.close(call.result())
 
 
+@only_blocking
+def test_a_new_timeout_does_not_end_a_call_for_which_another_was_faster(ends: Ends) -> None:
+    calls = [Call(ends[0].receive_fd), Call(ends[0].receive_fd)]
+    assert all(call.is_waiting() for call in calls)
+    ends[0].timeout = 0
+    # Both are woken by the first, and one of them waits again.
+    ends[1].transfer_fd(memory())
+    assert any(call.is_waiting() for call in calls)
+    ends[1].transfer_fd(memory())
+    for call in calls:
+        os.close(call.result())
+
+
 def test_a_new_timeout_holds_from_the_next_call(ends: Ends) -> None:
     call = Call(ends[0].receive_fd)
     assert call.is_waiting()
