@@ -101,7 +101,7 @@ def fd_of(obj: object, call: str = "transfer") -> int:
         DescriptorTypeError: ``NO_FD`` as well, if objects of its kind have none, or one that is
             of no use to another process (TLS).
     """
-    if _has_tls(obj):
+    if _has_any(obj, _TLS):
         raise DescriptorTypeError(
             f"a {type(obj).__name__} cannot be transferred: the keys and the state of TLS live in "
             "this process, not in the descriptor; transfer the plain socket before the handshake",
@@ -200,7 +200,7 @@ def _known(cls: type) -> Callable[[Any], None] | None:
 
 
 def _may_read(obj: Any) -> bool:
-    if not any(callable(getattr(obj, name, None)) for name in _READS):
+    if not _has_any(obj, _READS):
         return False
     readable = getattr(obj, "readable", None)
     return not callable(readable) or bool(readable())
@@ -224,7 +224,7 @@ def _flush(obj: Any) -> None:
 
 def _prepare_raw(raw: Any) -> None:
     """Nothing is held by a raw file; a closed one is found by its ``fileno()``."""
-    if type(raw) is socket.SocketIO and _has_tls(raw._sock):  # type: ignore[attr-defined]
+    if type(raw) is socket.SocketIO and _has_any(raw._sock, _TLS):  # type: ignore[attr-defined]
         fd_of(raw._sock)  # type: ignore[attr-defined]
 
 
@@ -445,8 +445,12 @@ def _codec_of(text: Any, method: str) -> Any:
     return None
 
 
-def _has_tls(obj: object) -> bool:
-    return any(hasattr(obj, name) for name in _TLS)
+def _has_any(obj: object, methods: tuple[str, ...]) -> bool:
+    # Not any() over a generator: where no memory is left to make one, Python 3.12 and 3.13 crash.
+    for method in methods:  # noqa: SIM110
+        if callable(getattr(obj, method, None)):
+            return True
+    return False
 
 
 def timeout_of(conn: object) -> float | None:
