@@ -45,23 +45,23 @@ from cpython.object cimport PyObject_AsFileDescriptor
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.errno cimport (
-    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMSGSIZE, ENOBUFS, ETIMEDOUT,
+    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMSGSIZE, ENOBUFS,
 )
 from libc.limits cimport INT_MAX
 from posix.fcntl cimport F_GETFD, F_GETFL, F_SETFD, FD_CLOEXEC, fcntl
 from posix.types cimport gid_t, pid_t, uid_t
 
 from conduit._handle cimport (
-    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, deadline_after, forks,
-    hold_fds, in_main_thread, release_fds, warn_unclosed,
+    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
+    release_fds, warn_unclosed,
 )
 from conduit._posix cimport (
-    CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLOUT, SOCK_STREAM,
+    CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLIN, POLLOUT, SOCK_STREAM,
     conduit_result,
 )
 from conduit._syscalls cimport (
-    ENDED, NEVER, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, close_same,
-    connect_fd, dup_fd, now, peer_of, recv_message, send_message, socket_fd, socket_pair,
+    ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, close_same, connect_fd,
+    dup_fd, peer_of, recv_message, send_message, socket_fd, socket_pair,
 )
 
 from _operator import index
@@ -86,8 +86,6 @@ cdef enum:
     AS_OBJECT = 2
     MOVED = 3
     SHARED = 4
-    # How long connect() waits in the main thread before it looks for signals, in nanoseconds.
-    CONNECT_SLICE = 250000000
 
 
 cdef int fd_from(object value, str call) except -1:
@@ -564,10 +562,13 @@ cdef class Send(Waiter):
                     break
                 why = None
                 if events == QUEUED:
-                    why = "another thread is sending, and the timeout is 0"
+                    why = "another thread is sending"
                 elif self.bytes_sent:
-                    why = f"it took {self.bytes_sent} of {self.size} bytes, and the timeout is 0"
-                self.handle.wait(events, self, seconds, &deadline, "sending", self.bytes_sent, why)
+                    why = f"it took {self.bytes_sent} of {self.size} bytes"
+                self.handle.wait(
+                    events, self, seconds, &deadline, "sending", why, ErrType.FAILED_TRANSFER,
+                    self.bytes_sent,
+                )
         except BaseException:
             self._end(False)
             raise
@@ -812,8 +813,7 @@ cdef class Conduit:
         cdef const char *start = address
         cdef size_t length = len(address)
         cdef double seconds = mistakes.seconds_from(timeout)
-        cdef long long deadline = deadline_after(seconds), left = NEVER
-        cdef long long most = CONNECT_SLICE if in_main_thread() else NEVER
+        cdef long long deadline = 0
         cdef int err = -EAGAIN, fd = socket_fd(index(type))
         if fd < 0:
             raise from_errno(-fd, ErrType.NO_FD, doing)
@@ -821,17 +821,14 @@ cdef class Conduit:
         conduit._handle.open(fd, "conduit", text, True)
         conduit.seconds = seconds
         try:
-            while err in (-EAGAIN, -EINTR) and left > 0:
-                left = NEVER if deadline == NEVER else deadline - now()
+            while err:
                 with nogil:
-                    err = connect_fd(fd, start, length, min(left, most))
+                    err = connect_fd(fd, start, length)
                 if err:
-                    PyErr_CheckSignals()
-            if err in (-EAGAIN, -EINTR):
-                why = "the listener's backlog was full all the time"
-                raise from_errno(ETIMEDOUT if seconds else EAGAIN, ErrType.NO_FD, doing, why)
-            if err:
-                raise from_errno(-err, ErrType.NO_FD, doing)
+                    conduit._handle.retry(
+                        err, PAUSE, seconds, &deadline, doing, "the listener's backlog is full",
+                        ErrType.NO_FD,
+                    )
         except BaseException:
             conduit._handle.close()
             raise
@@ -854,12 +851,11 @@ cdef class Conduit:
                 else:
                     # As in receiving: no child is made before it is close-on-exec.
                     fd = accept_fd(listening.fd)  # pragma: no cover - not on Linux
-                if fd == -EAGAIN or fd == -EINTR:
+                if fd < 0 and fd != -ECONNABORTED:
                     listening.retry(
-                        fd, seconds, &deadline, "accepting", "no pending connection (timeout is 0)"
+                        fd, POLLIN, seconds, &deadline, "accepting", "no connection is pending",
+                        ErrType.NO_FD,
                     )
-                elif fd < 0 and fd != -ECONNABORTED:
-                    raise listening.error("accepting", -fd, None, ErrType.NO_FD)
         finally:
             listening.leave()
         conduit._handle.open(fd, "conduit", "", True)
@@ -1032,7 +1028,7 @@ cdef class Conduit:
         failure = None
         try:
             if fd != own:
-                turn = handle.acquire_send(None, False, False)
+                turn = handle.acquire_send(handle.single, False, False)
             if turn != BUSY:
                 with nogil:
                     sent = send_message(own, b"\0", 1, &fd, 1)
@@ -1044,13 +1040,15 @@ cdef class Conduit:
                     raise handle.error("sending", EAGAIN)
                 # In the turn that this call has: those that came since then come after it.
                 send = Send.__new__(Send)
-                send.granted = turn == TURN
+                if turn == TURN:
+                    with cython.critical_section(handle):
+                        handle.sender = send
                 turn = BUSY
                 send._load(handle, (item,), None, keep)
                 return send._run(seconds, seconds != 0, True)
         finally:
             if turn == TURN:
-                failure = handle.end_send(None, False)
+                failure = handle.end_send(handle.single, False)
             handle.leave()
         if not keep and not is_int:
             failure = close_owner(item) or failure
@@ -1198,7 +1196,7 @@ cdef class Conduit:
                     continue
                 if got == -EAGAIN and reset:
                     got = -ECONNRESET
-                handle.retry(got, seconds, &deadline, "receiving")
+                handle.retry(got, POLLIN, seconds, &deadline, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:

@@ -44,7 +44,6 @@ cdef class Waiter:
     cdef PyThread_type_lock lock
     cdef object wake
     cdef unsigned long thread
-    cdef bint granted
 
     cdef object wake_up(self)
 
@@ -57,8 +56,8 @@ cdef class Handle(FdHolder):
     cdef FileId known
     cdef int waker[2]
     cdef HeldFds waker_node
-    cdef bint sending
-    cdef unsigned long sender
+    # Who has the turn to send, if anybody; ``single`` is a call that does not wait.
+    cdef Waiter sender, single
     cdef list queue
 
     cdef int open(self, int fd, str what, object name, bint owned) except -1
@@ -69,10 +68,11 @@ cdef class Handle(FdHolder):
     cdef int check(self, str doing, ssize_t sent=*, bint to_send=*) except -1
     cdef int wait(
         self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
-        ssize_t sent=*, str empty=*,
+        str why=*, object type=*, ssize_t sent=*,
     ) except -1
     cdef int retry(
-        self, ssize_t result, double seconds, long long *deadline, str doing, str empty=*
+        self, ssize_t result, int events, double seconds, long long *deadline, str doing,
+        str why=*, object type=*,
     ) except -1
     cdef int acquire_send(self, Waiter waiter, bint for_room, bint join) except -1
     cdef object end_send(self, Waiter waiter, bint broken)
@@ -86,5 +86,4 @@ cdef unsigned long forks
 cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept
 cdef void release_fds(HeldFds *node) noexcept
 cdef long long deadline_after(double timeout) noexcept
-cdef bint in_main_thread() except -1
 cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept

@@ -20,8 +20,8 @@ it struck another, for only the main thread runs handlers. Without a descriptor 
 BLIND_SLICE is a look whether it was closed. Time is a count of nanoseconds from the system's clock.
 
 **Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
-has ``sending``, the others stand in ``queue`` in the order in which they came; who is done hands
-the turn to the first of them, so that nobody overtakes. (A lock that is released and taken again
+is the ``sender``, the others stand in ``queue`` in the order in which they came; who is done makes
+the first of them the sender, so that nobody overtakes. (A lock that is released and taken again
 let one thread send 46,786 messages and five others one each.) A packet leaves in one call; there
 the queue orders only those for which the socket had no room. A thread that waits for itself, as a
 signal handler would that sends on the conduit it interrupted, gets an Error.
@@ -149,15 +149,6 @@ cdef long long deadline_after(double timeout) noexcept:
     return NEVER if timeout < 0 or timeout > 9e9 else now() + <long long>(timeout * 1e9)
 
 
-cdef bint in_main_thread() except -1:
-    """Whether this may be the thread that runs Python's signal handlers.
-
-    Where nobody imported `threading`, which takes long, each may be.
-    """
-    main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
-    return main_thread is None or PyThread_get_thread_ident() == main_thread().ident
-
-
 @cython.freelist(256)
 cdef class FdHolder:
     """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
@@ -258,6 +249,8 @@ cdef class Handle(FdHolder):
         self.what = "conduit"
         self.name = ""
         self.waker[0] = self.waker[1] = -1
+        self.single = Waiter.__new__(Waiter)
+        self.queue = []
 
     def __dealloc__(self):
         # Whoever is in a call, or waits for a turn, holds this object. But in a forked child...
@@ -369,12 +362,12 @@ cdef class Handle(FdHolder):
         # Now nobody else comes in, and a child closes it, which what is woken may make.
         self.give_back(True, False)
         with cython.critical_section(self):
-            queue, self.queue = self.queue, None
+            queue, self.queue = self.queue, []
             if self.waker[1] >= 0:
                 # An eventfd takes a 64-bit count in the machine's order, a pipe anything.
                 one[:] = [1, 0, 0, 0, 0, 0, 0, 1]
                 write(self.waker[1], one, 8)
-        for waiter in queue or ():
+        for waiter in queue:
             woken = waiter.wake_up()
             if isinstance(woken, BaseException):
                 failure = woken
@@ -411,8 +404,8 @@ cdef class Handle(FdHolder):
 
     cdef void sync(self) noexcept:
         if self.forks != forks:
-            self.sending = False
-            self.queue = None
+            self.sender = None
+            self.queue = []
         FdHolder.sync(self)
 
     cdef int check(self, str doing, ssize_t sent=0, bint to_send=False) except -1:
@@ -435,19 +428,22 @@ cdef class Handle(FdHolder):
 
     cdef int wait(
         self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
-        ssize_t sent=0, str empty=None,
+        str why=None, object type=ErrType.FAILED_TRANSFER, ssize_t sent=0,
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        Raises if it is closed, at the deadline (0 before the first wait), and what a signal
-        handler raises. With a timeout of 0 there is no wait, and ``empty`` says for what.
+        Raises if it is closed, at the deadline (0 before the first wait; at once for 0 seconds),
+        and what a signal handler raises. ``why`` says what kept the call from being done.
         """
         cdef pollfd watched[2]
         cdef long long left
-        cdef int ready, spare, wait_ms
-        cdef int slice_ms = SIGNAL_SLICE if in_main_thread() else INT_MAX
+        cdef int ready, spare, wait_ms, slice_ms = SIGNAL_SLICE
+        # Only the main thread runs signal handlers; without `threading`, this may be it.
+        main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
+        if main_thread is not None and PyThread_get_thread_ident() != main_thread().ident:
+            slice_ms = INT_MAX
         if seconds == 0:
-            raise self.error(doing, EAGAIN, empty, ErrType.FAILED_TRANSFER, sent)
+            raise self.error(doing, EAGAIN, why, type, sent)
         if not deadline[0]:
             deadline[0] = deadline_after(seconds)
         with cython.critical_section(self):
@@ -468,8 +464,7 @@ cdef class Handle(FdHolder):
         while True:
             left = deadline[0] - now() if deadline[0] != NEVER else NEVER
             if left <= 0:
-                why = "timed out waiting for another thread's send" if events == QUEUED else None
-                raise self.error(doing, ETIMEDOUT, why, ErrType.FAILED_TRANSFER, sent)
+                raise self.error(doing, ETIMEDOUT, why, type, sent)
             wait_ms = <int>min(left // 1000000 + 1, <long long>slice_ms)
             with nogil:
                 if events == QUEUED:
@@ -483,55 +478,54 @@ cdef class Handle(FdHolder):
             if ready > 0 or events == PAUSE:
                 return 0
             if ready < 0 and ready != -EINTR:
-                raise self.error(doing, -ready, None, ErrType.FAILED_TRANSFER, sent)
+                raise self.error(doing, -ready, None, type, sent)
 
     cdef int retry(
-        self, ssize_t result, double seconds, long long *deadline, str doing, str empty=None
+        self, ssize_t result, int events, double seconds, long long *deadline, str doing,
+        str why=None, object type=ErrType.FAILED_TRANSFER,
     ) except -1:
         """After a call that failed: wait until it may be made again, or raise."""
         if result == -EAGAIN:
-            self.wait(POLLIN, None, seconds, deadline, doing, 0, empty)
+            self.wait(events, None, seconds, deadline, doing, why, type)
         elif result == -EINTR:
             PyErr_CheckSignals()
             self.check(doing)
         else:
-            raise self.error(doing, <int>-result)
+            raise self.error(doing, <int>-result, None, type)
         return 0
 
     cdef int acquire_send(self, Waiter waiter, bint for_room, bint join) except -1:
         """Whether one may send: TURN, until `end_send`; FREE, for a packet in one call; or BUSY.
 
-        Without a ``waiter``, this is for one call now; ``for_room`` is to wait until a packet
-        socket has some. With ``join`` the waiter stands in the queue if it is BUSY, and is woken
-        when it has the turn. A thread that would wait for itself gets an `Error` (``EDEADLK``).
+        ``for_room`` is to wait until a packet socket has some. With ``join`` the waiter stands in
+        the queue if it is BUSY, and is woken when it has the turn. A thread that would wait for
+        itself gets an `Error` (``EDEADLK``).
         """
         cdef int turn = BUSY
         cdef Waiter other
-        cdef bint itself = False, is_thread = join and waiter.wake is None
-        if is_thread and waiter.lock == NULL:
+        cdef bint itself = False
+        if join and waiter.wake is None and waiter.lock == NULL:
             waiter.lock = PyThread_allocate_lock()
             if waiter.lock == NULL:
                 raise MemoryError  # pragma: no cover - no memory for a lock
             PyThread_acquire_lock(waiter.lock, NOWAIT_LOCK)
         with cython.critical_section(self):
-            if waiter is not None and waiter.granted:
+            if self.sender is waiter:
                 turn = TURN
-            elif self.sending:
-                itself = is_thread and self.sender == waiter.thread
-                for other in self.queue or () if is_thread else ():
-                    itself = itself or other.thread == waiter.thread
-                if join and not itself:
-                    if self.queue is None:
-                        self.queue = []
-                    self.queue.append(waiter)
-            elif not self.broken or waiter is not None:
-                # A waiter is told by `check` that it may not send.
-                turn = TURN if for_room or self.kind == SOCK_STREAM else FREE
+            elif self.sender is None:
+                # What waits is told by `check` that nothing is sent any more.
+                if not self.broken or waiter is not self.single:
+                    turn = TURN if for_room or self.kind == SOCK_STREAM else FREE
                 if turn == TURN:
-                    self.sending = True
-                    self.sender = PyThread_get_thread_ident()
-                    if waiter is not None:
-                        waiter.granted = True
+                    waiter.thread = PyThread_get_thread_ident()
+                    self.sender = waiter
+            elif join:
+                if waiter.wake is None:
+                    itself = self.sender.thread == waiter.thread
+                    for other in self.queue:
+                        itself = itself or other.thread == waiter.thread
+                if not itself:
+                    self.queue.append(waiter)
         if itself:
             raise self.error("sending", EDEADLK)
         return turn
@@ -542,26 +536,18 @@ cdef class Handle(FdHolder):
         If ``broken``, a message has left in part, and none is sent any more. None, or what a signal
         handler raised while the next was woken, to be raised once all else is done.
         """
-        cdef Py_ssize_t i
-        cdef Waiter following = None
         cdef object woken = False
         while woken is False:
             with cython.critical_section(self):
+                if self.forks != forks:
+                    self.sync()
                 self.broken = self.broken or broken
-                if following is not None:
-                    # Its loop has ended.
-                    following.granted = False
-                    following = None
-                if waiter is not None and not waiter.granted:
-                    for i in range(len(self.queue or ())):
-                        if self.queue[i] is waiter:
-                            del self.queue[i]
-                            break
-                elif self.forks == forks:
-                    self.sending = False
+                if self.sender is waiter:
+                    # The next; and the one after that, if the loop of that one has ended.
+                    self.sender = waiter = self.queue.pop(0) if self.queue else None
+                else:
                     if self.queue:
-                        following = self.queue.pop(0)
-                        following.granted = self.sending = True
-                        self.sender = following.thread
-            woken = following.wake_up() if following is not None else None
+                        self.queue = [other for other in self.queue if other is not waiter]
+                    waiter = None
+            woken = waiter.wake_up() if waiter is not None else None
         return woken

@@ -213,12 +213,12 @@ static inline int conduit_accept(int fd)
 #endif
 }
 
-/* Connect, waiting at most so many microseconds (0: for ever) for room in the listener's
- * backlog, where the system waits at all; 0, or -1 and errno (EAGAIN when they have passed). */
-static inline int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
+/* Connect; 0, or -1 and errno: EAGAIN where the system would wait for room in the listener's
+ * backlog. Without O_NONBLOCK, which the program would see, by the shortest of patience. */
+static inline int conduit_connect(int fd, const char *path, size_t length)
 {
     struct sockaddr_un address;
-    struct timeval patience = {microseconds / 1000000, microseconds % 1000000};
+    struct timeval patience = {0, 1};
     /* An abstract name, which begins with a zero byte, ends with its length; a path with another. */
     if (length + (*path != 0) > sizeof address.sun_path) {
         errno = ENAMETOOLONG;
@@ -232,7 +232,7 @@ static inline int conduit_connect(int fd, const char *path, size_t length, long 
     if (connect(fd, (struct sockaddr *)&address,
                 (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (*path != 0))))
         return -1;
-    patience.tv_sec = patience.tv_usec = 0;
+    patience.tv_usec = 0;
     return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 

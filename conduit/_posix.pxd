@@ -20,7 +20,7 @@ cdef extern from "_posix.h" nogil:
     ssize_t conduit_result(ssize_t returned)
     ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
-    int conduit_connect(int fd, const char *path, size_t length, long long microseconds)
+    int conduit_connect(int fd, const char *path, size_t length)
     long long conduit_offset(int fd)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int *kind)

@@ -49,8 +49,6 @@ cdef ssize_t recv_message(
 ) noexcept nogil
 cdef int accept_fd(int fd) noexcept nogil
 cdef int socket_fd(int kind) noexcept nogil
-cdef int connect_fd(
-    int fd, const char *path, size_t length, long long nanoseconds
-) noexcept nogil
+cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil
 cdef int socket_pair(int kind, int *ends) noexcept nogil
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil

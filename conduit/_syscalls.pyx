@@ -2,8 +2,8 @@
 # cython: annotation_typing=False
 """The system calls, one function each: no state, no policy, no Python object.
 
-Each returns a value, or minus the errno. None waits, but ``connect_fd`` for as long as it is told;
-none retries. All run without the GIL, in any number of threads.
+Each returns a value, or minus the errno. None waits, and none retries. All run without the GIL, in
+any number of threads.
 
 What each descriptor gets here, so that nothing else has to care: it is close-on-exec from the
 first instant (where the system can do that in one step), and above standard error, so that the
@@ -233,17 +233,9 @@ cdef int socket_fd(int kind) noexcept nogil:
     return move_up(<int>conduit_result(conduit_socket(kind)))
 
 
-cdef int connect_fd(
-    int fd, const char *path, size_t length, long long nanoseconds
-) noexcept nogil:
-    """Connect, waiting so long for room in the backlog, or -EAGAIN; NEVER is as long as it takes.
-
-    The system counts microseconds, of which 0 are for ever: there is always one at least.
-    """
-    cdef long long microseconds = 0
-    if nanoseconds != NEVER:
-        microseconds = nanoseconds // 1000 + 1 if nanoseconds > 0 else 1
-    return <int>conduit_result(conduit_connect(fd, path, length, microseconds))
+cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil:
+    """Connect; -EAGAIN if the listener's backlog has no room."""
+    return <int>conduit_result(conduit_connect(fd, path, length))
 
 
 cdef int socket_pair(int kind, int *ends) noexcept nogil:

@@ -86,13 +86,13 @@ class DescriptorTypeError(Error, TypeError):
     """An argument is of a kind that has no descriptor to give. Its type is ``NO_FD``."""
 
 
-_WAITING: dict[int, type[Error]] = {
-    codes.EAGAIN: WouldBlockError,
-    codes.ETIMEDOUT: TransferTimeoutError,
+# The class, why it waited unless the caller knows better, and what ended the wait.
+_WAITING: dict[int, tuple[type[Error], str, str]] = {
+    codes.EAGAIN: (WouldBlockError, "it is not ready", "the timeout is 0"),
+    codes.ETIMEDOUT: (TransferTimeoutError, "nothing was transferred", "the deadline passed"),
 }
 
 _SENTENCES = {
-    codes.EAGAIN: "it is not ready, and the timeout is 0",
     codes.EMFILE: "this process has no room for more descriptors; close some, or raise "
     "RLIMIT_NOFILE (ulimit -n)",
     codes.ENFILE: "the system has no room for more open files (fs.file-max)",
@@ -169,18 +169,15 @@ def from_errno(
     Returns:
         the error, to be raised by the caller.
     """
-    cls = _WAITING.get(errno, Error)
+    cls = Error
+    if errno in _WAITING:
+        cls, usual, limit = _WAITING[errno]
+        why = f"{why or usual}, and {limit}"
     sentences = _SENTENCES
     if type is ErrType.FAILED_TRANSFER:
         sentences = _SENTENCES | _PEER_GONE | _TRANSFER_SENTENCES
         if errno in _PEER_GONE:
             cls = PeerClosedError
-        if errno == codes.ETIMEDOUT and why is None:
-            why = (
-                f"the deadline passed after {sent} bytes of the payload were sent"
-                if sent
-                else "the deadline passed, and nothing was transferred"
-            )
     elif type is ErrType.BAD_CTRL_MESG:
         sentences = _SENTENCES | _MESSAGE_SENTENCES
     name = codes.errorcode.get(errno, str(errno))

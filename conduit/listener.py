@@ -178,9 +178,9 @@ class Listener:
                 if timeout <= 0:
                     raise from_errno(
                         errno.ETIMEDOUT,
-                        ErrType.FAILED_TRANSFER,
+                        ErrType.NO_FD,
                         f"{self!r}: accepting",
-                        "the deadline passed, and all who came were refused",
+                        "all who came were refused",
                     )
 
     def admit(self, timeout: float | None = None) -> Conduit | None:

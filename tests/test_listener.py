@@ -200,7 +200,7 @@ def test_connecting_to_a_full_backlog_ends_at_the_deadline(
 
 def test_a_full_backlog_and_an_empty_one_are_named(path: str) -> None:
     with Listener(path, backlog=0) as listener, contextlib.ExitStack() as stack:
-        with pytest.raises(WouldBlockError, match="no pending connection"):
+        with pytest.raises(WouldBlockError, match="no connection is pending"):
             listener.accept(0)
         for sock in fill_backlog(path, socket.SOCK_STREAM):
             stack.enter_context(sock)
