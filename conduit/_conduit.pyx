@@ -824,11 +824,13 @@ cdef class Conduit:
             while err:
                 with nogil:
                     err = connect_fd(fd, start, length)
-                if err:
+                if err == -EAGAIN or err == -EINTR:
                     conduit._handle.retry(
                         err, PAUSE, seconds, &deadline, doing, "the listener's backlog is full",
                         ErrType.NO_FD,
                     )
+                elif err:
+                    raise from_errno(-err, ErrType.NO_FD, doing)
         except BaseException:
             conduit._handle.close()
             raise

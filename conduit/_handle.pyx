@@ -47,15 +47,15 @@ from cpython.exc cimport (
 from cpython.object cimport PyObject
 from cpython.pythread cimport (
     NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-    PyThread_get_thread_ident, PyThread_release_lock, PyThread_type_lock,
+    PyThread_release_lock, PyThread_type_lock,
 )
 from libc.errno cimport EAGAIN, EBADF, EINTR, ETIMEDOUT
 from libc.limits cimport INT_MAX
 from posix.unistd cimport write
 
 from conduit._posix cimport (
-    EDEADLK, POLLIN, PY_LOCK_ACQUIRED, SOCK_STREAM, PyThread_acquire_lock_timed, conduit_prepare,
-    conduit_result, conduit_waker, poll, pollfd,
+    EDEADLK, POLLIN, PY_LOCK_ACQUIRED, SOCK_STREAM, PyThread_acquire_lock_timed,
+    PyThread_get_thread_ident, conduit_prepare, conduit_result, conduit_waker, poll, pollfd,
 )
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 

@@ -97,3 +97,6 @@ cdef extern from "pythread.h" nogil:
     PyLockStatus PyThread_acquire_lock_timed(
         PyThread_type_lock lock, long long microseconds, int interruptible
     )
+
+    # Cython's own says long, which is negative where all of 32 bits are used.
+    unsigned long PyThread_get_thread_ident()

@@ -187,4 +187,7 @@ def test_import_of_conduit_imports_little_that_socket_does_not() -> None:
     environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
     output = subprocess.check_output([sys.executable, "-P", "-c", code], text=True, env=environment)
     imported = {name for name in output.split() if not name.startswith(("_cython", "cython"))}
-    assert imported <= {"conduit", "__future__", "gc"}
+    # What `socket` imports as well, in Python 3.11 all of it, in 3.15 hardly any.
+    small = {"collections", "itertools", "keyword", "math", "operator", "reprlib", "select"}
+    private = {"_collections", "_math_integer", "_operator"}
+    assert imported <= {"conduit", "__future__", "gc"} | small | private
