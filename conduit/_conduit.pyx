@@ -36,29 +36,12 @@ import socket
 from io import FileIO, IOBase
 
 cimport cython
-from cpython.bool cimport PyBool_Check
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_FromLong
-from cpython.object cimport PyObject_AsFileDescriptor
-from cpython.ref cimport Py_INCREF
-from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
-from libc.errno cimport (
-    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMSGSIZE, ENOBUFS,
-)
-from libc.limits cimport INT_MAX
-from posix.fcntl cimport F_GETFD, F_GETFL, F_SETFD, FD_CLOEXEC, fcntl
-from posix.types cimport gid_t, pid_t, uid_t
 
 from conduit._handle cimport (
     BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
     release_fds, warn_unclosed,
 )
-from conduit._posix cimport (
-    CONDUIT_CMSG_CLOEXEC, CONDUIT_MAX_FDS, CONDUIT_SOCK_CLOEXEC, POLLIN, POLLOUT, SOCK_STREAM,
-    conduit_result,
-)
+from conduit._posix cimport *
 from conduit._syscalls cimport (
     ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, close_same, connect_fd,
     dup_fd, peer_of, recv_message, send_message, socket_fd, socket_pair,
@@ -69,7 +52,7 @@ from _socket import socket as c_socket
 
 from conduit import mistakes, objects
 from conduit.errors import (
-    Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message,
+    Error, ErrType, from_errno, from_handler, prefix_message, refusal,
 )
 from conduit.peer import Peer
 from conduit.signature import class_signature
@@ -327,22 +310,12 @@ cdef class Message:
 
     def close(self) -> None:
         """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
-        cdef int fds[SLOTS]
-        cdef int count = 0, err, failed = 0
+        cdef int err = 0
         cdef Descriptor descriptor
         for descriptor in self._fds:
-            if count == SLOTS:
-                with nogil:
-                    err = close_fds(fds, count)
-                failed = err or failed
-                count = 0
-            fds[count] = descriptor.give_back(True, False)
-            count += 1
-        with nogil:
-            err = close_fds(fds, count)
-        failed = err or failed
-        if failed:
-            raise from_errno(-failed, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
+            err = close_now(descriptor.give_back(True, False)) or err
+        if err:
+            raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
 
 
 cdef object open_raw(int fd, mode, buffering, owner):
@@ -650,7 +623,8 @@ cdef class Send(Waiter):
         If all was ``sent``, each item is closed, once. Raises after that what failed of it.
         """
         cdef Descriptor descriptor
-        cdef int i, err, failed = 0, lost = -1
+        cdef int i, err, failed = 0
+        cdef str which = "a descriptor"
         if self.over or self.handle is None:
             return 0
         self.over = True
@@ -670,23 +644,16 @@ cdef class Send(Waiter):
                     self.own[i] = self.fds[i]
                     continue
                 err = close_same(self.fds[i], self.own[i]) if self.own[i] >= 0 else -EBADF
-                if err == -EBADF:
-                    lost = self.fds[i]
-                elif err:
-                    failed = err  # pragma: no cover - a close(2) that fails after a wait
+                if err:
+                    failed = err
+                    which = f"descriptor {self.fds[i]}"
         with nogil:
             err = close_fds(self.own, self.count)
         self.handle.leave()
         failed = failed or err
         if failure is None and sent and failed:
             failure = self.handle.error(
-                "the message was sent, but closing a descriptor here", -failed, None,
-                ErrType.FAILED_CLOSE,
-            )
-        elif failure is None and lost >= 0:
-            failure = self.handle.error(
-                f"descriptor {lost} was sent, but meanwhile its number was closed or given to "
-                "another file here, or the system cannot tell; it is left alone", 0, None,
+                f"the message was sent, but closing {which} here", -failed, None,
                 ErrType.FAILED_CLOSE,
             )
         for i in range(self.count if sent else 0):
@@ -840,19 +807,18 @@ cdef class Conduit:
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef Handle listening = handle
         cdef double seconds = mistakes.seconds_from(timeout)
         cdef long long deadline = 0
-        cdef int fd = -EINTR
-        listening.enter()
+        cdef PyThreadState *state
+        cdef Handle listening = handle
+        cdef int own = listening.enter(), fd = -EINTR
         try:
             while fd < 0:
-                if CONDUIT_SOCK_CLOEXEC:
-                    with nogil:
-                        fd = accept_fd(listening.fd)
-                else:
-                    # As in receiving: no child is made before it is close-on-exec.
-                    fd = accept_fd(listening.fd)  # pragma: no cover - not on Linux
+                # As in receiving.
+                state = PyEval_SaveThread() if CONDUIT_SOCK_CLOEXEC else NULL
+                fd = accept_fd(own)
+                if state != NULL:
+                    PyEval_RestoreThread(state)
                 if fd < 0 and fd != -ECONNABORTED:
                     listening.retry(
                         fd, POLLIN, seconds, &deadline, "accepting", "no connection is pending",
@@ -1056,7 +1022,8 @@ cdef class Conduit:
             failure = close_owner(item) or failure
         if failure is None and err:
             failure = handle.error(
-                f"descriptor {fd} was sent, but closing it here", -err, None, ErrType.FAILED_CLOSE
+                f"the message was sent, but closing descriptor {fd} here", -err, None,
+                ErrType.FAILED_CLOSE,
             )
         if failure is not None:
             raise failure
@@ -1176,20 +1143,20 @@ cdef class Conduit:
         """
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
+        cdef PyThreadState *state
         cdef bint reset = False
         cdef double seconds = self._seconds()
         cdef long long deadline = 0
         cdef int fd = handle.enter()
         try:
             while True:
-                if CONDUIT_CMSG_CLOEXEC:
-                    with nogil:
-                        got = recv_message(fd, handle.kind, data, size, result)
-                else:
-                    # Python forks with the GIL held, so no child is made before all are
-                    # close-on-exec. Only for vfork(), which it uses on Linux alone, it gives it
-                    # up. Without a GIL, os.fork() stops all threads, but not subprocess.
-                    got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
+                # Where close-on-exec is a step of its own, the GIL is kept: Python forks with it,
+                # but for vfork(), which it uses on Linux alone. Without a GIL, os.fork() stops all
+                # threads, but not subprocess.
+                state = PyEval_SaveThread() if CONDUIT_CMSG_CLOEXEC else NULL
+                got = recv_message(fd, handle.kind, data, size, result)
+                if state != NULL:
+                    PyEval_RestoreThread(state)
                 if got >= 0:
                     break
                 if got == -ECONNRESET and not reset:
@@ -1202,33 +1169,13 @@ cdef class Conduit:
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:
-            refuse(handle, size, least, most, result)
+            with nogil:
+                close_fds(result.fds, result.count)
+            raise refusal(
+                handle.describe(), size, least, most, result.count, result.err,
+                result.flaw == ENDED, result.flaw == WITHHELD,
+            )
         return got
-
-
-cdef int refuse(Handle handle, size_t size, int least, int most, RecvResult *result) except -1:
-    """Raise for a message that is not what was asked for, with all that came closed."""
-    cdef int count = result.count
-    cdef str why
-    with nogil:
-        close_fds(result.fds, count)
-    if result.flaw == ENDED:
-        raise PeerClosedError(
-            f"{handle.describe()}: receiving: the peer closed its end", ErrType.FAILED_TRANSFER
-        )
-    if result.err:
-        why = (f"a message was longer than the {size} bytes asked for, and is lost; its "
-               "descriptors are closed") if result.err == EMSGSIZE else None
-        raise handle.error("receiving", result.err, why, ErrType.BAD_CTRL_MESG)
-    if result.flaw == WITHHELD:
-        why = ("the system withheld a descriptor (all that came are closed): a security policy, or "
-               "this process had no room for a moment")
-    elif least:
-        why = (f"expected 1 descriptor, received {count}{' (all closed)' if count else ''}; "
-               "receive() takes messages of any form")
-    else:
-        why = f"expected at most {most} descriptors, received {count} (all closed)"
-    raise handle.error(f"receiving: {why}", 0, None, ErrType.BAD_CTRL_MESG)
 
 
 def check_number(value: object) -> None:

@@ -1,8 +1,6 @@
 """The C interface of ``_handle``, for ``_conduit``."""
 
-from cpython.object cimport PyObject
-from cpython.pythread cimport PyThread_type_lock
-
+from conduit._posix cimport PyObject, PyThread_type_lock
 from conduit._syscalls cimport FileId
 
 

@@ -41,29 +41,11 @@ import os
 import sys
 
 cimport cython
-from cpython.exc cimport (
-    PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_WriteUnraisable,
-)
-from cpython.object cimport PyObject
-from cpython.pythread cimport (
-    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
-    PyThread_release_lock, PyThread_type_lock,
-)
-from libc.errno cimport EAGAIN, EBADF, EINTR, ETIMEDOUT
-from libc.limits cimport INT_MAX
-from posix.unistd cimport write
 
-from conduit._posix cimport (
-    EDEADLK, POLLIN, PY_LOCK_ACQUIRED, SOCK_STREAM, PyThread_acquire_lock_timed,
-    PyThread_get_thread_ident, conduit_prepare, conduit_result, conduit_waker, poll, pollfd,
-)
+from conduit._posix cimport *
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
 from conduit.errors import Error, ErrType, from_errno
-
-cdef extern from "Python.h":
-    int PyErr_ResourceWarning(PyObject *source, Py_ssize_t level, const char *format, ...)
-
 
 cdef enum:
     # Milliseconds between two looks for a signal that the system handed to another thread, and
@@ -377,11 +359,7 @@ cdef class Handle(FdHolder):
         if failure is not None:
             raise failure
         if err:
-            raise from_errno(
-                -err, ErrType.FAILED_CLOSE, f"{described}: closing",
-                "its descriptor was closed elsewhere, and what has it now was left alone"
-                if err == -EBADF else None,
-            )
+            raise from_errno(-err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
     def warn_unclosed(self, source: object, level: int = 1) -> None:
         """Warn that an object over this handle was dropped while it was open.

@@ -1,8 +1,32 @@
-"""What the C headers offer and Cython does not ship."""
+"""All of C and of Python's C interface that is called here: first what Cython ships."""
 
-from cpython.pythread cimport PyThread_type_lock
+from cpython.bool cimport PyBool_Check
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.exc cimport (
+    PyErr_CheckSignals, PyErr_Clear, PyErr_ExceptionMatches, PyErr_WriteUnraisable,
+)
+from cpython.long cimport PyLong_AsLongLongAndOverflow, PyLong_Check, PyLong_FromLong
+from cpython.object cimport PyObject, PyObject_AsFileDescriptor
+from cpython.pythread cimport (
+    NOWAIT_LOCK, WAIT_LOCK, PyThread_acquire_lock, PyThread_allocate_lock, PyThread_free_lock,
+    PyThread_release_lock, PyThread_type_lock,
+)
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from libc.errno cimport (
+    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE, ENOBUFS, ETIMEDOUT,
+)
+from libc.limits cimport INT_MAX
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport (
+    F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, FD_CLOEXEC, O_NONBLOCK, fcntl,
+)
+from posix.stat cimport fstat, struct_stat
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport gid_t, pid_t, uid_t
 from posix.uio cimport iovec
+from posix.unistd cimport close, write
 
 
 cdef extern from "_posix.h" nogil:
@@ -86,6 +110,18 @@ cdef extern from "<poll.h>" nogil:
         short revents
 
     int poll(pollfd *fds, size_t count, int timeout)
+
+
+cdef extern from "Python.h" nogil:
+    ctypedef struct PyThreadState:
+        pass
+
+    PyThreadState *PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState *state)
+
+
+cdef extern from "Python.h":
+    int PyErr_ResourceWarning(PyObject *source, Py_ssize_t level, const char *format, ...)
 
 
 cdef extern from "pythread.h" nogil:

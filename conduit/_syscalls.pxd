@@ -1,8 +1,6 @@
 """The C interface of ``_syscalls``."""
 
-from posix.types cimport gid_t, pid_t, uid_t
-
-from conduit._posix cimport CONDUIT_MAX_FDS
+from conduit._posix cimport CONDUIT_MAX_FDS, gid_t, pid_t, uid_t
 
 
 cdef enum:

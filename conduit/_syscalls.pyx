@@ -12,24 +12,7 @@ output of a program whose standard streams are closed does not go to a peer.
 
 import os
 
-from libc.errno cimport EAGAIN, EBADF, EINTR, EMFILE, EMSGSIZE
-from libc.string cimport memcpy, memset
-from posix.fcntl cimport F_DUPFD_CLOEXEC, F_SETFD, FD_CLOEXEC, O_NONBLOCK, fcntl
-from posix.stat cimport fstat, struct_stat
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
-from posix.types cimport gid_t, pid_t, uid_t
-from posix.uio cimport iovec
-from posix.unistd cimport close
-
-from conduit._posix cimport (
-    CMSG_DATA, CMSG_FIRSTHDR, CMSG_LEN, CMSG_NXTHDR, CMSG_SPACE, CONDUIT_CMSG_CLOEXEC,
-    CONDUIT_MAX_FDS, CONDUIT_NOSIGNAL, CONDUIT_SCM_PIDFD, MSG_CTRUNC, MSG_DONTWAIT, MSG_TRUNC,
-    SCM_RIGHTS, SOCK_DGRAM, SOCK_SEQPACKET, SOCK_STREAM, SOL_SOCKET, cmsghdr, conduit_accept,
-    conduit_at_end, conduit_cmsg_size, conduit_connect, conduit_control, conduit_mark_packets,
-    conduit_offset, conduit_peer, conduit_result, conduit_same_file, conduit_sendmsg,
-    conduit_socket, conduit_socket_options, conduit_socketpair, conduit_unmark_packets, msghdr,
-    recvmsg,
-)
+from conduit._posix cimport *
 
 MAX_FDS = CONDUIT_MAX_FDS
 

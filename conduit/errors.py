@@ -121,6 +121,11 @@ _TRANSFER_SENTENCES = {
     "or the like, for which it cannot wait",
 }
 
+_CLOSE_SENTENCES = {
+    codes.EBADF: "its number was closed elsewhere or given to another file, or the system cannot "
+    "tell; what has it now was left alone",
+}
+
 _MESSAGE_SENTENCES = {
     codes.EMFILE: "this process had no room for the descriptors of a message (all closed); close "
     "others first, or raise RLIMIT_NOFILE (ulimit -n)",
@@ -154,6 +159,46 @@ def from_handler(exc: BaseException) -> bool:
     return False
 
 
+def refusal(
+    what: str, size: int, least: int, most: int, count: int, err: int, ended: bool, withheld: bool
+) -> Error:
+    """Make the `Error` for a message that came, and is not what a call can return.
+
+    Args:
+        what: which conduit.
+        size: how many bytes the call had room for.
+        least, most: how many descriptors it wanted.
+        count: how many came; they are closed.
+        err: what this process had no room for, as an errno, or 0.
+        ended: whether it is no message, but the end.
+        withheld: whether the system withheld a descriptor.
+    """
+    what = f"{what}: receiving"
+    if ended:
+        return PeerClosedError(f"{what}: the peer closed its end", ErrType.FAILED_TRANSFER)
+    if err:
+        why = None
+        if err == codes.EMSGSIZE:
+            why = (
+                f"a message was longer than the {size} bytes asked for, and is lost; its "
+                "descriptors are closed"
+            )
+        return from_errno(err, ErrType.BAD_CTRL_MESG, what, why)
+    if withheld:
+        why = (
+            "the system withheld a descriptor (all that came are closed): a security policy, or "
+            "this process had no room for a moment"
+        )
+    elif least:
+        closed = " (all closed)" if count else ""
+        why = (
+            f"expected 1 descriptor, received {count}{closed}; receive() takes messages of any form"
+        )
+    else:
+        why = f"expected at most {most} descriptors, received {count} (all closed)"
+    return Error(f"{what}: {why}", ErrType.BAD_CTRL_MESG)
+
+
 def from_errno(
     errno: int, type: ErrType, what: str, why: str | None = None, *, sent: int = 0
 ) -> Error:
@@ -180,6 +225,8 @@ def from_errno(
             cls = PeerClosedError
     elif type is ErrType.BAD_CTRL_MESG:
         sentences = _SENTENCES | _MESSAGE_SENTENCES
+    elif type is ErrType.FAILED_CLOSE:
+        sentences = _SENTENCES | _CLOSE_SENTENCES
     name = codes.errorcode.get(errno, str(errno))
     sentence = why or sentences.get(errno)
     if sentence is None:
