@@ -23,16 +23,15 @@ QUEUED: Final[int]
 
 @final
 class Descriptor:
-    """One descriptor that this object owns: it is closed with the object.
+    """One descriptor that this object owns, as `Conduit.receive` returns it.
 
-    What `Conduit.receive` returns. Close it (or leave it, as a context manager), give it to a
-    file (`to_file`) or a socket (`to_conn`), or take the number out (`detach`). One that is
-    dropped still open is closed too, with a `ResourceWarning`. While a call moves it, it looks
-    closed; if that fails, it is open again. What needs it open raises `Error` (``NO_FD``).
+    Close it (or leave it, as a context manager), give it to a file (`to_file`) or a socket
+    (`to_conn`), or take the number out (`detach`). One that is dropped still open is closed too,
+    with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
+    again. What needs it open raises `Error` (``NO_FD``).
 
     Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
-    `DescriptorTypeError` for anything but an int, and `Error` (``NO_FD``) for one that cannot be
-    a descriptor.
+    `DescriptorTypeError` for anything but an int, `Error` (``NO_FD``) for an impossible one.
     """
 
     __signature__: ClassVar[Signature]
@@ -47,24 +46,20 @@ class Descriptor:
         """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux
-        tells ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
-        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``.
-
-        Raises `Error` (``UNKNOWN``) if the system does not tell.
+        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
+        ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
+        ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
+        the system does not tell.
         """
     def fileno(self) -> int:
         """Return the number, which stays owned by this object."""
     def detach(self) -> int:
-        """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
-
-        Raises `Error` (``NO_FD``) also while another thread sends it.
-        """
+        """Return the number and forget it: the caller owns it. Not while another call uses it."""
     def close(self) -> None:
         """Close it; a second time does nothing.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that shows
-        only now, a number closed elsewhere); it is closed all the same.
+        Raises `Error` (``FAILED_CLOSE``) for what the system reports only now, such as a full disk;
+        it is closed all the same.
         """
     @overload
     def to_file(
@@ -79,9 +74,8 @@ class Descriptor:
     ) -> BinaryIO:
         """Return a file object that owns the descriptor from now on.
 
-        The arguments are those of ``open()``. Without a mode, the file is binary and allows what
-        the descriptor allows. Nothing is truncated, and no offset is moved, but for ``"a"``, which
-        goes to the end. ``name`` becomes the file's ``name``, which is the number otherwise.
+        The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
+        and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
 
         A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
         `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) stays
@@ -180,8 +174,7 @@ class Descriptor:
 class Message:
     """What one message brought: its bytes, and its descriptors in the order they were sent.
 
-    A context manager: leaving it closes the descriptors that were not detached or made into files
-    or sockets. Without it, each that is dropped closes itself, with a `ResourceWarning`.
+    As a context manager it closes, in the end, those that were not detached or made into another.
     """
 
     __signature__: ClassVar[Signature]
@@ -204,21 +197,19 @@ class Conduit:
     Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
     other constructors say what is owned. The name appears in the `repr` and in every error.
 
-    What a call sends is moved: on success it is closed here, once the system has taken the
-    message, and on failure it stays open and the caller's. With ``keep`` it is shared: it stays
-    open here too. A call that receives returns exactly what was sent, or raises with everything
-    closed that had arrived. What is received is close-on-exec and never 0, 1 or 2.
+    What a call sends is moved: closed here once the system has taken the message, and open and the
+    caller's if that fails. With ``keep`` it is shared: it stays open here too. A call that receives
+    returns exactly what was sent, or raises with everything closed that had arrived. What is
+    received is close-on-exec and never 0, 1 or 2.
 
-    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
-    another thread ends them at once. All calls may be made from several threads; those that
-    wait to send are served in the order in which they came. Whether the socket itself is
-    blocking makes no difference, and is not changed; a stream socket gets ``SO_OOBINLINE``,
-    since a descriptor sent with an out-of-band byte would be lost unseen.
+    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from another
+    thread ends them at once. All may be made from several threads; those that wait to send are
+    served in the order in which they came. Whether the socket is blocking makes no difference, and
+    is not changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
-    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or if an argument has no
-    descriptor (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno
-    where the system call fails, as on a number that is no Unix socket. Its subclasses
-    `PeerClosedError` (the peer closed its end), `TransferTimeoutError` and `WouldBlockError` tell
+    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
+    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno if the system
+    call fails. Its subclasses `PeerClosedError`, `TransferTimeoutError` and `WouldBlockError` tell
     apart what is met every day.
     """
 
@@ -231,26 +222,22 @@ class Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of a file or any object with ``fileno()``.
+        """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
 
-        The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
-        drops that and leaves it open. Without a name, it has the file's.
+        `close` drops that and leaves it open. Without a name, it has the file's.
         """
     @classmethod
     def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
-        """Duplicate the descriptor of a socket or any object with ``fileno()``.
+        """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
 
         The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-        ``gettimeout()``. The object stays as it is and may be closed at any time.
-
-        Raises `Error` (``BAD_CLONE``) if duplicating fails (``EMFILE``: no room).
+        ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
         """
     @classmethod
     def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]:
         """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
 
-        ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart. Raises
-        `Error` (``NO_FD``) if the system makes no pair.
+        ``SOCK_SEQPACKET`` keeps messages apart. Raises `Error` (``NO_FD``) if there is no pair.
         """
     @classmethod
     def connect(
@@ -288,8 +275,8 @@ class Conduit:
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        Counted from the moment a call has to wait; past it, `TransferTimeoutError` is raised.
-        Setting it takes effect with the next call. A negative number or NaN is a `ValueError`.
+        They count from the moment a call has to wait; `TransferTimeoutError` ends it then. Setting
+        it takes effect with the next call. A negative number or NaN is a `ValueError`.
         """
     @timeout.setter
     def timeout(self, timeout: float | None) -> None: ...
@@ -301,8 +288,8 @@ class Conduit:
         Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
         descriptor is left open. A second `close` does nothing.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, as when the number
-        was closed elsewhere (what has it then is left alone); the conduit is closed all the same.
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, or the number was closed
+        elsewhere (what has it then is left alone); the conduit is closed all the same.
         """
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number, which no other object may own. See `transfer`.
@@ -315,10 +302,9 @@ class Conduit:
         What it has not written yet is flushed first, and the receiver reads on where the program
         stopped reading, not where the buffer did. With ``keep``, both have one offset.
 
-        What was read ahead from a pipe, a socket or a terminal cannot be put back, so a file that
-        holds some is refused (``FAILED_TRANSFER``), open and where it was; so is text in the
-        middle of what its encoding decodes at once, and every reader that may have a buffer of its
-        own: of the classes of `io` alone, over a plain file or a socket, it is known.
+        What was read ahead and cannot be put back (of a pipe, in the middle of what an encoding
+        decodes at once) is refused (``FAILED_TRANSFER``), with the file open and where it was; so
+        is any reader that may have a buffer of its own, but those of `io` over a file or a socket.
         """
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
@@ -333,9 +319,8 @@ class Conduit:
         A signal handler that raises just as this returns loses the number, as with any int; the
         objects of the other calls close themselves.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, if a message has no
-        descriptor or several, or as a packet more than one byte, or if this process has no room
-        for it (``EMFILE``).
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message without one,
+        with several, or with more than a byte, and if this process has no room for it (``EMFILE``).
         """
     @overload
     def receive_file(
@@ -348,10 +333,9 @@ class Conduit:
         *,
         name: str | None = None,
     ) -> BinaryIO:
-        """Receive one descriptor and return a file object that owns it.
+        """Receive one descriptor and return a file that owns it, as `Descriptor.to_file` makes it.
 
-        The arguments, checked first, are those of `Descriptor.to_file`. Raises as `receive_fd` and
-        that; the descriptor is then closed.
+        The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
         """
     @overload
     def receive_file(
@@ -431,10 +415,9 @@ class Conduit:
         name: str | None = None,
     ) -> IO[Any]: ...
     def receive_conn(self) -> socket.socket:
-        """Receive one descriptor and return a `socket.socket` that owns it.
+        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` makes it.
 
-        It is as `Descriptor.to_conn` makes it. Raises as `receive_fd` and that; the descriptor is
-        then closed.
+        Raises as `receive_fd` and that; the descriptor is closed.
         """
     def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
@@ -445,32 +428,30 @@ class Conduit:
         ``close()``; files are prepared as by `transfer_file`. On success each is closed through
         its own object, an int by its number; what stands twice is sent twice and closed once.
 
-        ``data`` is any bytes-like object, sent whole however long it is: on a stream the
-        descriptors go with the first byte. Without it one NUL byte is sent with the items. An empty
-        one is sent as it is where the socket keeps messages apart.
+        ``data`` is any bytes-like object, sent whole however long it is, on a stream with the
+        descriptors at its first byte; without it, that is one NUL. An empty one is sent as it is
+        where the socket keeps messages apart.
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
-        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, if the message was
-        not sent (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how
-        many bytes had left, and the conduit sends no more, since the stream is broken there.
+        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
+        not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
+        more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
+        not closed well here, or a number that had to wait may be another file's (another thread
+        closed it), which is left alone; everything else is closed.
 
-        Raises `Error` (``FAILED_CLOSE``) if all was sent but something was not closed well here,
-        or if this had to wait and a number is not known to be the same file's still (another
-        thread closed or reused it), which is then left alone; everything else is closed.
-
-        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` if
-        there is nothing to send, or ``data`` is empty and the socket a stream; `TypeError` or
-        `BufferError` if ``data`` is not bytes-like or not contiguous.
+        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` for
+        nothing to send, or an empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
+        that is not bytes-like or not contiguous.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
 
-        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent, maybe with no
-        bytes. A stream has no boundaries: what comes is what has arrived, up to the descriptors of
-        one message; bytes sent earlier without descriptors stand in front of it, and a long payload
-        comes in pieces, the descriptors with the first. Prefer ``SOCK_SEQPACKET``.
+        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
+        boundaries: what comes is what has arrived, up to the descriptors of one message; earlier
+        bytes without descriptors stand in front of it, and a long payload comes in pieces, the
+        descriptors with the first.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
         descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this process
@@ -479,11 +460,7 @@ class Conduit:
 
 @final
 class Send(Waiter):
-    """One message on its way out, within a call of its handle until it has left or failed.
-
-    Send(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that does.
-    `step` sends what the socket takes, without waiting, until it returns 0; `cancel` gives up.
-    """
+    """One message on its way out: Send(conduit, items, data, keep), as `Conduit.transfer`."""
 
     def __new__(
         cls,
@@ -496,13 +473,10 @@ class Send(Waiter):
     def sent(self) -> int:
         """How many bytes have left."""
     def step(self, wake: Callable[[], object] | None = None) -> int:
-        """Send what the socket takes; 0 once all has left, and the items are closed.
+        """Send what the socket takes at once; 0 once all has left, and the items are closed.
 
-        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn. Without
-        ``wake`` it does not stand in the queue then; with it, it does, and ``wake()`` is called,
-        in whatever thread, when this is to be called again.
-
-        Raises as `Conduit.transfer` does, and then it is cancelled.
+        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn, of which
+        ``wake()`` tells, in whatever thread. Raises as `Conduit.transfer`, and is then cancelled.
         """
     def cancel(self) -> None:
         """Give up, unless all has left. If some of it has, the conduit sends no more."""

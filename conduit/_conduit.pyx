@@ -6,8 +6,7 @@ Theory of operation
 ===================
 
 **One owner.** A descriptor belongs to one object at a time. A received one belongs to its
-`Descriptor` before any Python code, and so any signal handler, can run: the object is made first,
-and the fd put in after the system call. Memory that runs out therefore loses none.
+`Descriptor` before any Python code, and so any signal handler, can run.
 
 **A message out** is a `Send`, blocking or not. It resolves its items once, to an fd and how that
 is closed, and makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio`
@@ -17,15 +16,11 @@ awaits. One descriptor that leaves at once, by far the most common message, need
 **Items** stay the caller's until all of the message has left, and are then closed:
 
 - a `Descriptor` is *borrowed*: one that is moved by one call alone, so that of many threads that
-  move it, one does; one that is shared, for the length of one system call. If it is closed in
-  that time, giving it back closes it.
+  move it, one does; one that is shared, for the length of one system call.
 - a file, a socket, any object with ``fileno()`` and ``close()`` is closed through itself.
 - an int has no owner here: only the caller knows. A message that has to wait holds duplicates, and
   sends these, so that a number closed and reused while it waits sends no other file. In the end
-  the number is closed only if it is known to name the same open file still. Without a duplicate to
-  compare with, or a system that tells, it is left open, and FAILED_CLOSE says so.
-
-What a `Send` moves or has duplicated, a forked child closes (see ``_handle``).
+  the number is closed only if it is known to name the same open file still.
 
 **Exceptions.** What a user's object raises in ``fileno()`` or ``close()`` becomes an `Error`,
 unless a signal handler raised it (`errors.from_handler`). Python code runs only before anything
@@ -38,13 +33,13 @@ from io import FileIO, IOBase
 cimport cython
 
 from conduit._handle cimport (
-    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
+    ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
     release_fds, warn_unclosed,
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
-    ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, close_same, connect_fd,
-    dup_fd, peer_of, recv_message, send_message, socket_fd, socket_pair,
+    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, close_same,
+    connect_fd, dup_fd, identify, peer_of, recv_message, send_message, socket_fd, socket_pair,
 )
 
 from _operator import index
@@ -127,16 +122,15 @@ cdef int close_now(int fd) noexcept:
 
 @cython.final
 cdef class Descriptor(FdHolder):
-    """One descriptor that this object owns: it is closed with the object.
+    """One descriptor that this object owns, as `Conduit.receive` returns it.
 
-    What `Conduit.receive` returns. Close it (or leave it, as a context manager), give it to a
-    file (`to_file`) or a socket (`to_conn`), or take the number out (`detach`). One that is
-    dropped still open is closed too, with a `ResourceWarning`. While a call moves it, it looks
-    closed; if that fails, it is open again. What needs it open raises `Error` (``NO_FD``).
+    Close it (or leave it, as a context manager), give it to a file (`to_file`) or a socket
+    (`to_conn`), or take the number out (`detach`). One that is dropped still open is closed too,
+    with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
+    again. What needs it open raises `Error` (``NO_FD``).
 
     Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
-    `DescriptorTypeError` for anything but an int, and `Error` (``NO_FD``) for one that cannot be
-    a descriptor.
+    `DescriptorTypeError` for anything but an int, `Error` (``NO_FD``) for an impossible one.
     """
 
     @class_signature
@@ -182,18 +176,20 @@ cdef class Descriptor(FdHolder):
         """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux
-        tells ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
-        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``.
-
-        Raises `Error` (``UNKNOWN``) if the system does not tell.
+        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
+        ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
+        ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
+        the system does not tell.
         """
-        cdef int fd = self.fileno()
-        try:
-            kind = objects.kind_of(fd)
-        except Error:
-            self.fileno()
-            raise
+        cdef FileId found
+        cdef int fd = -1, err = 0
+        with cython.critical_section(self):
+            if not self.close_pending and self.users != ALONE and self.fd >= 0:
+                fd = self.fd
+                err = identify(fd, &found)
+        if err:
+            raise from_errno(-err, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
+        kind = objects.kind_of(found.mode, fd) if fd >= 0 else None
         # Owned still, it was so all the time, and no other file's.
         self.fileno()
         return kind
@@ -206,10 +202,7 @@ cdef class Descriptor(FdHolder):
         return fd
 
     def detach(self) -> int:
-        """Return the number and forget it: the caller owns it, as after ``socket.detach()``.
-
-        Raises `Error` (``NO_FD``) also while another thread sends it.
-        """
+        """Return the number and forget it: the caller owns it. Not while another call uses it."""
         cdef int fd = self.borrow(True)
         if fd < 0:
             raise self._unavailable()
@@ -219,8 +212,8 @@ cdef class Descriptor(FdHolder):
     def close(self) -> None:
         """Close it; a second time does nothing.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure (a full disk that shows
-        only now, a number closed elsewhere); it is closed all the same.
+        Raises `Error` (``FAILED_CLOSE``) for what the system reports only now, such as a full disk;
+        it is closed all the same.
         """
         cdef int fd = self.give_back(True, False), err = close_now(fd)
         if err:
@@ -232,9 +225,8 @@ cdef class Descriptor(FdHolder):
     ) -> IO[Any]:
         """Return a file object that owns the descriptor from now on.
 
-        The arguments are those of ``open()``. Without a mode, the file is binary and allows what
-        the descriptor allows. Nothing is truncated, and no offset is moved, but for ``"a"``, which
-        goes to the end. ``name`` becomes the file's ``name``, which is the number otherwise.
+        The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
+        and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
 
         A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
         `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) stays
@@ -270,8 +262,7 @@ cdef class Descriptor(FdHolder):
 cdef class Message:
     """What one message brought: its bytes, and its descriptors in the order they were sent.
 
-    A context manager: leaving it closes the descriptors that were not detached or made into files
-    or sockets. Without it, each that is dropped closes itself, with a `ResourceWarning`.
+    As a context manager it closes, in the end, those that were not detached or made into another.
     """
 
     cdef bytes _data
@@ -335,7 +326,7 @@ cdef object open_raw(int fd, mode, buffering, owner):
 cdef object open_as(Descriptor descriptor, tuple arguments):
     """Make a file of a Descriptor with `to_file`'s arguments, or for None a socket.
 
-    The Descriptor owns the fd until the last step, which runs in C, and if that fails.
+    The Descriptor owns the fd until the last step, which runs in C.
     """
     cdef HeldFds node
     made = objects.blank_socket() if arguments is None else None
@@ -371,28 +362,21 @@ cdef object open_as(Descriptor descriptor, tuple arguments):
 @cython.final
 @cython.no_gc_clear
 cdef class Send(Waiter):
-    """One message on its way out, within a call of its handle until it has left or failed.
-
-    Send(conduit, items, data, keep) takes what `Conduit.transfer` takes, and raises as that does.
-    `step` sends what the socket takes, without waiting, until it returns 0; `cancel` gives up.
-    """
+    """One message on its way out: Send(conduit, items, data, keep), as `Conduit.transfer`."""
 
     cdef Handle handle
     cdef tuple items
-    cdef bint viewed
     cdef Py_buffer view
     cdef const char *data
     cdef size_t size, bytes_sent
     # What each item resolved to, how it is closed, and what this object itself holds for it: what
-    # is sent, once it ``waited``.
+    # is sent, once it ``waited``. The descriptors are pending until the first byte has left.
     cdef int count
     cdef int fds[SLOTS]
     cdef char closing[SLOTS]
     cdef int own[SLOTS]
     cdef HeldFds node
-    cdef bint waited, over
-    # Whether the descriptors are still to go, with the first byte.
-    cdef bint fds_pending
+    cdef bint viewed, waited, over, fds_pending
     cdef unsigned long forks
 
     def __cinit__(self, Conduit conduit=None, tuple items=None, data=None, bint keep=False):
@@ -417,10 +401,7 @@ cdef class Send(Waiter):
             self.data = <const char *>self.view.buf
             self.size = self.view.len
             if not self.size and handle.kind == SOCK_STREAM:
-                raise ValueError(
-                    "a stream carries no empty message; without data, one NUL byte goes with the "
-                    "descriptors"
-                )
+                raise ValueError("a stream carries no empty message; leave data away for one NUL")
         elif not items:
             raise ValueError("there is nothing to send: neither descriptors nor data")
         self._resolve(keep)
@@ -507,13 +488,10 @@ cdef class Send(Waiter):
         return self.bytes_sent
 
     def step(self, wake: Callable[[], object] | None = None) -> int:
-        """Send what the socket takes; 0 once all has left, and the items are closed.
+        """Send what the socket takes at once; 0 once all has left, and the items are closed.
 
-        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn. Without
-        ``wake`` it does not stand in the queue then; with it, it does, and ``wake()`` is called,
-        in whatever thread, when this is to be called again.
-
-        Raises as `Conduit.transfer` does, and then it is cancelled.
+        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn, of which
+        ``wake()`` tells, in whatever thread. Raises as `Conduit.transfer`, and is then cancelled.
         """
         if wake is not None:
             self.wake = wake
@@ -588,9 +566,7 @@ cdef class Send(Waiter):
                 self._raise(<int>-sent)
 
     cdef int _hold(self) except -1:
-        """Once, before anything waits: hold duplicates of what is not this object's, for later a
-        number may be another's; and return what was borrowed to be shared.
-        """
+        """Once, before anything waits: hold duplicates of what may be closed meanwhile."""
         cdef int i
         if self.waited:
             return 0
@@ -618,10 +594,7 @@ cdef class Send(Waiter):
         raise self.handle.error("sending", err, why, ErrType.FAILED_TRANSFER, self.bytes_sent)
 
     cdef int _end(self, bint sent) except -1:
-        """The end, once: give back or close what this object holds, and pass the turn on.
-
-        If all was ``sent``, each item is closed, once. Raises after that what failed of it.
-        """
+        """The end, once: pass the turn on, close or give back what is held; if sent, the items."""
         cdef Descriptor descriptor
         cdef int i, err, failed = 0
         cdef str which = "a descriptor"
@@ -675,21 +648,19 @@ cdef class Conduit:
     Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
     other constructors say what is owned. The name appears in the `repr` and in every error.
 
-    What a call sends is moved: on success it is closed here, once the system has taken the
-    message, and on failure it stays open and the caller's. With ``keep`` it is shared: it stays
-    open here too. A call that receives returns exactly what was sent, or raises with everything
-    closed that had arrived. What is received is close-on-exec and never 0, 1 or 2.
+    What a call sends is moved: closed here once the system has taken the message, and open and the
+    caller's if that fails. With ``keep`` it is shared: it stays open here too. A call that receives
+    returns exactly what was sent, or raises with everything closed that had arrived. What is
+    received is close-on-exec and never 0, 1 or 2.
 
-    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from
-    another thread ends them at once. All calls may be made from several threads; those that
-    wait to send are served in the order in which they came. Whether the socket itself is
-    blocking makes no difference, and is not changed; a stream socket gets ``SO_OOBINLINE``,
-    since a descriptor sent with an out-of-band byte would be lost unseen.
+    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from another
+    thread ends them at once. All may be made from several threads; those that wait to send are
+    served in the order in which they came. Whether the socket is blocking makes no difference, and
+    is not changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
-    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or if an argument has no
-    descriptor (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno
-    where the system call fails, as on a number that is no Unix socket. Its subclasses
-    `PeerClosedError` (the peer closed its end), `TransferTimeoutError` and `WouldBlockError` tell
+    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
+    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno if the system
+    call fails. Its subclasses `PeerClosedError`, `TransferTimeoutError` and `WouldBlockError` tell
     apart what is met every day.
     """
 
@@ -710,29 +681,22 @@ cdef class Conduit:
 
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of a file or any object with ``fileno()``.
+        """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
 
-        The conduit keeps a reference to it, so that it is not closed by being forgotten; `close`
-        drops that and leaves it open. Without a name, it has the file's.
+        `close` drops that and leaves it open. Without a name, it has the file's.
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        if name is None:
-            name = getattr(file, "name", "")
-            if not isinstance(name, str):
-                name = ""
-        name = mistakes.name_from(name)
+        name = mistakes.name_from(objects.name_of(file) if name is None else name)
         conduit._handle.open(objects.fd_of(file, "Conduit"), "conduit", name, False)
         conduit.source = file
         return conduit
 
     @classmethod
     def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
-        """Duplicate the descriptor of a socket or any object with ``fileno()``.
+        """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
 
         The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-        ``gettimeout()``. The object stays as it is and may be closed at any time.
-
-        Raises `Error` (``BAD_CLONE``) if duplicating fails (``EMFILE``: no room).
+        ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name)
@@ -745,8 +709,7 @@ cdef class Conduit:
     def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Conduit, Conduit]:
         """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
 
-        ``type`` is ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart. Raises
-        `Error` (``NO_FD``) if the system makes no pair.
+        ``SOCK_SEQPACKET`` keeps messages apart. Raises `Error` (``NO_FD``) if there is no pair.
         """
         cdef Conduit one = Conduit.__new__(Conduit), other = Conduit.__new__(Conduit)
         cdef tuple both = (one, other)
@@ -868,8 +831,8 @@ cdef class Conduit:
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        Counted from the moment a call has to wait; past it, `TransferTimeoutError` is raised.
-        Setting it takes effect with the next call. A negative number or NaN is a `ValueError`.
+        They count from the moment a call has to wait; `TransferTimeoutError` ends it then. Setting
+        it takes effect with the next call. A negative number or NaN is a `ValueError`.
         """
         cdef double seconds = self._seconds()
         return None if seconds < 0 else seconds
@@ -905,8 +868,8 @@ cdef class Conduit:
         Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
         descriptor is left open. A second `close` does nothing.
 
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, as when the number
-        was closed elsewhere (what has it then is left alone); the conduit is closed all the same.
+        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, or the number was closed
+        elsewhere (what has it then is left alone); the conduit is closed all the same.
         """
         try:
             self._handle.close()
@@ -931,10 +894,9 @@ cdef class Conduit:
         What it has not written yet is flushed first, and the receiver reads on where the program
         stopped reading, not where the buffer did. With ``keep``, both have one offset.
 
-        What was read ahead from a pipe, a socket or a terminal cannot be put back, so a file that
-        holds some is refused (``FAILED_TRANSFER``), open and where it was; so is text in the
-        middle of what its encoding decodes at once, and every reader that may have a buffer of its
-        own: of the classes of `io` alone, over a plain file or a socket, it is known.
+        What was read ahead and cannot be put back (of a pipe, in the middle of what an encoding
+        decodes at once) is refused (``FAILED_TRANSFER``), with the file open and where it was; so
+        is any reader that may have a buffer of its own, but those of `io` over a file or a socket.
         """
         self._transfer_object(file, keep)
 
@@ -956,22 +918,20 @@ cdef class Conduit:
         ``close()``; files are prepared as by `transfer_file`. On success each is closed through
         its own object, an int by its number; what stands twice is sent twice and closed once.
 
-        ``data`` is any bytes-like object, sent whole however long it is: on a stream the
-        descriptors go with the first byte. Without it one NUL byte is sent with the items. An empty
-        one is sent as it is where the socket keeps messages apart.
+        ``data`` is any bytes-like object, sent whole however long it is, on a stream with the
+        descriptors at its first byte; without it, that is one NUL. An empty one is sent as it is
+        where the socket keeps messages apart.
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
-        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, if the message was
-        not sent (``EBADF`` names the item that is not open), or not whole: then ``sent`` says how
-        many bytes had left, and the conduit sends no more, since the stream is broken there.
+        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
+        not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
+        more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
+        not closed well here, or a number that had to wait may be another file's (another thread
+        closed it), which is left alone; everything else is closed.
 
-        Raises `Error` (``FAILED_CLOSE``) if all was sent but something was not closed well here,
-        or if this had to wait and a number is not known to be the same file's still (another
-        thread closed or reused it), which is then left alone; everything else is closed.
-
-        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` if
-        there is nothing to send, or ``data`` is empty and the socket a stream; `TypeError` or
-        `BufferError` if ``data`` is not bytes-like or not contiguous.
+        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` for
+        nothing to send, or an empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
+        that is not bytes-like or not contiguous.
         """
         cdef Send send = Send.__new__(Send)
         cdef double seconds = self._seconds()
@@ -1037,9 +997,8 @@ cdef class Conduit:
         A signal handler that raises just as this returns loses the number, as with any int; the
         objects of the other calls close themselves.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, if a message has no
-        descriptor or several, or as a packet more than one byte, or if this process has no room
-        for it (``EMFILE``).
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message without one,
+        with several, or with more than a byte, and if this process has no room for it (``EMFILE``).
         """
         cdef int fd = self._receive_one()
         try:
@@ -1052,10 +1011,9 @@ cdef class Conduit:
         self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
         errors: str | None = None, newline: str | None = None, *, name: str | None = None,
     ) -> IO[Any]:
-        """Receive one descriptor and return a file object that owns it.
+        """Receive one descriptor and return a file that owns it, as `Descriptor.to_file` makes it.
 
-        The arguments, checked first, are those of `Descriptor.to_file`. Raises as `receive_fd` and
-        that; the descriptor is then closed.
+        The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         cdef object raw = None
@@ -1072,10 +1030,9 @@ cdef class Conduit:
             raise
 
     def receive_conn(self) -> socket.socket:
-        """Receive one descriptor and return a `socket.socket` that owns it.
+        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` makes it.
 
-        It is as `Descriptor.to_conn` makes it. Raises as `receive_fd` and that; the descriptor is
-        then closed.
+        Raises as `receive_fd` and that; the descriptor is closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         descriptor.fd = self._receive_one()
@@ -1090,10 +1047,10 @@ cdef class Conduit:
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
 
-        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent, maybe with no
-        bytes. A stream has no boundaries: what comes is what has arrived, up to the descriptors of
-        one message; bytes sent earlier without descriptors stand in front of it, and a long payload
-        comes in pieces, the descriptors with the first. Prefer ``SOCK_SEQPACKET``.
+        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
+        boundaries: what comes is what has arrived, up to the descriptors of one message; earlier
+        bytes without descriptors stand in front of it, and a long payload comes in pieces, the
+        descriptors with the first.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
         descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this process

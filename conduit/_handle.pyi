@@ -10,10 +10,7 @@ class FdHolder:
 
 @disjoint_base
 class Waiter:
-    """Who waits for the turn to send: a thread, or a task of an event loop.
-
-    ``lock`` is what a thread sleeps on, and ``wake`` what is called in its place for a task.
-    """
+    """Who may wait for the turn to send: a thread sleeps on ``lock``, for a task is ``wake``."""
 
 @final
 class Handle(FdHolder):
@@ -29,19 +26,10 @@ class Handle(FdHolder):
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
     def enter(self) -> int:
-        """Begin a call, which must `leave`; the fd, which is nobody else's until then.
-
-        `Error` (``NO_FD``) if it is closed, (``FAILED_TRANSFER``) if it is no Unix socket.
-        """
+        """Begin a call, which must `leave`; the fd, which is nobody else's until then."""
     def leave(self) -> None:
         """End a call; the last one out of a closed handle closes the descriptor."""
     def warn_unclosed(self, source: object, level: int = 1) -> None:
-        """Warn that an object over this handle was dropped while it was open.
-
-        ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
-        """
+        """Warn that an object over this handle was dropped open, so many frames of Python up."""
     def close(self) -> None:
-        """Close it once no call is under way, and wake all that wait.
-
-        `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the same.
-        """
+        """Close it once no call is under way, and wake all that wait. As `Conduit.close`."""

@@ -6,8 +6,7 @@ Theory of operation
 ===================
 
 **Use.** Every call borrows the fd and gives it back. Closing marks the object, and the last call to
-end closes the fd: so an fd is never closed, and never another file's, under a call that uses it.
-What is once closed is never opened again: nothing that a call has read from it changes, but that.
+end closes the fd, which is so never another file's under a call. What is closed stays closed.
 
 **One lock.** Every field is read and written in ``critical_section(self)``: a lock where there is
 no GIL, nothing where there is one, which then does the same. No Python code runs inside, and no
@@ -17,24 +16,23 @@ every field once the last has ended: nobody else is there to write them.
 **Waiting** is ``poll(2)`` on the fd and on a waker that ``close()`` writes to, or for a turn, on a
 lock. Signals run when that ends: at once if the signal struck this thread, within SIGNAL_SLICE if
 it struck another, for only the main thread runs handlers. Without a descriptor for a waker, every
-BLIND_SLICE is a look whether it was closed. Time is a count of nanoseconds from the system's clock.
+BLIND_SLICE is a look whether it was closed.
 
 **Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
 is the ``sender``, the others stand in ``queue`` in the order in which they came; who is done makes
-the first of them the sender, so that nobody overtakes. (A lock that is released and taken again
-let one thread send 46,786 messages and five others one each.) A packet leaves in one call; there
-the queue orders only those for which the socket had no room. A thread that waits for itself, as a
-signal handler would that sends on the conduit it interrupted, gets an Error.
+the first of them the sender. (A lock that is released and taken again let one thread send 46,786
+messages and five others one each.) A packet leaves in one call; there the queue orders only those
+for which the socket had no room. A thread that would wait for itself, such as a signal handler that
+sends on the conduit it interrupted, gets an Error.
 
 **Fork.** A child has the fds of its parent and none of its threads. What an open object holds is
 the child's object's to close. What only a call under way holds (an fd closed under it, a waker, the
 descriptors and duplicates of a message that waits) nobody would close: each such row of fds stands
-in the list ``held_fds``, and the child closes all that are there. The order of writes keeps it
-whole at any instant, and linking allocates nothing, so that it cannot fail. The fields of an object
-are put right when the child first uses it (``sync``). A call that a signal handler interrupted to
-fork ends in the child with an Error. Not covered is the instant in which another thread is inside
-close(2) or recvmsg(2) itself, as with any ``os.close`` or ``os.open``: who forks a program with
-threads has the child exec, and all descriptors here are close-on-exec.
+in the list ``held_fds``, and the child closes them. Linking allocates nothing, and the order of
+writes keeps the list whole at any instant. The fields of an object are put right when the child
+first uses it (``sync``); a call that a signal handler interrupted to fork ends in the child with an
+Error. Not covered is the instant in which another thread is inside close(2) or recvmsg(2), as with
+any ``os.close``: who forks a program with threads has the child exec, which closes all of these.
 """
 
 import os
@@ -65,10 +63,7 @@ if held_lock == NULL:
 
 
 cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept:
-    """Let a forked child close a row of fds, until `release_fds`; the node began as zeros.
-
-    ``fds`` tells whether it is in the list: only the owner of the node writes it.
-    """
+    """Let a forked child close a row of fds, until `release_fds`; a node that has fds is linked."""
     if node.fds != NULL:
         return
     node.fds = fds
@@ -112,11 +107,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept:
-    """Warn that an object was dropped while it was open.
-
-    In C, and not by warnings.warn(): at the interpreter's exit an object may live longer than
-    the names of this module, and than the module warnings.
-    """
+    """Warn that an object was dropped while open, also at exit, when modules are gone already."""
     if PyErr_ResourceWarning(source, level, "unclosed %U", <PyObject *>what) < 0:
         if PyErr_ExceptionMatches(Warning):
             # One that is an error cannot be raised from where objects end.
@@ -141,7 +132,7 @@ cdef class FdHolder:
         self.forks = forks
 
     cdef int number(self) noexcept:
-        """The fd; less than 0 if it is closed, or if one call has it alone."""
+        """The fd; less than 0 if it is closed or one call has it alone."""
         cdef int fd
         with cython.critical_section(self):
             fd = -1 if self.close_pending or self.users == ALONE else self.fd
@@ -162,10 +153,7 @@ cdef class FdHolder:
 
     @cython.final
     cdef int give_back(self, bint gone, bint borrowed) noexcept:
-        """End what `borrow` began; what is ``gone`` is held no more.
-
-        The fd, for the caller to close or keep, if this is so and nobody uses it; else -1.
-        """
+        """End what `borrow` began; the fd, for the caller to close, if it is ``gone`` for all."""
         cdef int fd = -1
         with cython.critical_section(self):
             if self.forks != forks:
@@ -193,10 +181,7 @@ cdef class FdHolder:
 
 
 cdef class Waiter:
-    """Who waits for the turn to send: a thread, or a task of an event loop.
-
-    ``lock`` is what a thread sleeps on, and ``wake`` what is called in its place for a task.
-    """
+    """Who may wait for the turn to send: a thread sleeps on ``lock``, for a task is ``wake``."""
 
     def __cinit__(self):
         self.thread = PyThread_get_thread_ident()
@@ -206,10 +191,7 @@ cdef class Waiter:
             PyThread_free_lock(self.lock)
 
     cdef object wake_up(self):
-        """Wake it; None, or what a signal handler raised over that.
-
-        False if its loop has ended, and it has no use for the turn.
-        """
+        """Wake it. None; what a signal handler raised meanwhile; False if its loop has ended."""
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
             return None
@@ -310,10 +292,7 @@ cdef class Handle(FdHolder):
         return fd
 
     cpdef int enter(self) except -1:
-        """Begin a call, which must `leave`; the fd, which is nobody else's until then.
-
-        `Error` (``NO_FD``) if it is closed, (``FAILED_TRANSFER``) if it is no Unix socket.
-        """
+        """Begin a call, which must `leave`; the fd, which is nobody else's until then."""
         cdef int fd = self.borrow(False)
         if fd < 0:
             raise self.error("it is closed", 0, None, ErrType.NO_FD)
@@ -329,10 +308,7 @@ cdef class Handle(FdHolder):
             self._release(fd)
 
     def close(self) -> None:
-        """Close it once no call is under way, and wake all that wait.
-
-        `Error` (``FAILED_CLOSE``) if the system reports a failure; it is closed all the same.
-        """
+        """Close it once no call is under way, and wake all that wait. As `Conduit.close`."""
         cdef char one[8]
         cdef int fd = self.borrow(False), err = 0
         cdef list queue
@@ -362,10 +338,7 @@ cdef class Handle(FdHolder):
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
     def warn_unclosed(self, source: object, level: int = 1) -> None:
-        """Warn that an object over this handle was dropped while it was open.
-
-        ``level`` is how many frames of Python up the object was dropped: 2 for a ``__del__``.
-        """
+        """Warn that an object over this handle was dropped open, so many frames of Python up."""
         if self.owned and self.number() >= 0:
             warn_unclosed(repr(source), <PyObject *>source, level)
 
@@ -475,9 +448,8 @@ cdef class Handle(FdHolder):
     cdef int acquire_send(self, Waiter waiter, bint for_room, bint join) except -1:
         """Whether one may send: TURN, until `end_send`; FREE, for a packet in one call; or BUSY.
 
-        ``for_room`` is to wait until a packet socket has some. With ``join`` the waiter stands in
-        the queue if it is BUSY, and is woken when it has the turn. A thread that would wait for
-        itself gets an `Error` (``EDEADLK``).
+        A packet needs the turn ``for_room``, to wait until there is some. With ``join`` it stands
+        in the queue if it is BUSY, and is woken when it has the turn.
         """
         cdef int turn = BUSY
         cdef Waiter other
@@ -511,8 +483,8 @@ cdef class Handle(FdHolder):
     cdef object end_send(self, Waiter waiter, bint broken):
         """Give up the turn, which the first in the queue gets, or the place in the queue.
 
-        If ``broken``, a message has left in part, and none is sent any more. None, or what a signal
-        handler raised while the next was woken, to be raised once all else is done.
+        Nothing is sent any more if a message is ``broken``, having left in part. None, or what a
+        signal handler raised meanwhile, for the caller to raise once all else is done.
         """
         cdef object woken = False
         while woken is False:

@@ -24,6 +24,7 @@ cdef struct RecvResult:
 cdef struct FileId:
     long long device
     unsigned long long inode
+    unsigned int mode
 
 
 cdef extern from "<stdint.h>" nogil:

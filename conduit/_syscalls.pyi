@@ -9,8 +9,7 @@ def monotonic() -> float:
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
     """Return family, type and protocol of a socket, and whether it waits (not ``O_NONBLOCK``).
 
-    Family and protocol are -1 where the system tells them otherwise (``getsockname(2)``). An
-    `OSError` if the descriptor is of no socket.
+    Family and protocol are -1 where only getsockname(2) tells. `OSError` for what is no socket.
     """
 
 def offset_of(fd: int) -> int:

@@ -5,9 +5,9 @@
 Each returns a value, or minus the errno. None waits, and none retries. All run without the GIL, in
 any number of threads.
 
-What each descriptor gets here, so that nothing else has to care: it is close-on-exec from the
-first instant (where the system can do that in one step), and above standard error, so that the
-output of a program whose standard streams are closed does not go to a peer.
+Each descriptor that is made here is close-on-exec from the first instant (where the system can do
+that in one step), and above standard error, so that the output of a program whose standard streams
+are closed does not go to a peer.
 """
 
 import os
@@ -64,13 +64,14 @@ cdef int move_up(int fd) noexcept nogil:
 
 
 cdef int identify(int fd, FileId *found) noexcept nogil:
-    """What tells a socket from every other file for as long as it is open."""
+    """What tells a socket from every other file while it is open, and what kind a file is."""
     cdef struct_stat status
     cdef int err = <int>conduit_result(fstat(fd, &status))
     if err:
         return err
     found.device = status.st_dev
     found.inode = status.st_ino
+    found.mode = status.st_mode
     return 0
 
 
@@ -241,8 +242,7 @@ cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
     """Return family, type and protocol of a socket, and whether it waits (not ``O_NONBLOCK``).
 
-    Family and protocol are -1 where the system tells them otherwise (``getsockname(2)``). An
-    `OSError` if the descriptor is of no socket.
+    Family and protocol are -1 where only getsockname(2) tells. `OSError` for what is no socket.
     """
     cdef int family = -1, kind = 0, protocol = -1
     cdef ssize_t flags = conduit_result(conduit_socket_options(fd, &family, &kind, &protocol))

@@ -167,7 +167,8 @@ def refusal(
     Args:
         what: which conduit.
         size: how many bytes the call had room for.
-        least, most: how many descriptors it wanted.
+        least: how few descriptors it took.
+        most: how many.
         count: how many came; they are closed.
         err: what this process had no room for, as an errno, or 0.
         ended: whether it is no message, but the end.

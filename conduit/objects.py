@@ -453,6 +453,12 @@ def _has_any(obj: object, methods: tuple[str, ...]) -> bool:
     return False
 
 
+def name_of(file: object) -> str:
+    """Return the name of a file; "" for one that has none, or a number."""
+    name = getattr(file, "name", "")
+    return name if isinstance(name, str) else ""
+
+
 def timeout_of(conn: object) -> float | None:
     """Return a socket's timeout in seconds; None for an object that has no such thing."""
     gettimeout = getattr(conn, "gettimeout", None)
@@ -698,20 +704,9 @@ def fill_socket(sock: socket.socket, fd: int) -> None:
 _SOCK_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 
-def kind_of(fd: int) -> str:
-    """Name the kind of file that a descriptor stands for.
-
-    Raises:
-        Error: ``UNKNOWN``, if the system does not tell.
-    """
-    try:
-        kind = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
-    except OSError as exc:
-        if from_handler(exc):
-            raise  # pragma: no cover - traced runs have no handler that raises
-        raise from_errno(
-            exc.errno or errno.EINVAL, ErrType.UNKNOWN, f"the kind of descriptor {fd}"
-        ) from exc
+def kind_of(mode: int, fd: int) -> str:
+    """Name the kind of file that a descriptor stands for, with its ``st_mode``."""
+    kind = _KINDS.get(stat.S_IFMT(mode))
     if kind is None or kind == "regular file":
         # A memfd is a regular file as well, and so is a pidfd to newer kernels.
         kind = _kind_by_link(fd) or kind or "anonymous"
