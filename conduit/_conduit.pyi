@@ -30,8 +30,8 @@ class Descriptor:
     with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
     again. What needs it open raises `Error` (``NO_FD``).
 
-    Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
-    `DescriptorTypeError` for anything but an int, `Error` (``NO_FD``) for an impossible one.
+    Descriptor(fd) takes ownership of a number, and makes it close-on-exec. `DescriptorTypeError`
+    for anything but an int.
     """
 
     __signature__: ClassVar[Signature]
@@ -56,11 +56,7 @@ class Descriptor:
     def detach(self) -> int:
         """Return the number and forget it: the caller owns it. Not while another call uses it."""
     def close(self) -> None:
-        """Close it; a second time does nothing.
-
-        Raises `Error` (``FAILED_CLOSE``) for what the system reports only now, such as a full disk;
-        it is closed all the same.
-        """
+        """Close it; a second time does nothing. `Error` (``FAILED_CLOSE``) as `Conduit.close`."""
     @overload
     def to_file(
         self,
@@ -164,10 +160,9 @@ class Descriptor:
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 
-        Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` is,
-        and changes nothing about it: None if it waits, 0.0 if it does not.
-
-        Raises `Error` (``BAD_CLONE``) if it is no socket. The Descriptor is then as it was.
+        Family, type and protocol are its own. The timeout says whether it waits (None) or not
+        (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
+        is then as it was.
         """
 
 @final
@@ -250,12 +245,10 @@ class Conduit:
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes
-        the conduit's own: None for ever, 0 not at all. ``type`` is the listener's.
-
-        Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``, ``ECONNREFUSED`` (nobody
-        listens there any more), ``EACCES``, ``EPROTOTYPE`` (another type), ``ENAMETOOLONG`` (a
-        path has 107 bytes at most).
+        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
+        conduit's own: None for ever, 0 not at all. Raises `Error` (``NO_FD``) if there is no
+        connection: ``ENOENT``, ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE``
+        (another type), ``ENAMETOOLONG`` (over 107 bytes).
         """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
@@ -267,10 +260,7 @@ class Conduit:
         """Whether `close` was called."""
     @property
     def peer(self) -> Peer:
-        """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
-
-        Raises `Error` (``FAILED_TRANSFER``) if the system knows none.
-        """
+        """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
     @property
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
@@ -286,16 +276,12 @@ class Conduit:
         """Close what the conduit made itself, and end the calls that wait in other threads.
 
         Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
-        descriptor is left open. A second `close` does nothing.
-
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, or the number was closed
-        elsewhere (what has it then is left alone); the conduit is closed all the same.
+        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if the
+        system reports a failure, or the number was closed elsewhere (what has it then is left
+        alone); the conduit is closed all the same.
         """
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
-        """Send one descriptor by its number, which no other object may own. See `transfer`.
-
-        `DescriptorTypeError` for anything but an int.
-        """
+        """Send one descriptor by its number, which no other object may own. See `transfer`."""
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; on success its ``close()`` is called. See `transfer`.
 
@@ -309,18 +295,16 @@ class Conduit:
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
-        Take a socket out of its event loop first: there, a descriptor that was passed on goes on
-        being watched; one of a transport of asyncio or uvloop is only shared. A TLS socket (of
-        `ssl`, pyOpenSSL, gevent) is refused, since its state cannot travel. See `transfer`.
+        Take a socket out of its event loop first, which goes on watching it otherwise; one of a
+        transport of asyncio or uvloop is only shared. A TLS socket is refused, since its state
+        cannot travel. See `transfer`.
         """
     def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
-        A signal handler that raises just as this returns loses the number, as with any int; the
-        objects of the other calls close themselves.
-
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message without one,
-        with several, or with more than a byte, and if this process has no room for it (``EMFILE``).
+        A signal handler that raises just as this returns loses it, as any int. Raises `Error`
+        (``BAD_CTRL_MESG``), with all that came closed, for a message without one, with several, or
+        with more than a byte, and if this process has no room for it (``EMFILE``).
         """
     @overload
     def receive_file(
@@ -453,9 +437,9 @@ class Conduit:
         bytes without descriptors stand in front of it, and a long payload comes in pieces, the
         descriptors with the first.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
-        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this process
-        has no room for them, and the conduit works on. `ValueError` for an impossible limit.
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
+        more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
+        ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
 
 @final

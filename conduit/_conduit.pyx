@@ -38,8 +38,8 @@ from conduit._handle cimport (
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
-    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, close_same,
-    connect_fd, dup_fd, identify, peer_of, recv_message, send_message, socket_fd, socket_pair,
+    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, connect_fd, dup_fd,
+    identify, peer_of, recv_message, send_message, socket_fd, socket_pair,
 )
 
 from _operator import index
@@ -51,6 +51,8 @@ from conduit.errors import (
 )
 from conduit.peer import Peer
 from conduit.signature import class_signature
+
+UNAVAILABLE = "this Descriptor is closed or detached, or another call is using it"
 
 # For the steps of conduit.aio.
 globals()["PAUSE"], globals()["QUEUED"] = PAUSE, QUEUED
@@ -129,8 +131,8 @@ cdef class Descriptor(FdHolder):
     with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
     again. What needs it open raises `Error` (``NO_FD``).
 
-    Descriptor(fd) takes ownership of the number ``fd``, and makes it close-on-exec. It raises
-    `DescriptorTypeError` for anything but an int, `Error` (``NO_FD``) for an impossible one.
+    Descriptor(fd) takes ownership of a number, and makes it close-on-exec. `DescriptorTypeError`
+    for anything but an int.
     """
 
     @class_signature
@@ -198,23 +200,19 @@ cdef class Descriptor(FdHolder):
         """Return the number, which stays owned by this object."""
         cdef int fd = self.number()
         if fd < 0:
-            raise self._unavailable()
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
         return fd
 
     def detach(self) -> int:
         """Return the number and forget it: the caller owns it. Not while another call uses it."""
         cdef int fd = self.borrow(True)
         if fd < 0:
-            raise self._unavailable()
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
         self.give_back(True, True)
         return fd
 
     def close(self) -> None:
-        """Close it; a second time does nothing.
-
-        Raises `Error` (``FAILED_CLOSE``) for what the system reports only now, such as a full disk;
-        it is closed all the same.
-        """
+        """Close it; a second time does nothing. `Error` (``FAILED_CLOSE``) as `Conduit.close`."""
         cdef int fd = self.give_back(True, False), err = close_now(fd)
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
@@ -241,21 +239,11 @@ cdef class Descriptor(FdHolder):
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 
-        Family, type and protocol are the socket's own. Its timeout says what ``O_NONBLOCK`` is,
-        and changes nothing about it: None if it waits, 0.0 if it does not.
-
-        Raises `Error` (``BAD_CLONE``) if it is no socket. The Descriptor is then as it was.
+        Family, type and protocol are its own. The timeout says whether it waits (None) or not
+        (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
+        is then as it was.
         """
         return open_as(self, None)
-
-    cdef object _unavailable(self):
-        cdef bint used
-        with cython.critical_section(self):
-            used = self.users != 0 and not self.close_pending
-        return Error(
-            "another call is using this Descriptor" if used else
-            "this Descriptor is closed, or something else owns its number now", ErrType.NO_FD,
-        )
 
 
 @cython.final
@@ -332,7 +320,7 @@ cdef object open_as(Descriptor descriptor, tuple arguments):
     made = objects.blank_socket() if arguments is None else None
     cdef int fd = descriptor.borrow(True)
     if fd < 0:
-        raise descriptor._unavailable()
+        raise Error(UNAVAILABLE, ErrType.NO_FD)
     node.fds = NULL
     hold_fds(&node, &fd, 1)
     try:
@@ -410,7 +398,8 @@ cdef class Send(Waiter):
     cdef int _resolve(self, bint keep) except -1:
         """Make the items ready to leave, and find the fd of each."""
         cdef Py_ssize_t count = len(self.items)
-        cdef int i = 0, highest = -1
+        cdef int i = 0, fd = -1, highest = -1
+        cdef char how
         if count > CONDUIT_MAX_FDS:
             raise self.handle.error(
                 "sending", EINVAL,
@@ -424,12 +413,14 @@ cdef class Send(Waiter):
             for i in range(<int>count):
                 item = self.items[i]
                 if PyLong_Check(item):
-                    self._add(fd_from(item, "transfer"), NOT if keep else AS_INT)
+                    fd, how = fd_from(item, "transfer"), NOT if keep else AS_INT
                 elif isinstance(item, Descriptor):
-                    self._borrow(<Descriptor>item, keep)
+                    fd = self._borrow(<Descriptor>item, keep, &how)
                 else:
                     objects.prepare(item, keep)
-                    self._add(-1, NOT if keep else AS_OBJECT)
+                    fd, how = -1, NOT if keep else AS_OBJECT
+                self.fds[i], self.closing[i], self.own[i] = fd, how, fd if how == MOVED else -1
+                self.count = self.node.count = i + 1
             # Only now that nothing runs any more which could close or reopen one.
             for i in range(self.count):
                 if self.fds[i] < 0:
@@ -448,24 +439,16 @@ cdef class Send(Waiter):
             raise
         return 0
 
-    cdef void _add(self, int fd, char closing) noexcept:
-        self.fds[self.count] = fd
-        self.closing[self.count] = closing
-        self.own[self.count] = fd if closing == MOVED else -1
-        self.count += 1
-        self.node.count = self.count
-
-    cdef int _borrow(self, Descriptor descriptor, bint keep) except -1:
+    cdef int _borrow(self, Descriptor descriptor, bint keep, char *how) except -1:
         """Borrow a Descriptor, unless an earlier item has it already."""
         cdef int i, fd = descriptor.borrow(not keep)
-        if fd >= 0:
-            self._add(fd, SHARED if keep else MOVED)
-            return 0
-        for i in range(self.count):
+        how[0] = SHARED if keep else MOVED
+        for i in range(self.count if fd < 0 else 0):
             if self.closing[i] == MOVED and self.items[i] is descriptor:
-                self._add(self.fds[i], NOT)
-                return 0
-        raise descriptor._unavailable()
+                how[0], fd = NOT, self.fds[i]
+        if fd < 0:
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
+        return fd
 
     cdef void _close_once(self, int last) noexcept:
         """Of those with the fd of the last, let one be closed: through an object, if it can be."""
@@ -479,8 +462,6 @@ cdef class Send(Waiter):
                 self.closing[last] = NOT
             elif self.closing[i] == AS_INT:
                 self.closing[i] = NOT
-
-    # Sending
 
     @property
     def sent(self) -> int:
@@ -616,7 +597,9 @@ cdef class Send(Waiter):
                 if not self.waited:
                     self.own[i] = self.fds[i]
                     continue
-                err = close_same(self.fds[i], self.own[i]) if self.own[i] >= 0 else -EBADF
+                err = -EBADF
+                if self.own[i] >= 0 and conduit_same_file(self.fds[i], self.own[i]):
+                    err = close_fd(self.fds[i])
                 if err:
                     failed = err
                     which = f"descriptor {self.fds[i]}"
@@ -728,12 +711,10 @@ cdef class Conduit:
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes
-        the conduit's own: None for ever, 0 not at all. ``type`` is the listener's.
-
-        Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``, ``ECONNREFUSED`` (nobody
-        listens there any more), ``EACCES``, ``EPROTOTYPE`` (another type), ``ENAMETOOLONG`` (a
-        path has 107 bytes at most).
+        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
+        conduit's own: None for ever, 0 not at all. Raises `Error` (``NO_FD``) if there is no
+        connection: ``ENOENT``, ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE``
+        (another type), ``ENAMETOOLONG`` (over 107 bytes).
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
@@ -845,10 +826,7 @@ cdef class Conduit:
 
     @property
     def peer(self) -> Peer:
-        """The `Peer` (pid, uid, gid) this is connected to, as it was when it connected.
-
-        Raises `Error` (``FAILED_TRANSFER``) if the system knows none.
-        """
+        """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
         cdef pid_t pid = 0
         cdef uid_t uid = 0
         cdef gid_t gid = 0
@@ -866,10 +844,9 @@ cdef class Conduit:
         """Close what the conduit made itself, and end the calls that wait in other threads.
 
         Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
-        descriptor is left open. A second `close` does nothing.
-
-        Raises `Error` (``FAILED_CLOSE``) if the system reports a failure, or the number was closed
-        elsewhere (what has it then is left alone); the conduit is closed all the same.
+        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if the
+        system reports a failure, or the number was closed elsewhere (what has it then is left
+        alone); the conduit is closed all the same.
         """
         try:
             self._handle.close()
@@ -879,13 +856,8 @@ cdef class Conduit:
             # Only here: to forget an object may run anything.
             del source
 
-    # Sending
-
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
-        """Send one descriptor by its number, which no other object may own. See `transfer`.
-
-        `DescriptorTypeError` for anything but an int.
-        """
+        """Send one descriptor by its number, which no other object may own. See `transfer`."""
         self._transfer_one(fd_from(fd, "transfer_fd"), fd, keep)
 
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
@@ -903,9 +875,9 @@ cdef class Conduit:
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
-        Take a socket out of its event loop first: there, a descriptor that was passed on goes on
-        being watched; one of a transport of asyncio or uvloop is only shared. A TLS socket (of
-        `ssl`, pyOpenSSL, gevent) is refused, since its state cannot travel. See `transfer`.
+        Take a socket out of its event loop first, which goes on watching it otherwise; one of a
+        transport of asyncio or uvloop is only shared. A TLS socket is refused, since its state
+        cannot travel. See `transfer`.
         """
         self._transfer_object(conn, keep)
 
@@ -989,16 +961,12 @@ cdef class Conduit:
             raise failure
         return 0
 
-    # Receiving
-
     def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
-        A signal handler that raises just as this returns loses the number, as with any int; the
-        objects of the other calls close themselves.
-
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message without one,
-        with several, or with more than a byte, and if this process has no room for it (``EMFILE``).
+        A signal handler that raises just as this returns loses it, as any int. Raises `Error`
+        (``BAD_CTRL_MESG``), with all that came closed, for a message without one, with several, or
+        with more than a byte, and if this process has no room for it (``EMFILE``).
         """
         cdef int fd = self._receive_one()
         try:
@@ -1052,9 +1020,9 @@ cdef class Conduit:
         bytes without descriptors stand in front of it, and a long payload comes in pieces, the
         descriptors with the first.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed: for more than ``max_fds``
-        descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``; ``EMFILE`` if this process
-        has no room for them, and the conduit works on. `ValueError` for an impossible limit.
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
+        more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
+        ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
         cdef RecvResult result
         cdef bytes payload
@@ -1094,10 +1062,7 @@ cdef class Conduit:
     cdef ssize_t _receive(
         self, void *data, size_t size, int least, int most, RecvResult *result
     ) except -1:
-        """Receive a message of at most ``size`` >= 1 bytes, with so many fds; how many bytes came.
-
-        The descriptors are in ``result`` and the caller's. On failure all that came are closed.
-        """
+        """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
         cdef PyThreadState *state

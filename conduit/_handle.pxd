@@ -62,7 +62,7 @@ cdef class Handle(FdHolder):
     cdef str describe(self)
     cdef object error(self, str doing, int err=*, str why=*, object type=*, ssize_t sent=*)
     cpdef int enter(self) except -1
-    cpdef leave(self)
+    cpdef int leave(self) noexcept
     cdef int check(self, str doing, ssize_t sent=*, bint to_send=*) except -1
     cdef int wait(
         self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
@@ -83,5 +83,4 @@ cdef unsigned long forks
 
 cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept
 cdef void release_fds(HeldFds *node) noexcept
-cdef long long deadline_after(double timeout) noexcept
 cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept

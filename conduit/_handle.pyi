@@ -28,7 +28,7 @@ class Handle(FdHolder):
     def enter(self) -> int:
         """Begin a call, which must `leave`; the fd, which is nobody else's until then."""
     def leave(self) -> None:
-        """End a call; the last one out of a closed handle closes the descriptor."""
+        """End a call; the last one out of a closed handle closes the fd: 0 or the failure."""
     def warn_unclosed(self, source: object, level: int = 1) -> None:
         """Warn that an object over this handle was dropped open, so many frames of Python up."""
     def close(self) -> None:

@@ -117,11 +117,6 @@ cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept:
             PyErr_Clear()  # pragma: no cover - coverage has ended by then
 
 
-cdef long long deadline_after(double timeout) noexcept:
-    """The moment that is so many seconds from now; NEVER, for a negative or a huge timeout."""
-    return NEVER if timeout < 0 or timeout > 9e9 else now() + <long long>(timeout * 1e9)
-
-
 @cython.freelist(256)
 cdef class FdHolder:
     """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
@@ -301,37 +296,31 @@ cdef class Handle(FdHolder):
             raise self.error("cannot be used", self.unfit)
         return fd
 
-    cpdef leave(self):
-        """End a call; the last one out of a closed handle closes the descriptor."""
+    cpdef int leave(self) noexcept:
+        """End a call; the last one out of a closed handle closes the fd: 0 or the failure."""
         cdef int fd = self.give_back(False, True)
-        if fd >= 0:
-            self._release(fd)
+        return self._release(fd) if fd >= 0 else 0
 
     def close(self) -> None:
         """Close it once no call is under way, and wake all that wait. As `Conduit.close`."""
-        cdef char one[8]
-        cdef int fd = self.borrow(False), err = 0
+        cdef int err
         cdef list queue
         cdef Waiter waiter
         cdef str described = self.describe()
         cdef object woken, failure = None
-        if fd < 0:
+        if self.borrow(False) < 0:
             return
         # Now nobody else comes in, and a child closes it, which what is woken may make.
         self.give_back(True, False)
         with cython.critical_section(self):
             queue, self.queue = self.queue, []
             if self.waker[1] >= 0:
-                # An eventfd takes a 64-bit count in the machine's order, a pipe anything.
-                one[:] = [1, 0, 0, 0, 0, 0, 0, 1]
-                write(self.waker[1], one, 8)
+                conduit_wake(self.waker[1])
         for waiter in queue:
             woken = waiter.wake_up()
             if isinstance(woken, BaseException):
                 failure = woken
-        fd = self.give_back(False, True)
-        if fd >= 0:
-            err = self._release(fd)
+        err = self.leave()
         if failure is not None:
             raise failure
         if err:
@@ -396,7 +385,8 @@ cdef class Handle(FdHolder):
         if seconds == 0:
             raise self.error(doing, EAGAIN, why, type, sent)
         if not deadline[0]:
-            deadline[0] = deadline_after(seconds)
+            # More would not fit; it is 285 years.
+            deadline[0] = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
         with cython.critical_section(self):
             if self.waker[0] < 0 and not self.close_pending and events != QUEUED:
                 # A waker, but not of the last room, which belongs to what is waited for.

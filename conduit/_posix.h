@@ -13,6 +13,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -344,6 +345,14 @@ static inline int conduit_waker(int ends[2])
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
     return 0;
 #endif
+}
+
+static inline void conduit_wake(int end)
+{
+    /* An eventfd takes a count of 64 bits, a pipe anything. */
+    uint64_t one = 1;
+    ssize_t ignored = write(end, &one, sizeof one);
+    (void)ignored;
 }
 
 /* Whether the peer of a socket has ended what it sends, or this end was shut for reading, and

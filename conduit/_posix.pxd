@@ -26,7 +26,7 @@ from posix.stat cimport fstat, struct_stat
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.types cimport gid_t, pid_t, uid_t
 from posix.uio cimport iovec
-from posix.unistd cimport close, write
+from posix.unistd cimport close
 
 
 cdef extern from "_posix.h" nogil:
@@ -52,6 +52,7 @@ cdef extern from "_posix.h" nogil:
     int conduit_socket_options(int fd, int *family, int *kind, int *protocol)
     int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
+    void conduit_wake(int end)
     bint conduit_at_end(int fd)
     int conduit_mark_packets(int fd)
     void conduit_unmark_packets(int fd, int marked)

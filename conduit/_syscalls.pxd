@@ -39,7 +39,6 @@ cdef int dup_fd(int fd) noexcept nogil
 cdef int move_up(int fd) noexcept nogil
 cdef int identify(int fd, FileId *found) noexcept nogil
 cdef int close_known(int fd, const FileId *known) noexcept nogil
-cdef int close_same(int fd, int duplicate) noexcept nogil
 cdef ssize_t send_message(
     int fd, const void *data, size_t size, const int *fds, int count
 ) noexcept nogil

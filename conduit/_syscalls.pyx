@@ -86,11 +86,6 @@ cdef int close_known(int fd, const FileId *known) noexcept nogil:
     return close_fd(fd)
 
 
-cdef int close_same(int fd, int duplicate) noexcept nogil:
-    """Close what is known to be the same open file as its duplicate; -EBADF if it is not."""
-    return close_fd(fd) if conduit_same_file(fd, duplicate) else -EBADF
-
-
 cdef void set_header(msghdr *msg, iovec *part, const void *data, size_t size) noexcept nogil:
     memset(msg, 0, sizeof(msghdr))
     part.iov_base = <void *>data
