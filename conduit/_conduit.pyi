@@ -73,12 +73,10 @@ class Descriptor:
         The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
         and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
 
-        A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
-        `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) stays
-        so, as it is the sender's too, but the file waits; with ``buffering=0`` it returns None.
-
-        Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a directory,
-        and what ``open()`` does for the arguments. The Descriptor is then as it was.
+        What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
+        ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
+        ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
+        allow the mode, and what ``open()`` does. The Descriptor is then as it was.
         """
     @overload
     def to_file(
@@ -198,14 +196,13 @@ class Conduit:
     received is close-on-exec and never 0, 1 or 2.
 
     Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from another
-    thread ends them at once. All may be made from several threads; those that wait to send are
-    served in the order in which they came. Whether the socket is blocking makes no difference, and
-    is not changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
+    thread ends them at once. Several threads may call; those that wait to send are served in the
+    order in which they came. Whether the socket is blocking makes no difference, and is not
+    changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
     Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
-    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno if the system
-    call fails. Its subclasses `PeerClosedError`, `TransferTimeoutError` and `WouldBlockError` tell
-    apart what is met every day.
+    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` if the system call fails:
+    `PeerClosedError`, `TransferTimeoutError`, `WouldBlockError`, or another with an errno.
     """
 
     __signature__: ClassVar[Signature]
@@ -265,8 +262,8 @@ class Conduit:
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        They count from the moment a call has to wait; `TransferTimeoutError` ends it then. Setting
-        it takes effect with the next call. A negative number or NaN is a `ValueError`.
+        They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
+        with the next call. A negative number or NaN is a `ValueError`.
         """
     @timeout.setter
     def timeout(self, timeout: float | None) -> None: ...
@@ -399,7 +396,7 @@ class Conduit:
         name: str | None = None,
     ) -> IO[Any]: ...
     def receive_conn(self) -> socket.socket:
-        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` makes it.
+        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` does.
 
         Raises as `receive_fd` and that; the descriptor is closed.
         """
@@ -421,11 +418,9 @@ class Conduit:
         not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
         more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
         not closed well here, or a number that had to wait may be another file's (another thread
-        closed it), which is left alone; everything else is closed.
-
-        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` for
-        nothing to send, or an empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
-        that is not bytes-like or not contiguous.
+        closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
+        not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
+        `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
@@ -433,9 +428,8 @@ class Conduit:
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
 
         On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
-        boundaries: what comes is what has arrived, up to the descriptors of one message; earlier
-        bytes without descriptors stand in front of it, and a long payload comes in pieces, the
-        descriptors with the first.
+        boundaries: what comes is what has arrived, up to the descriptors of one message; bytes sent
+        before may stand in front of it, and a long payload comes in pieces.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
@@ -464,6 +458,3 @@ class Send(Waiter):
         """
     def cancel(self) -> None:
         """Give up, unless all has left. If some of it has, the conduit sends no more."""
-
-def check_number(value: object) -> None:
-    """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""

@@ -2,9 +2,6 @@
 # cython: annotation_typing=False
 """The public classes: which object owns which descriptor, and one message out or in.
 
-Theory of operation
-===================
-
 **One owner.** A descriptor belongs to one object at a time. A received one belongs to its
 `Descriptor` before any Python code, and so any signal handler, can run.
 
@@ -18,13 +15,12 @@ awaits. One descriptor that leaves at once, by far the most common message, need
 - a `Descriptor` is *borrowed*: one that is moved by one call alone, so that of many threads that
   move it, one does; one that is shared, for the length of one system call.
 - a file, a socket, any object with ``fileno()`` and ``close()`` is closed through itself.
-- an int has no owner here: only the caller knows. A message that has to wait holds duplicates, and
-  sends these, so that a number closed and reused while it waits sends no other file. In the end
-  the number is closed only if it is known to name the same open file still.
+- an int has no owner here. A message that has to wait sends duplicates, so that a number closed and
+  reused while it waits sends no other file, and closes it only if it is the same open file still.
 
-**Exceptions.** What a user's object raises in ``fileno()`` or ``close()`` becomes an `Error`,
-unless a signal handler raised it (`errors.from_handler`). Python code runs only before anything
-has left, and after all that is closed in C was closed.
+**Exceptions.** What a user's object raises becomes an `Error`, unless a signal handler raised it
+(`errors.from_handler`). Python code runs only before anything has left, and after all that is
+closed in C was closed.
 """
 
 import socket
@@ -46,9 +42,7 @@ from _operator import index
 from _socket import socket as c_socket
 
 from conduit import mistakes, objects
-from conduit.errors import (
-    Error, ErrType, from_errno, from_handler, prefix_message, refusal,
-)
+from conduit.errors import Error, ErrType, from_errno, from_handler, prefix_message, refusal
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
@@ -61,11 +55,7 @@ globals()["PAUSE"], globals()["QUEUED"] = PAUSE, QUEUED
 cdef enum:
     # How an item of a message is closed once it was sent: not by this message, by its number,
     # through its object; a Descriptor that is moved; one that is shared, which is only returned.
-    NOT = 0
-    AS_INT = 1
-    AS_OBJECT = 2
-    MOVED = 3
-    SHARED = 4
+    NOT, AS_INT, AS_OBJECT, MOVED, SHARED
 
 
 cdef int fd_from(object value, str call) except -1:
@@ -226,12 +216,10 @@ cdef class Descriptor(FdHolder):
         The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
         and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
 
-        A descriptor that goes both ways and has no offset (a socket, a terminal) becomes an
-        `io.BufferedRWPair`. One that does not wait (``O_NONBLOCK``, as pipes of event loops) stays
-        so, as it is the sender's too, but the file waits; with ``buffering=0`` it returns None.
-
-        Raises `Error` (``BAD_CLONE``) if the descriptor does not allow the mode or is a directory,
-        and what ``open()`` does for the arguments. The Descriptor is then as it was.
+        What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
+        ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
+        ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
+        allow the mode, and what ``open()`` does. The Descriptor is then as it was.
         """
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         return open_as(self, (mode, buffering, encoding, errors, newline, name))
@@ -312,10 +300,7 @@ cdef object open_raw(int fd, mode, buffering, owner):
 
 
 cdef object open_as(Descriptor descriptor, tuple arguments):
-    """Make a file of a Descriptor with `to_file`'s arguments, or for None a socket.
-
-    The Descriptor owns the fd until the last step, which runs in C.
-    """
+    """Make a file of a Descriptor, which owns the fd until the last step; for None a socket."""
     cdef HeldFds node
     made = objects.blank_socket() if arguments is None else None
     cdef int fd = descriptor.borrow(True)
@@ -399,7 +384,7 @@ cdef class Send(Waiter):
         """Make the items ready to leave, and find the fd of each."""
         cdef Py_ssize_t count = len(self.items)
         cdef int i = 0, fd = -1, highest = -1
-        cdef char how
+        cdef char how = NOT
         if count > CONDUIT_MAX_FDS:
             raise self.handle.error(
                 "sending", EINVAL,
@@ -577,8 +562,7 @@ cdef class Send(Waiter):
     cdef int _end(self, bint sent) except -1:
         """The end, once: pass the turn on, close or give back what is held; if sent, the items."""
         cdef Descriptor descriptor
-        cdef int i, err, failed = 0
-        cdef str which = "a descriptor"
+        cdef int i, err, failed = 0, lost = -1
         if self.over or self.handle is None:
             return 0
         self.over = True
@@ -596,18 +580,16 @@ cdef class Send(Waiter):
             elif sent and self.closing[i] == AS_INT:
                 if not self.waited:
                     self.own[i] = self.fds[i]
-                    continue
-                err = -EBADF
-                if self.own[i] >= 0 and conduit_same_file(self.fds[i], self.own[i]):
-                    err = close_fd(self.fds[i])
-                if err:
-                    failed = err
-                    which = f"descriptor {self.fds[i]}"
+                elif self.own[i] >= 0 and conduit_same_file(self.fds[i], self.own[i]):
+                    failed = close_fd(self.fds[i]) or failed
+                else:
+                    failed, lost = -EBADF, self.fds[i]
         with nogil:
             err = close_fds(self.own, self.count)
         self.handle.leave()
         failed = failed or err
         if failure is None and sent and failed:
+            which = "a descriptor" if lost < 0 else f"descriptor {lost}"
             failure = self.handle.error(
                 f"the message was sent, but closing {which} here", -failed, None,
                 ErrType.FAILED_CLOSE,
@@ -637,14 +619,13 @@ cdef class Conduit:
     received is close-on-exec and never 0, 1 or 2.
 
     Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from another
-    thread ends them at once. All may be made from several threads; those that wait to send are
-    served in the order in which they came. Whether the socket is blocking makes no difference, and
-    is not changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
+    thread ends them at once. Several threads may call; those that wait to send are served in the
+    order in which they came. Whether the socket is blocking makes no difference, and is not
+    changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
     Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
-    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` with an errno if the system
-    call fails. Its subclasses `PeerClosedError`, `TransferTimeoutError` and `WouldBlockError` tell
-    apart what is met every day.
+    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` if the system call fails:
+    `PeerClosedError`, `TransferTimeoutError`, `WouldBlockError`, or another with an errno.
     """
 
     cdef readonly Handle _handle
@@ -812,8 +793,8 @@ cdef class Conduit:
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        They count from the moment a call has to wait; `TransferTimeoutError` ends it then. Setting
-        it takes effect with the next call. A negative number or NaN is a `ValueError`.
+        They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
+        with the next call. A negative number or NaN is a `ValueError`.
         """
         cdef double seconds = self._seconds()
         return None if seconds < 0 else seconds
@@ -899,11 +880,9 @@ cdef class Conduit:
         not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
         more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
         not closed well here, or a number that had to wait may be another file's (another thread
-        closed it), which is left alone; everything else is closed.
-
-        `DescriptorTypeError` also for what cannot be closed and is not to be kept; `ValueError` for
-        nothing to send, or an empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
-        that is not bytes-like or not contiguous.
+        closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
+        not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
+        `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
         cdef Send send = Send.__new__(Send)
         cdef double seconds = self._seconds()
@@ -936,8 +915,6 @@ cdef class Conduit:
                         err = close_fd(fd)
             if sent != 1:
                 seconds = self._seconds()
-                if sent == -EAGAIN and seconds == 0 and turn != BUSY:
-                    raise handle.error("sending", EAGAIN)
                 # In the turn that this call has: those that came since then come after it.
                 send = Send.__new__(Send)
                 if turn == TURN:
@@ -998,7 +975,7 @@ cdef class Conduit:
             raise
 
     def receive_conn(self) -> socket.socket:
-        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` makes it.
+        """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` does.
 
         Raises as `receive_fd` and that; the descriptor is closed.
         """
@@ -1016,9 +993,8 @@ cdef class Conduit:
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
 
         On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
-        boundaries: what comes is what has arrived, up to the descriptors of one message; earlier
-        bytes without descriptors stand in front of it, and a long payload comes in pieces, the
-        descriptors with the first.
+        boundaries: what comes is what has arrived, up to the descriptors of one message; bytes sent
+        before may stand in front of it, and a long payload comes in pieces.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
@@ -1098,8 +1074,3 @@ cdef class Conduit:
                 result.flaw == ENDED, result.flaw == WITHHELD,
             )
         return got
-
-
-def check_number(value: object) -> None:
-    """Check that a value is an int that can be a descriptor, and raise as `Descriptor` does."""
-    fd_from(value, "transfer_fd")

@@ -23,6 +23,10 @@ cdef enum:
     FRESH = -2
     # As the users of an fd: one call alone.
     ALONE = -1
+    # Milliseconds between two looks for a signal that the system handed to another thread, and
+    # for close() where there is no descriptor to be woken by.
+    SIGNAL_SLICE = 250
+    BLIND_SLICE = 10
 
 
 cdef class FdHolder:

@@ -8,15 +8,13 @@ Theory of operation
 **Use.** Every call borrows the fd and gives it back. Closing marks the object, and the last call to
 end closes the fd, which is so never another file's under a call. What is closed stays closed.
 
-**One lock.** Every field is read and written in ``critical_section(self)``: a lock where there is
-no GIL, nothing where there is one, which then does the same. No Python code runs inside, and no
-two are nested. Exempt are ``fd`` and what `Handle.open` wrote while a call has borrowed the fd, and
-every field once the last has ended: nobody else is there to write them.
+**One lock.** Every field is read and written in ``critical_section(self)``, a lock where there is
+no GIL. No Python code runs inside, and no two are nested. Exempt are ``fd`` and what `Handle.open`
+wrote while a call has borrowed the fd, and every field once the last has ended.
 
 **Waiting** is ``poll(2)`` on the fd and on a waker that ``close()`` writes to, or for a turn, on a
 lock. Signals run when that ends: at once if the signal struck this thread, within SIGNAL_SLICE if
-it struck another, for only the main thread runs handlers. Without a descriptor for a waker, every
-BLIND_SLICE is a look whether it was closed.
+it struck another. Without a descriptor for a waker, every BLIND_SLICE is a look at what happened.
 
 **Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
 is the ``sender``, the others stand in ``queue`` in the order in which they came; who is done makes
@@ -31,8 +29,8 @@ descriptors and duplicates of a message that waits) nobody would close: each suc
 in the list ``held_fds``, and the child closes them. Linking allocates nothing, and the order of
 writes keeps the list whole at any instant. The fields of an object are put right when the child
 first uses it (``sync``); a call that a signal handler interrupted to fork ends in the child with an
-Error. Not covered is the instant in which another thread is inside close(2) or recvmsg(2), as with
-any ``os.close``: who forks a program with threads has the child exec, which closes all of these.
+Error. Not covered is the instant in which another thread is inside close(2) or recvmsg(2): who
+forks a program with threads has the child exec, which closes all of these.
 """
 
 import os
@@ -44,12 +42,6 @@ from conduit._posix cimport *
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
 from conduit.errors import Error, ErrType, from_errno
-
-cdef enum:
-    # Milliseconds between two looks for a signal that the system handed to another thread, and
-    # for close() where there is no descriptor to be woken by.
-    SIGNAL_SLICE = 250
-    BLIND_SLICE = 10
 
 forks = 0
 
@@ -233,12 +225,10 @@ cdef class Handle(FdHolder):
         """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
         cdef int kind = 0, unfit
         cdef FileId known
-        known.device = known.inode = 0
         cdef bint fresh
         with nogil:
             unfit = <int>conduit_result(conduit_prepare(fd, &kind))
-            if owned:
-                identify(fd, &known)
+            identify(fd, &known)
         with cython.critical_section(self):
             fresh = self.fd == FRESH
             if fresh:
@@ -372,8 +362,8 @@ cdef class Handle(FdHolder):
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        Raises if it is closed, at the deadline (0 before the first wait; at once for 0 seconds),
-        and what a signal handler raises. ``why`` says what kept the call from being done.
+        Raises if it is closed, at the deadline (set by the first wait), and what a signal handler
+        raises. ``why`` says what the call waits for.
         """
         cdef pollfd watched[2]
         cdef long long left
@@ -395,7 +385,8 @@ cdef class Handle(FdHolder):
                     if conduit_waker(self.waker) == 0:
                         hold_fds(&self.waker_node, self.waker, 2)
                     close_fd(spare)
-            watched[0].fd = self.fd
+            # Not for a moment's rest, which POLLHUP would end.
+            watched[0].fd = self.fd if events != PAUSE else -1
             watched[0].events = <short>(events & 0xFFFF)
             watched[1].fd = self.waker[0]
             watched[1].events = POLLIN
@@ -479,8 +470,7 @@ cdef class Handle(FdHolder):
         cdef object woken = False
         while woken is False:
             with cython.critical_section(self):
-                if self.forks != forks:
-                    self.sync()
+                self.sync()
                 self.broken = self.broken or broken
                 if self.sender is waiter:
                     # The next; and the one after that, if the loop of that one has ended.

@@ -4,6 +4,8 @@ from conduit._posix cimport CONDUIT_MAX_FDS, gid_t, pid_t, uid_t
 
 
 cdef enum:
+    # Standard input, output and error are never given to a descriptor that arrives.
+    LOWEST = 3
     # One more than a message may hold, for systems whose limit is one higher.
     SLOTS = CONDUIT_MAX_FDS + 1
     # What is wrong with a message that came: it is none, but the end; this process had no room for

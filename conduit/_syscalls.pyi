@@ -7,10 +7,7 @@ def monotonic() -> float:
     """Return the seconds of the monotonic clock, whatever replaced ``time.monotonic``."""
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
-    """Return family, type and protocol of a socket, and whether it waits (not ``O_NONBLOCK``).
-
-    Family and protocol are -1 where only getsockname(2) tells. `OSError` for what is no socket.
-    """
+    """Return family, type, protocol (-1 where not told), and whether a socket waits, or raise."""
 
 def offset_of(fd: int) -> int:
     """Return the offset of a descriptor, or minus the errno: ``ESPIPE``, if it has none."""

@@ -16,10 +16,6 @@ from conduit._posix cimport *
 
 MAX_FDS = CONDUIT_MAX_FDS
 
-cdef enum:
-    # Standard input, output and error are never given to a descriptor that arrives.
-    LOWEST = 3
-
 
 cdef long long now() noexcept nogil:
     """The monotonic clock in nanoseconds. Not Python's, which a test may have frozen."""
@@ -148,10 +144,7 @@ cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
 cdef ssize_t recv_message(
     int fd, int kind, void *data, size_t size, RecvResult *result
 ) noexcept nogil:
-    """Receive one message on a socket of a kind; how many bytes came.
-
-    In ``result`` are all descriptors, and a flaw: what keeps this from being a whole message.
-    """
+    """Receive one message, with all its descriptors and its flaw, if any; how many bytes came."""
     cdef msghdr msg
     cdef iovec part
     cdef conduit_control control
@@ -235,10 +228,7 @@ cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
 
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
-    """Return family, type and protocol of a socket, and whether it waits (not ``O_NONBLOCK``).
-
-    Family and protocol are -1 where only getsockname(2) tells. `OSError` for what is no socket.
-    """
+    """Return family, type, protocol (-1 where not told), and whether a socket waits, or raise."""
     cdef int family = -1, kind = 0, protocol = -1
     cdef ssize_t flags = conduit_result(conduit_socket_options(fd, &family, &kind, &protocol))
     if flags < 0:

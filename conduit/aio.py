@@ -29,8 +29,8 @@ except ModuleNotFoundError as _missing:
 from anyio import to_thread
 from anyio.lowlevel import checkpoint
 
-from conduit import objects
-from conduit._conduit import PAUSE, QUEUED, Conduit, Message, Send, check_number
+from conduit import mistakes, objects
+from conduit._conduit import PAUSE, QUEUED, Conduit, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.errors import Error, ErrType, WouldBlockError
@@ -325,7 +325,8 @@ class AsyncConduit:
             except WouldBlockError:
                 pass
         # An object, which transfer() takes, is none.
-        check_number(fd)
+        if not isinstance(fd, int):
+            raise mistakes.not_an_int("transfer_fd", fd)
         return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
