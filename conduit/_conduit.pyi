@@ -165,10 +165,7 @@ class Descriptor:
 
 @final
 class Message:
-    """What one message brought: its bytes, and its descriptors in the order they were sent.
-
-    As a context manager it closes, in the end, those that were not detached or made into another.
-    """
+    """What one message brought; as a context manager, it closes what was not taken out of it."""
 
     __signature__: ClassVar[Signature]
     def __new__(cls, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> Self: ...

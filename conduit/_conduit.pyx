@@ -46,8 +46,7 @@ from conduit.errors import Error, ErrType, from_errno, from_handler, prefix_mess
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
-UNAVAILABLE = "this Descriptor is closed or detached, or another call is using it"
-
+cdef str UNAVAILABLE = "this Descriptor is closed or detached, or another call is using it"
 # For the steps of conduit.aio.
 globals()["PAUSE"], globals()["QUEUED"] = PAUSE, QUEUED
 
@@ -103,13 +102,14 @@ cdef object close_owner(object owner):
         return exc
 
 
+cdef int close_all(const int *fds, int count) noexcept:
+    """Close what `give_back` returned, but -1; 0 or the first failure."""
+    with nogil:
+        return close_fds(fds, count)
+
+
 cdef int close_now(int fd) noexcept:
-    """Close what `give_back` returned, if anything; 0 or the failure."""
-    cdef int err = 0
-    if fd >= 0:
-        with nogil:
-            err = close_fd(fd)
-    return err
+    return close_all(&fd, 1)
 
 
 @cython.final
@@ -236,10 +236,7 @@ cdef class Descriptor(FdHolder):
 
 @cython.final
 cdef class Message:
-    """What one message brought: its bytes, and its descriptors in the order they were sent.
-
-    As a context manager it closes, in the end, those that were not detached or made into another.
-    """
+    """What one message brought; as a context manager, it closes what was not taken out of it."""
 
     cdef bytes _data
     cdef tuple _fds
@@ -277,10 +274,15 @@ cdef class Message:
 
     def close(self) -> None:
         """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
-        cdef int err = 0
+        cdef int fds[SLOTS]
+        cdef int count = 0, err = 0
         cdef Descriptor descriptor
         for descriptor in self._fds:
-            err = close_now(descriptor.give_back(True, False)) or err
+            if count == SLOTS:
+                err, count = close_all(fds, count) or err, 0
+            fds[count] = descriptor.give_back(True, False)
+            count += 1
+        err = close_all(fds, count) or err
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
 
@@ -584,8 +586,7 @@ cdef class Send(Waiter):
                     failed = close_fd(self.fds[i]) or failed
                 else:
                     failed, lost = -EBADF, self.fds[i]
-        with nogil:
-            err = close_fds(self.own, self.count)
+        err = close_all(self.own, self.count)
         self.handle.leave()
         failed = failed or err
         if failure is None and sent and failed:
@@ -734,16 +735,15 @@ cdef class Conduit:
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef double seconds = mistakes.seconds_from(timeout)
         cdef long long deadline = 0
-        cdef PyThreadState *state
         cdef Handle listening = handle
         cdef int own = listening.enter(), fd = -EINTR
         try:
             while fd < 0:
-                # As in receiving.
-                state = PyEval_SaveThread() if CONDUIT_SOCK_CLOEXEC else NULL
-                fd = accept_fd(own)
-                if state != NULL:
-                    PyEval_RestoreThread(state)
+                if CONDUIT_SOCK_CLOEXEC:
+                    with nogil:
+                        fd = accept_fd(own)
+                else:
+                    fd = accept_fd(own)  # pragma: no cover - as in receiving
                 if fd < 0 and fd != -ECONNABORTED:
                     listening.retry(
                         fd, POLLIN, seconds, &deadline, "accepting", "no connection is pending",
@@ -1014,14 +1014,13 @@ cdef class Conduit:
             PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result
         )
         try:
-            fds = PyTuple_New(result.count)
+            message._fds = fds = PyTuple_New(result.count)
             while i < result.count:
                 descriptor = Descriptor.__new__(Descriptor)
                 descriptor.fd = result.fds[i]
                 Py_INCREF(descriptor)
                 PyTuple_SET_ITEM(fds, i, descriptor)
                 i += 1
-            message._fds = fds
             message._data = payload if got == len(payload) else payload[:got]
         except MemoryError:  # pragma: no cover - traced runs do not run out of memory
             close_fds(&result.fds[i], result.count - i)  # pragma: no cover
@@ -1041,20 +1040,20 @@ cdef class Conduit:
         """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
-        cdef PyThreadState *state
         cdef bint reset = False
         cdef double seconds = self._seconds()
         cdef long long deadline = 0
         cdef int fd = handle.enter()
         try:
             while True:
-                # Where close-on-exec is a step of its own, the GIL is kept: Python forks with it,
-                # but for vfork(), which it uses on Linux alone. Without a GIL, os.fork() stops all
-                # threads, but not subprocess.
-                state = PyEval_SaveThread() if CONDUIT_CMSG_CLOEXEC else NULL
-                got = recv_message(fd, handle.kind, data, size, result)
-                if state != NULL:
-                    PyEval_RestoreThread(state)
+                if CONDUIT_CMSG_CLOEXEC:
+                    with nogil:
+                        got = recv_message(fd, handle.kind, data, size, result)
+                else:
+                    # Python forks with the GIL held, so no child is made before all are
+                    # close-on-exec. Only for vfork(), which it uses on Linux alone, it gives it
+                    # up. Without a GIL, os.fork() stops all threads, but not subprocess.
+                    got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
                 if got >= 0:
                     break
                 if got == -ECONNRESET and not reset:
@@ -1067,8 +1066,7 @@ cdef class Conduit:
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:
-            with nogil:
-                close_fds(result.fds, result.count)
+            close_all(result.fds, result.count)
             raise refusal(
                 handle.describe(), size, least, most, result.count, result.err,
                 result.flaw == ENDED, result.flaw == WITHHELD,

@@ -49,7 +49,6 @@ forks = 0
 cdef HeldFds held_fds
 held_fds.next = held_fds.previous = &held_fds
 cdef PyThread_type_lock held_lock = PyThread_allocate_lock()
-
 if held_lock == NULL:
     raise MemoryError  # pragma: no cover - no memory for a lock
 

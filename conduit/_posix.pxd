@@ -113,14 +113,6 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, size_t count, int timeout)
 
 
-cdef extern from "Python.h" nogil:
-    ctypedef struct PyThreadState:
-        pass
-
-    PyThreadState *PyEval_SaveThread()
-    void PyEval_RestoreThread(PyThreadState *state)
-
-
 cdef extern from "Python.h":
     int PyErr_ResourceWarning(PyObject *source, Py_ssize_t level, const char *format, ...)
 
