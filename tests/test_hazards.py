@@ -708,7 +708,7 @@ def test_what_a_receiver_does_to_the_flags_of_a_file_it_does_to_the_senders_too(
 
 
 @pytest.mark.hazard("E5", "T4")
-def test_a_file_opened_anew_before_it_is_sent_has_an_offset_and_rights_of_its_own(
+def test_a_file_reopened_before_it_is_sent_has_an_offset_and_rights_of_its_own(
     ends: Ends, tmp_path: Path
 ) -> None:
     one, other = ends
