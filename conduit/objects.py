@@ -515,7 +515,7 @@ def check_file_arguments(
     # As open() has it, which takes a C int.
     if operator.index(buffering) >= 1 << 31:
         raise ValueError(f"buffering must be less than 2 GiB, not {buffering}")
-    text = _is_text(mode)
+    text = mode is not None and "b" not in mode
     if text and buffering == 0:
         raise ValueError("can't have unbuffered text I/O")
     if encoding is errors is newline is None:
@@ -598,7 +598,7 @@ def open_file(
     if mode is None or "b" in mode:
         return buffer  # type: ignore[return-value]
     lines = buffering == 1 or (buffering < 0 and not raw.seekable() and raw.isatty())
-    wrapper = io.TextIOWrapper(buffer, _text_encoding(encoding), errors, newline, lines)
+    wrapper = io.TextIOWrapper(buffer, io.text_encoding(encoding, 3), errors, newline, lines)
     wrapper.mode = mode  # type: ignore[misc]
     return wrapper
 
@@ -728,11 +728,3 @@ def _kind_by_link(fd: int) -> str | None:
         name = name.strip("[]")
         return {"eventpoll": "epoll"}.get(name, name)
     return "pidfd" if kind == "pidfd" else None
-
-
-def _is_text(mode: str | None) -> bool:
-    return mode is not None and "b" not in mode
-
-
-def _text_encoding(encoding: str | None) -> str | None:
-    return io.text_encoding(encoding, 4)
