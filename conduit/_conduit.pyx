@@ -141,8 +141,9 @@ cdef class Descriptor(FdHolder):
 
     def __dealloc__(self):
         # No call uses it: one that does holds this object. But in a forked child...
-        self.sync()
-        release_fds(&self.node)
+        if self.fd >= 0:
+            self.sync()
+            release_fds(&self.node)
         if self.fd >= 0:
             close_now(self.fd)
             # Without a source: a reference to this object must not outlive it.

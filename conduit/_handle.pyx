@@ -441,7 +441,8 @@ cdef class Handle(FdHolder):
             PyThread_acquire_lock(waiter.lock, NOWAIT_LOCK)
         with cython.critical_section(self):
             if self.sender is waiter:
-                turn = TURN
+                # But ``single`` is everybody's: then it is another call that has the turn.
+                turn = TURN if waiter is not self.single else BUSY
             elif self.sender is None:
                 # What waits is told by `check` that nothing is sent any more.
                 if not self.broken or waiter is not self.single:

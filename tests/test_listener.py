@@ -210,6 +210,7 @@ def test_a_full_backlog_and_an_empty_one_are_named(path: str) -> None:
             Conduit.connect(path, timeout=0)
 
 
+@not_traced
 def test_a_signal_handler_that_raises_ends_a_connect(path: str) -> None:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
