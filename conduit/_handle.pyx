@@ -246,8 +246,7 @@ cdef class Handle(FdHolder):
         cdef int fd = self.number()
         cdef str what
         with cython.critical_section(self):
-            what = self.what
-            name = self.name
+            what, name = self.what, self.name
         return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
 
     cdef object error(
@@ -468,6 +467,7 @@ cdef class Handle(FdHolder):
         signal handler raised meanwhile, for the caller to raise once all else is done.
         """
         cdef object woken = False
+        cdef Py_ssize_t i
         while woken is False:
             with cython.critical_section(self):
                 self.sync()
@@ -476,8 +476,11 @@ cdef class Handle(FdHolder):
                     # The next; and the one after that, if the loop of that one has ended.
                     self.sender = waiter = self.queue.pop(0) if self.queue else None
                 else:
-                    if self.queue:
-                        self.queue = [other for other in self.queue if other is not waiter]
+                    # In place: there may be no memory for another list.
+                    for i in range(len(self.queue)):
+                        if self.queue[i] is waiter:
+                            del self.queue[i]
+                            break
                     waiter = None
             woken = waiter.wake_up() if waiter is not None else None
         return woken

@@ -65,9 +65,7 @@ cdef int identify(int fd, FileId *found) noexcept nogil:
     cdef int err = <int>conduit_result(fstat(fd, &status))
     if err:
         return err
-    found.device = status.st_dev
-    found.inode = status.st_ino
-    found.mode = status.st_mode
+    found.device, found.inode, found.mode = status.st_dev, status.st_ino, status.st_mode
     return 0
 
 
