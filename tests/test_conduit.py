@@ -192,6 +192,31 @@ def test_pair_is_a_stream_unless_asked_otherwise() -> None:
         assert sock.type == socket.SOCK_STREAM
 
 
+@pytest.mark.parametrize("kind", [1.5, "1", None])
+def test_a_type_that_is_no_int_is_a_type_error(kind: object, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="integer"):
+        Conduit.pair(type=kind)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="integer"):
+        Conduit.connect(tmp_path / "s", type=kind)  # type: ignore[arg-type]
+
+
+def test_a_name_is_kept_as_an_exact_str() -> None:
+    class Name(str):
+        __slots__ = ()
+
+        def __repr__(self) -> str:
+            raise AssertionError
+
+        __str__ = __repr__
+
+    one, other = Conduit.pair()
+    with one, other, Conduit(one.fileno(), Name("link")) as named:
+        assert type(named.name) is str
+        assert "'link'" in repr(named)
+    with pytest.raises(Error, match="'link'"):
+        named.fileno()
+
+
 def test_an_impossible_pair_is_an_error() -> None:
     with pytest.raises(Error) as caught:
         Conduit.pair(type=12345)
