@@ -30,7 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import not_traced
+from helpers import handling, not_traced
 
 from conduit import Conduit, DescriptorTypeError, Error, ErrType, WouldBlockError
 
@@ -438,9 +438,8 @@ def deadline() -> Iterator[SimpleNamespace]:
         if deadline.raises:
             raise TimeoutError("the program's own deadline")
 
-    before = signal.signal(signal.SIGALRM, handler)
-    yield deadline
-    signal.signal(signal.SIGALRM, before)
+    with handling(signal.SIGALRM, handler):
+        yield deadline
 
 
 def interrupt_at(place: int, call: Callable[[], object]) -> bool:
