@@ -563,8 +563,8 @@ async def test_a_task_that_can_always_send_starves_no_other_and_sees_its_cancell
 
 async def test_a_descriptor_is_an_int_at_every_call(ends: Ends) -> None:
     with tempfile.TemporaryFile() as file:
-        for _ in range(2 * aio._STRIDE):
-            for wrong in (file, True, 1.5):
+        for wrong in (file, True, 1.5):
+            for _ in range(aio._STRIDE + 1):
                 with pytest.raises(DescriptorTypeError):
                     await ends[0].transfer_fd(wrong)  # type: ignore[arg-type]
             await ends[0].transfer_fd(file.fileno(), keep=True)
