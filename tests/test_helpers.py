@@ -45,6 +45,8 @@ def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
         "================ 10 passed, 3 skipped in 239.40s (0:03:59) =================",
         "===== test session starts =====",
         "=== \x1b[31m1 failed\x1b[0m, 4 passed, 3 skipped, 2 errors in 0.50s ===",
+        "tests/test_aio.py ...===== test session starts =====",  # beside another run
+        "...=== 5 passed, 1 skipped in 1.00s ===",
         "===== test session starts =====",
         "2 passed in 0.10s",  # a quiet run, which does not say that it starts
         "  py: OK (295.83=setup[53.06]+cmd[242.77] seconds)",
@@ -57,7 +59,7 @@ def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
         "not run: i386: no root could be made",
         "failed: lint",
         "failed: 1 runs of pytest ended without a summary",
-        "16 passed, 4 failed, 6 skipped",
+        "21 passed, 4 failed, 7 skipped",
     ]
 
 

@@ -17,8 +17,9 @@ import sysconfig
 from collections import Counter
 
 # Of pytest's last line, "== 3 passed, 1 skipped in 0.10s ==", or the same without the signs.
-SUMMARY = re.compile(r"^=* ?((?:\d+ [a-z]+(?:, )?)+) in \d[\d.:()hms ]*=*$")
-STARTED = re.compile(r"^=+ test session starts =+$")
+# Those of a run beside another may stand behind the dots of that.
+SUMMARY = re.compile(r"(?:^|(=) )((?:\d+ [a-z]+(?:, )?)+) in \d[\d.:()hms ]*=*$")
+STARTED = re.compile(r"=+ test session starts =+$")
 SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] (?:\S+: )?(.*)$")
 ENDED = re.compile(r"^  ([\w.-]+): (OK|SKIP|FAIL)\b")
 # tox says the first of an environment; the second is our own word for anything else.
@@ -38,12 +39,12 @@ class Report:
     def read(self, line: str) -> None:
         """Take in one line of the output."""
         line = re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip()
-        if STARTED.match(line):
+        if STARTED.search(line):
             self.unfinished += 1
-        elif found := SUMMARY.match(line):
+        elif found := SUMMARY.search(line):
             # A quiet run says only how it ended.
-            self.unfinished -= line.startswith("=")
-            for part in found[1].split(", "):
+            self.unfinished -= found[1] is not None
+            for part in found[2].split(", "):
                 number, word = part.split(" ", 1)
                 self.counts[word] += int(number)
         elif found := SKIPPED.match(line):
