@@ -27,7 +27,6 @@ import socket
 from io import FileIO, IOBase
 
 cimport cython
-
 from conduit._handle cimport (
     ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
     release_fds, warn_unclosed,
@@ -916,6 +915,8 @@ cdef class Conduit:
                         err = close_fd(fd)
             if sent != 1:
                 seconds = self._seconds()
+                if sent == -EAGAIN and seconds == 0 and turn != BUSY:
+                    raise handle.error("sending", EAGAIN)
                 # In the turn that this call has: those that came since then come after it.
                 send = Send.__new__(Send)
                 if turn == TURN:

@@ -37,7 +37,6 @@ import os
 import sys
 
 cimport cython
-
 from conduit._posix cimport *
 from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
 
