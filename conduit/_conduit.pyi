@@ -192,9 +192,9 @@ class Conduit:
     returns exactly what was sent, or raises with everything closed that had arrived. What is
     received is close-on-exec and never 0, 1 or 2.
 
-    Calls wait no longer than `timeout`; signals run meanwhile and may raise; `close` from another
-    thread ends them at once. Several threads may call; those that wait to send are served in the
-    order in which they came. Whether the socket is blocking makes no difference, and is not
+    Calls wait no longer than `timeout`; while they wait, signal handlers run, and may raise;
+    `close` in another thread ends them at once. Several threads may call; those that wait to send
+    are served first in, first out. Whether the socket is blocking makes no difference, and is not
     changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
     Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor

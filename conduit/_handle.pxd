@@ -58,7 +58,7 @@ cdef class Handle(FdHolder):
     cdef FileId known
     cdef int waker[2]
     cdef HeldFds waker_node
-    # Who has the turn to send, if anybody; ``single`` is a call that does not wait.
+    # The message that is being sent, or None; ``single`` stands for any that does not wait.
     cdef Waiter sender, single
     cdef list queue
 

@@ -17,7 +17,7 @@ lock. Signals run when that ends: at once if the signal struck this thread, with
 it struck another. Without a descriptor for a waker, every BLIND_SLICE is a look at what happened.
 
 **Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
-is the ``sender``, the others stand in ``queue`` in the order in which they came; who is done makes
+is the ``sender``, the others stand in ``queue``, first in, first out; a sender that is done makes
 the first of them the sender. (A lock that is released and taken again let one thread send 46,786
 messages and five others one each.) A packet leaves in one call; there the queue orders only those
 for which the socket had no room. A thread that would wait for itself, such as a signal handler that
@@ -176,7 +176,7 @@ cdef class Waiter:
             PyThread_free_lock(self.lock)
 
     cdef object wake_up(self):
-        """Wake it. None; what a signal handler raised meanwhile; False if its loop has ended."""
+        """Wake it. None; what a signal handler raised over it; False if its loop has ended."""
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
             return None
@@ -463,7 +463,7 @@ cdef class Handle(FdHolder):
         """Give up the turn, which the first in the queue gets, or the place in the queue.
 
         Nothing is sent any more if a message is ``broken``, having left in part. None, or what a
-        signal handler raised meanwhile, for the caller to raise once all else is done.
+        signal handler raised over it, for the caller to raise once all else is done.
         """
         cdef object woken = False
         cdef Py_ssize_t i

@@ -6,8 +6,8 @@ Each returns a value, or minus the errno. None waits, and none retries. All run 
 any number of threads.
 
 Each descriptor that is made here is close-on-exec from the first instant (where the system can do
-that in one step), and above standard error, so that the output of a program whose standard streams
-are closed does not go to a peer.
+that in one step), and above 2: where a program has closed its standard streams, what it prints must
+not go to a peer.
 """
 
 import os
