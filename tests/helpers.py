@@ -155,10 +155,10 @@ def room_for(count: int) -> Iterator[None]:
     numbers = [os.dup(0) for _ in range(count + 1)]
     while numbers[-1] < min(soft - 1, 4000):
         numbers.append(os.dup(0))
-    for _ in range(count + 1):
-        limit = numbers.pop()
-        os.close(limit)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit + count, hard))
+    # Each was the lowest free number, so that all below the last are taken.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1] + 1, hard))
+    for _ in range(count):
+        os.close(numbers.pop())
     try:
         yield
     finally:
