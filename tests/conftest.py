@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 from drivers import BLOCKING, LOOPS, Driver, LoopDriver
-from helpers import KINDS, open_descriptors, raise_limit_of_descriptors
+from helpers import HAS_PROC, KINDS, open_descriptors, raise_limit_of_descriptors
 
 import conduit
 
@@ -29,6 +30,21 @@ def pytest_configure(config: pytest.Config) -> None:
     raise_limit_of_descriptors()
     # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ANYWHERE = ["test_anywhere.py", "test_first_mistakes.py", "test_stubs.py"]
+"""What runs without /proc, on macOS say: the others look at descriptors or at what waits."""
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    outside = collection_path.suffix == ".py" and collection_path.name not in ANYWHERE
+    return True if outside and not HAS_PROC else None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not HAS_PROC:
+        files = len(list(Path(__file__).parent.glob("test_*.py"))) - len(ANYWHERE)
+        terminalreporter.line(f"SKIPPED [{files}] files of tests: they look into /proc")
 
 
 @pytest.fixture(scope="session")

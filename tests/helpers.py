@@ -46,12 +46,18 @@ WANTED_LIMIT = 20_000
 """How many descriptors this process and its children may open at once, where the system lets it."""
 
 
+HAS_PROC = os.path.isdir("/proc/self/fd")
+"""Whether processes and threads can be looked at as Linux lets them. Most tests do."""
+
+
 def raise_limit_of_descriptors() -> None:
     """Raise the soft limit, which is 1024 on most systems, towards the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < WANTED_LIMIT:
         wanted = WANTED_LIMIT if hard == resource.RLIM_INFINITY else min(WANTED_LIMIT, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        # macOS has a smaller limit of its own (kern.maxfilesperproc) below an infinite hard one.
+        with contextlib.suppress(ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def needs_descriptors(count: int) -> pytest.MarkDecorator:
@@ -65,6 +71,9 @@ def needs_descriptors(count: int) -> pytest.MarkDecorator:
 
 def open_descriptors() -> dict[int, str]:
     """Every open descriptor, and what it is open on."""
+    if not HAS_PROC:
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return {number: str(os.fstat(number)[:3]) for number in range(soft) if is_open(number)}
     found = {}
     for entry in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):
