@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from types import FrameType
@@ -345,6 +346,10 @@ def test_a_dropped_message_closes_its_descriptors_with_a_warning_for_each(
 ) -> None:
     one, other = ends
     out, into = pipe
+    if getattr(sys.flags, "context_aware_warnings", False) and not isinstance(other, Conduit):
+        os.close(out)
+        os.close(into)
+        pytest.skip("here no thread sees the warnings of another, such as the event loop's")
     one.transfer(into, into)
     with pytest.warns(ResourceWarning, match=r"unclosed <?conduit\.Descriptor") as caught:
         other.receive()
