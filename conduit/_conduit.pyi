@@ -30,12 +30,15 @@ class Descriptor:
     with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
     again. What needs it open raises `Error` (``NO_FD``).
 
-    Descriptor(fd) takes ownership of a number, and makes it close-on-exec. `DescriptorTypeError`
-    for anything but an int.
+    Descriptor(fd, name="") takes ownership of a number, and makes it close-on-exec.
+    `DescriptorTypeError` for anything but an int.
     """
 
     __signature__: ClassVar[Signature]
-    def __init__(self, fd: int) -> None: ...
+    def __init__(self, fd: int, name: str = "") -> None: ...
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
     @property
@@ -50,6 +53,12 @@ class Descriptor:
         ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
         ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
         the system does not tell.
+        """
+    def is_same_file(self, other: HasFileno) -> bool:
+        """Whether another object has the same open file description, as a duplicate has.
+
+        Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
+        sandbox without kcmp(2), or another system), the inode decides.
         """
     def fileno(self) -> int:
         """Return the number, which stays owned by this object."""

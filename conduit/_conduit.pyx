@@ -120,20 +120,21 @@ cdef class Descriptor(FdHolder):
     with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
     again. What needs it open raises `Error` (``NO_FD``).
 
-    Descriptor(fd) takes ownership of a number, and makes it close-on-exec. `DescriptorTypeError`
-    for anything but an int.
+    Descriptor(fd, name="") takes ownership of a number, and makes it close-on-exec.
+    `DescriptorTypeError` for anything but an int.
     """
 
     @class_signature
-    def __signature__(self, fd: int) -> None: pass  # pragma: no cover
+    def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str = "") -> None:
         cdef int number = fd_from(fd, "Descriptor")
+        cdef str text = mistakes.name_from(name)
         cdef bint fresh
         with cython.critical_section(self):
             fresh = self.fd == FRESH
             if fresh:
-                self.fd = number
+                self.fd, self.label = number, text
         if not fresh:
             raise Error("this Descriptor was initialised before", ErrType.NO_FD)
         fcntl(number, F_SETFD, <int>FD_CLOEXEC)
@@ -150,13 +151,25 @@ cdef class Descriptor(FdHolder):
 
     def __repr__(self) -> str:
         cdef int fd = self.number()
-        return f"<conduit.Descriptor {'closed' if fd < 0 else fd}>"
+        name = f" {self.name!r}" if self.name else ""
+        return f"<conduit.Descriptor{name} {'closed' if fd < 0 else fd}>"
+
+    def __reduce__(self) -> object:
+        raise mistakes.not_picklable(self)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        cdef str name
+        with cython.critical_section(self):
+            name = self.label
+        return name or ""
 
     @property
     def closed(self) -> bool:
@@ -185,6 +198,20 @@ cdef class Descriptor(FdHolder):
         # Owned still, it was so all the time, and no other file's.
         self.fileno()
         return kind
+
+    def is_same_file(self, other: HasFileno) -> bool:
+        """Whether another object has the same open file description, as a duplicate has.
+
+        Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
+        sandbox without kcmp(2), or another system), the inode decides.
+        """
+        cdef int other_fd = fd_of(other), fd = self.borrow(False)
+        cdef bint same
+        if fd < 0:
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
+        same = conduit_same_file(fd, other_fd)
+        close_now(self.give_back(False, True))
+        return same
 
     def fileno(self) -> int:
         """Return the number, which stays owned by this object."""
@@ -759,6 +786,9 @@ cdef class Conduit:
         if self._handle is not None:
             self._handle.warn_unclosed(self)
 
+    def __reduce__(self) -> object:
+        raise mistakes.not_picklable(self)
+
     def __repr__(self) -> str:
         cdef int fd = self._handle.number()
         name = self.name
@@ -775,8 +805,8 @@ cdef class Conduit:
     def name(self) -> str:
         """What the conduit is called in its `repr` and in errors."""
         with cython.critical_section(self._handle):
-            name = self._handle.name
-        return name
+            name = self._handle.label
+        return name or ""
 
     @property
     def closed(self) -> bool:

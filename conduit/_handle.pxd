@@ -34,6 +34,8 @@ cdef class FdHolder:
     cdef bint owned, close_pending
     cdef unsigned long forks
     cdef HeldFds node
+    # What it is called: None for most. A str, which keeps the class out of the garbage collector.
+    cdef str label
     cdef object __weakref__
 
     cdef int number(self) noexcept
@@ -53,7 +55,6 @@ cdef class Waiter:
 cdef class Handle(FdHolder):
     cdef int kind, unfit
     cdef str what
-    cdef object name
     cdef bint broken
     cdef FileId known
     cdef int waker[2]
@@ -62,7 +63,7 @@ cdef class Handle(FdHolder):
     cdef Waiter sender, single
     cdef list queue
 
-    cdef int open(self, int fd, str what, object name, bint owned) except -1
+    cdef int open(self, int fd, str what, str name, bint owned) except -1
     cdef str describe(self)
     cdef object error(self, str doing, int err=*, str why=*, object type=*, ssize_t sent=*)
     cpdef int enter(self) except -1

@@ -18,7 +18,7 @@ class Handle(FdHolder):
 
     def __new__(cls) -> Self: ...
     @staticmethod
-    def duplicate(fd: int, what: str, name: str | bytes) -> Handle:
+    def duplicate(fd: int, what: str, name: str) -> Handle:
         """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
     @property
     def is_closed(self) -> bool:

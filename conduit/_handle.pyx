@@ -196,7 +196,6 @@ cdef class Handle(FdHolder):
 
     def __cinit__(self):
         self.what = "conduit"
-        self.name = ""
         self.waker[0] = self.waker[1] = -1
         self.single = Waiter.__new__(Waiter)
         self.queue = []
@@ -210,7 +209,7 @@ cdef class Handle(FdHolder):
         release_fds(&self.waker_node)
 
     @staticmethod
-    def duplicate(fd: int, what: str, name: str | bytes) -> Handle:
+    def duplicate(fd: int, what: str, name: str) -> Handle:
         """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
         cdef Handle handle = Handle.__new__(Handle)
         cdef int duplicate = dup_fd(fd)
@@ -219,7 +218,7 @@ cdef class Handle(FdHolder):
         handle.open(duplicate, what, name, True)
         return handle
 
-    cdef int open(self, int fd, str what, object name, bint owned) except -1:
+    cdef int open(self, int fd, str what, str name, bint owned) except -1:
         """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
         cdef int kind = 0, unfit
         cdef FileId known
@@ -235,7 +234,7 @@ cdef class Handle(FdHolder):
                 self.known = known
                 self.owned = owned
                 self.what = what
-                self.name = name
+                self.label = name
                 self.fd = fd
         if not fresh:
             raise self.error("it was initialised before", 0, None, ErrType.NO_FD)
@@ -245,7 +244,7 @@ cdef class Handle(FdHolder):
         cdef int fd = self.number()
         cdef str what
         with cython.critical_section(self):
-            what, name = self.what, self.name
+            what, name = self.what, self.label
         return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
 
     cdef object error(

@@ -14,7 +14,7 @@ from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
 from conduit.errors import Error, ErrType, from_errno, from_handler
-from conduit.mistakes import path_from
+from conduit.mistakes import not_picklable, path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -82,7 +82,7 @@ class Listener:
                     sock.listen(backlog)
                 else:
                     self._inode = paths.bind_path(sock, address, mode, backlog)
-                self._handle = Handle.duplicate(sock.fileno(), "listener", self.path)
+                self._handle = Handle.duplicate(sock.fileno(), "listener", os.fsdecode(self.path))
         except BaseException as exc:
             # An interrupt, too, leaves nothing behind that no object removes.
             if self._inode is not None:
@@ -92,6 +92,9 @@ class Listener:
             code = exc.errno or errno.EINVAL
             why = None if exc.strerror == os.strerror(code) else exc.strerror
             raise from_errno(code, ErrType.NO_FD, f"listening at {self.path!r}", why) from exc
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
 
     @classmethod
     def from_conn(
@@ -118,7 +121,7 @@ class Listener:
         self._inode = None
         if not paths.address_from(path).startswith(b"\0"):
             self._inode = paths.inode_of(self._place)
-        self._handle = Handle.duplicate(objects.fd_of(conn), "listener", self.path)
+        self._handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
         os.set_blocking(self._handle.fileno(), False)
         return self
 

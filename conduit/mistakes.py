@@ -74,6 +74,14 @@ def not_an_object(call: str, value: object) -> DescriptorTypeError:
     )
 
 
+def not_picklable(value: object) -> TypeError:
+    """Return the error for what owns a descriptor, and is to be pickled or copied."""
+    return TypeError(
+        f"cannot pickle or copy {value!r}, which owns a descriptor; "
+        "conduit.multiprocessing lets it go to another process"
+    )
+
+
 def path_from(path: StrOrBytesPath) -> str | bytes:
     """Return a path as ``os.fspath()`` does; a `TypeError` tells where TCP belongs."""
     try:

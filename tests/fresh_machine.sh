@@ -6,8 +6,9 @@
 # Each SUITE is a Debian of its own with nothing but the packages that the README names; a clone
 # of what is committed here, in a folder with a space in its name; a soft limit of 1024
 # descriptors. There `make demo` and `make test` run, and then, with a source file changed, `make
-# demo` and some of the tests without a network.
-# Run it as root before a release: it takes some ten minutes. DEBIAN_ROOTS is where these
+# demo` and some of the tests without a network. At last the tests run as a root that may do
+# nothing (no capabilities, as in a container), with a umask of 077 and a hard limit of 1024.
+# Run it as root before a release: it takes some fifteen minutes. DEBIAN_ROOTS is where these
 # systems are kept, to be used again.
 set -eu
 
@@ -41,6 +42,20 @@ make demo
 make test ENVS=py TOX_ARGS="-- tests/test_one_descriptor.py"
 '
 
+bound='
+set -eux
+umask 077
+ulimit -n 1024
+rm -rf "/root/a clone"
+git clone --quiet /given/conduit.bundle "/root/a clone"
+cd "/root/a clone"
+setpriv --bounding-set=-all --inh-caps=-all sh -euxc "
+    grep CapEff /proc/self/status
+    make demo
+    make test ENVS=py
+"
+'
+
 given=$(mktemp -d)
 trap 'rm -rf "$given"' EXIT
 chmod 755 "$given"
@@ -58,5 +73,8 @@ for suite; do
     unshare --net sh -c 'ip link set lo up && exec "$@"' sh \
         "$here/debian_root.sh" run -u stranger "$root" sh -c "$again" ||
         failed="$failed $suite-offline"
+    echo "== $suite, as a root without capabilities"
+    "$here/debian_root.sh" run -b "$given:/given" "$root" sh -c "$bound" ||
+        failed="$failed $suite-bound"
 done
 [ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

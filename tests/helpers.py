@@ -161,14 +161,16 @@ def room_for(count: int) -> Iterator[None]:
     ordinary user may have on their way, those of tests that run beside this one included.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    numbers = [os.dup(0) for _ in range(count + 1)]
-    while numbers[-1] < min(soft - 1, 4000):
-        numbers.append(os.dup(0))
-    # Each was the lowest free number, so that all below the last are taken.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1] + 1, hard))
-    for _ in range(count):
-        os.close(numbers.pop())
+    numbers: list[int] = []
     try:
+        # The highest number of a table may be taken, and so the end come before it.
+        with contextlib.suppress(OSError):
+            while len(numbers) <= count or numbers[-1] < min(soft - 1, 4000):
+                numbers.append(os.dup(0))
+        # Each was the lowest free number, so that all below the last are taken.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (numbers[-1] + 1, hard))
+        for _ in range(count):
+            os.close(numbers.pop())
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
