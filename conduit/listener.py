@@ -13,7 +13,7 @@ from conduit import objects
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, from_errno, from_handler
+from conduit.errors import ErrType, from_errno
 from conduit.mistakes import not_picklable, path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
@@ -65,33 +65,14 @@ class Listener:
         from conduit import paths
 
         self.path = path_from(path)
-        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
-        self._process = os.getpid()
-        self._inode: tuple[int, int] | None = None
-        address = paths.address_from(path)
+        self._place = paths.Place(path)
         try:
-            with socket.socket(socket.AF_UNIX, type) as sock:
-                # Another process may share it and accept first what both were told of.
-                sock.setblocking(False)
-                if sock.type == socket.SOCK_DGRAM:
-                    raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
-                if address.startswith(b"\0"):
-                    paths.check_length(address[1:])
-                    sock.bind(address)
-                    sock.listen(backlog)
-                else:
-                    self._inode = paths.bind_path(sock, address, mode, backlog)
-                self._handle = Handle.duplicate(sock.fileno(), "listener", os.fsdecode(self.path))
-        except BaseException as exc:
+            self._handle = self._place.bind("listener", "", type, mode, backlog)
+        except BaseException:
             # An interrupt, too, leaves nothing behind that no object removes.
-            if self._inode is not None:
-                paths.unlink_own(self._place, self._inode)
-            if isinstance(exc, Error) or not isinstance(exc, OSError) or from_handler(exc):
-                raise
-            code = exc.errno or errno.EINVAL
-            why = None if exc.strerror == os.strerror(code) else exc.strerror
-            raise from_errno(code, ErrType.NO_FD, f"listening at {self.path!r}", why) from exc
+            self._place.release()
+            raise
 
     def __reduce__(self) -> str:
         raise not_picklable(self)
@@ -115,12 +96,10 @@ class Listener:
 
         self = cls.__new__(cls)
         self.path = path_from(path)
-        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
-        self._process = os.getpid()
-        self._inode = None
+        self._place = paths.Place(path)
         if not paths.address_from(path).startswith(b"\0"):
-            self._inode = paths.inode_of(self._place)
+            self._place.adopt()
         self._handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
         os.set_blocking(self._handle.fileno(), False)
         return self
@@ -214,17 +193,7 @@ class Listener:
         Raises:
             Error: ``FAILED_CLOSE``, if the system reports a failure.
         """
-        from conduit import paths
-
-        inode, self._inode = self._inode, None
         try:
-            if unlink and inode is not None and self._process == os.getpid():
-                paths.unlink_own(self._place, inode)
-        except OSError as exc:
-            if from_handler(exc):
-                raise  # pragma: no cover - traced runs have no handler that raises
-            raise from_errno(
-                exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
-            ) from exc
+            self._place.release(unlink=unlink)
         finally:
             self._handle.close()

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from conduit._handle import Handle
+from conduit.errors import Error, ErrType, from_errno, from_handler
 from conduit.mistakes import path_from
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -51,8 +53,86 @@ def inode_of(path: StrOrBytesPath) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
+class Place:
+    """Where a socket is bound: known again, and removed by the process that bound it."""
+
+    def __init__(self, path: StrOrBytesPath) -> None:
+        self.path = path_from(path)
+        self._absolute = os.path.abspath(self.path)
+        self._process = os.getpid()
+        self._inode: tuple[int, int] | None = None
+
+    def adopt(self) -> None:
+        """Take what is there now for the socket's own."""
+        self._inode = inode_of(self._absolute)
+
+    def bind(self, what: str, name: str, type: int, mode: int, backlog: int | None) -> Handle:
+        """Bind a new socket here, and listen unless it takes datagrams.
+
+        Args:
+            what: what the handle is called in errors.
+            name: its name there; without one, the path.
+            type: the type of the socket.
+            mode: the permission bits of the path; an abstract name has none.
+            backlog: how many connections wait to be accepted; None for a socket that takes
+                datagrams, which tell who sent them.
+
+        Returns:
+            the handle that owns the socket, which does not wait. Whoever fails after that, an
+            interrupt say, has the place to `release`.
+
+        Raises:
+            Error: ``NO_FD``, with the errno.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, type) as sock:
+                # Another process may share it and take first what both were told of.
+                sock.setblocking(False)
+                if backlog is None:
+                    # Before anything can come.
+                    if sys.platform == "linux":
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                elif sock.type == socket.SOCK_DGRAM:
+                    raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
+                address = address_from(self.path)
+                if address.startswith(b"\0"):
+                    check_length(address[1:])
+                    sock.bind(address)
+                    if backlog is not None:
+                        sock.listen(backlog)
+                else:
+                    self._inode = bind_path(sock, address, mode, backlog or 0)
+                return Handle.duplicate(sock.fileno(), what, name or os.fsdecode(self.path))
+        except OSError as exc:
+            if isinstance(exc, Error) or from_handler(exc):
+                raise
+            code = exc.errno or errno.EINVAL
+            why = None if exc.strerror == os.strerror(code) else exc.strerror
+            doing = "binding" if backlog is None else "listening at"
+            raise from_errno(code, ErrType.NO_FD, f"{doing} {self.path!r}", why) from exc
+
+    def release(self, *, unlink: bool = True) -> None:
+        """Remove the path, unless another has replaced it, or in a forked child, and forget it.
+
+        Args:
+            unlink: False leaves it there.
+
+        Raises:
+            Error: ``FAILED_CLOSE``, if the system reports a failure.
+        """
+        inode, self._inode = self._inode, None
+        try:
+            if unlink and inode is not None and self._process == os.getpid():
+                unlink_own(self._absolute, inode)
+        except OSError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
+            code = exc.errno or errno.EINVAL
+            raise from_errno(code, ErrType.FAILED_CLOSE, f"removing {self.path!r}") from exc
+
+
 def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
-    """Bind and listen at a path, which shows the socket only when it is complete.
+    """Bind, and listen unless it takes datagrams, at a path that shows only a complete socket.
 
     It is made in a directory that only this user can enter, and then linked to its place, which
     fails if another was faster; a rename would replace that one unseen.

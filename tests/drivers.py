@@ -11,7 +11,7 @@ import errno
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self, TypeVar, cast
@@ -130,6 +130,15 @@ class _Face:
     def __repr__(self) -> str:
         return repr(self._inner)
 
+    def __iter__(self) -> Iterator[Any]:
+        async def following() -> Any:
+            async for item in self._inner:
+                return item
+            return None
+
+        while (item := self._driver.call(following, self.timeout)) is not None:
+            yield item
+
     def __enter__(self) -> Self:
         return self
 
@@ -164,6 +173,9 @@ class _Conduits:
 
     def from_conn(self, conn: Any, **kwargs: Any) -> _Face:
         return self._face(self._driver.run(AsyncConduit.from_conn, conn, **kwargs))
+
+    def bind(self, path: Any, **kwargs: Any) -> _Face:
+        return self._face(self._driver.run(AsyncConduit.bind, path, **kwargs))
 
     def connect(self, path: Any, *, timeout: float | None = None, **kwargs: Any) -> Any:
         if os.getpid() != _PROCESS:

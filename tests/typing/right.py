@@ -5,7 +5,8 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
-from conduit import Conduit, Descriptor, ErrType, Listener, Message
+from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer
+from conduit.aio import AsyncConduit
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -38,6 +39,26 @@ def sending(link: Conduit, sock: socket.socket, text: io.TextIOWrapper, raw: io.
     link.transfer_file(raw, keep=True)
     link.transfer_conn(sock)
     link.transfer_conn(link, keep=False)
+
+
+def exact_messages(link: Conduit) -> None:
+    assert_type(link.receive_exactly(10), Message)
+    assert_type(link.receive_exactly(10, max_fds=0), Message)
+    assert_type(link.receive().sender, Peer | None)
+    link.shutdown()
+    link.shutdown(socket.SHUT_RDWR)
+    for message in link:
+        assert_type(message, Message)
+    assert_type(Conduit.bind("/run/it", mode=0o666), Conduit)
+    assert_type(Conduit.connect("/run/it", wait=True), Conduit)
+
+
+async def awaited_messages(link: AsyncConduit) -> None:
+    assert_type(await link.receive_exactly(10), Message)
+    async for message in link:
+        assert_type(message, Message)
+    assert_type(AsyncConduit.bind("/run/it"), AsyncConduit)
+    assert_type(await AsyncConduit.connect("/run/it", wait=True), AsyncConduit)
 
 
 def numbers_and_sockets(link: Conduit) -> None:
@@ -74,6 +95,8 @@ def descriptors(number: int) -> None:
     with Descriptor(number) as descriptor:
         assert_type(descriptor, Descriptor)
         assert_type(descriptor.fileno(), int)
+        assert_type(descriptor.name, str)
+        assert_type(descriptor.is_same_file(descriptor), bool)
         assert_type(descriptor.closed, bool)
         assert_type(descriptor.to_file(), BinaryIO)
         assert_type(descriptor.to_file("r"), io.TextIOWrapper)
