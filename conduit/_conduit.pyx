@@ -906,7 +906,6 @@ cdef class Conduit:
         alone); the conduit is closed all the same.
         """
         with cython.critical_section(self):
-            # The source is forgotten as this ends, which may run anything.
             source, self.source = self.source, None
             place, self.place = self.place, None
             early, self.early = self.early, None
@@ -919,6 +918,8 @@ cdef class Conduit:
             finally:
                 for message in early or ():
                     message.close()
+                # Only here: to forget an object may run anything.
+                del source
 
     def shutdown(self, how: int = socket.SHUT_WR) -> None:
         """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
@@ -1136,7 +1137,7 @@ cdef class Conduit:
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
         """
         cdef list early
-        cdef Py_ssize_t wanted = index(size), left, count
+        cdef Py_ssize_t wanted = index(size), left = 0, count
         cdef Message message
         if wanted < 0:
             raise ValueError(f"size must be at least 0 bytes, not {size}")

@@ -57,7 +57,7 @@ class Place:
     """Where a socket is bound: known again, and removed by the process that bound it."""
 
     def __init__(self, path: StrOrBytesPath) -> None:
-        self.path = path_from(path)
+        self.path: str | bytes = path_from(path)
         self._absolute = os.path.abspath(self.path)
         self._process = os.getpid()
         self._inode: tuple[int, int] | None = None
