@@ -40,7 +40,7 @@ from conduit._syscalls cimport (
 from _operator import index
 from _socket import socket as c_socket
 
-from conduit import mistakes, objects
+from conduit import mistakes, objects, paths
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
 )
@@ -746,9 +746,7 @@ cdef class Conduit:
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name)
-        # Here, since what binds and removes paths takes long to import.
-        from conduit.paths import Place
-        conduit.place = Place(path)
+        conduit.place = paths.Place(path)
         try:
             conduit._handle = conduit.place.bind("conduit", text, socket.SOCK_DGRAM, mode, None)
         except BaseException:
@@ -771,8 +769,7 @@ cdef class Conduit:
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
-        from conduit.paths import address_from
-        cdef bytes address = address_from(path)
+        cdef bytes address = paths.address_from(path)
         cdef const char *start = address
         cdef size_t length = len(address)
         cdef double seconds = mistakes.seconds_from(timeout)

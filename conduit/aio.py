@@ -664,6 +664,13 @@ class AsyncListener:
             # However many come who are refused, other tasks run in between.
             await checkpoint()
 
+    def __aiter__(self) -> Self:
+        """Accept one connection after another, for ever."""
+        return self
+
+    async def __anext__(self) -> AsyncConduit:
+        return await self.accept()
+
     async def aclose(self) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.
 

@@ -6,10 +6,10 @@ import builtins
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from conduit import objects
+from conduit import objects, paths
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
@@ -61,9 +61,6 @@ class Listener:
         type: int = socket.SOCK_STREAM,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        # Not above, since it takes longer to import than the rest of conduit.
-        from conduit import paths
-
         self.path = path_from(path)
         self._allow = same_user_or_root if allow is None else allow
         self._place = paths.Place(path)
@@ -87,21 +84,24 @@ class Listener:
     ) -> Self:
         """Listen on a socket that listens at a path already: one received, or inherited.
 
-        Its descriptor is duplicated. It becomes non-blocking, and `close` removes the path.
+        Its descriptor is duplicated. It becomes non-blocking. `close` removes the path if the
+        socket is bound there.
 
         Raises:
-            Error: as `Conduit.from_conn`.
+            Error: as `Conduit.from_conn`, and ``BAD_CLONE`` if it is no Unix socket that listens.
         """
-        from conduit import paths
-
         self = cls.__new__(cls)
         self.path = path_from(path)
         self._allow = same_user_or_root if allow is None else allow
         self._place = paths.Place(path)
-        if not paths.address_from(path).startswith(b"\0"):
-            self._place.adopt()
-        self._handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
-        os.set_blocking(self._handle.fileno(), False)
+        handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
+        try:
+            self._place.adopt(handle)
+            os.set_blocking(handle.fileno(), False)
+        except BaseException:
+            handle.close()
+            raise
+        self._handle = handle
         return self
 
     def __del__(self) -> None:
@@ -139,7 +139,7 @@ class Listener:
         """Wait for a connection from a peer that is allowed, and return its conduit.
 
         A peer that is not is closed before a byte of it is read, and logged (logger
-        ``conduit``, level WARNING); the wait goes on.
+        ``conduit``, level WARNING), also if ``allow`` raises; the wait goes on.
 
         Args:
             timeout: seconds to wait in all; None for ever, 0 not at all.
@@ -165,17 +165,17 @@ class Listener:
                         "all who came were refused",
                     )
 
+    def __iter__(self) -> Iterator[Conduit]:
+        """Accept one connection after another, for ever. Raises as `accept`."""
+        while True:
+            yield self.accept()
+
     def admit(self, timeout: float | None = None) -> Conduit | None:
         """Wait for a connection; None if its peer was refused. Otherwise as `accept`."""
         conduit = Conduit._accept(self._handle, timeout)
         try:
-            peer = conduit.peer
-            if admits(self._allow, peer):
+            if admits(self._allow, conduit.peer, self):
                 return conduit
-            # As `paths`.
-            import logging
-
-            logging.getLogger("conduit").warning("%r refused %r", self, peer)
         except BaseException:
             conduit.close()
             raise

@@ -197,5 +197,9 @@ class _Listener(_Face):
         link = self._driver.call(self._inner.accept, timeout)
         return _Face(self._driver, link, link._conduit, None)
 
+    def __iter__(self) -> Iterator[Any]:
+        for link in super().__iter__():
+            yield _Face(self._driver, link, link._conduit, None)
+
 
 _PROCESS = os.getpid()

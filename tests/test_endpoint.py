@@ -130,7 +130,7 @@ def test_a_path_that_cannot_be_removed_is_an_error_and_the_conduit_is_closed(
     link = driver.Conduit.bind(tmp_path / "s")
 
     def refuse(*_: object) -> None:
-        raise PermissionError(errno.EACCES, "refused")
+        raise OSError(errno.EROFS, "refused")
 
     with monkeypatch.context() as patch, pytest.raises(Error, match="removing") as caught:
         patch.setattr(os, "unlink", refuse)
