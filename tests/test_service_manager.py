@@ -37,7 +37,7 @@ from helpers import (
     run_python,
     same_file,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import conduit
@@ -356,7 +356,7 @@ def test_a_barrier_that_is_not_reached_in_time_is_an_error(
     started = time.monotonic()
     with pytest.raises(error, match="the service manager has not come to it") as caught:
         systemd.barrier(timeout)
-    assert time.monotonic() - started >= timeout
+    assert timeout <= time.monotonic() - started < GENEROUS / 2
     assert caught.value.type is ErrType.FAILED_TRANSFER
     text, [end], _ = manager.read()
     assert text == "BARRIER=1"
@@ -620,6 +620,7 @@ number = st.one_of(st.integers(-2, 6).map(str), st.text(st.characters(codec="asc
 
 
 @pytest.mark.slow
+@settings(deadline=None, derandomize=True, database=None)
 @given(fds=number, names=st.text("ab:", max_size=6), pid=st.sampled_from([None, "1", "x"]))
 def test_whatever_the_environment_says_all_is_taken_or_nothing(
     fds: str, names: str, pid: str | None
