@@ -5,7 +5,7 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
-from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer
+from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, systemd
 from conduit.aio import AsyncConduit
 
 
@@ -122,6 +122,18 @@ def listeners(sock: socket.socket) -> None:
         assert_type(listener.conduit, Conduit)
         assert_type(listener.accept(timeout=1), Conduit)
         assert_type(Listener.from_conn(sock, "/path"), Listener)
+
+
+def services(sock: socket.socket, file: IO[bytes], timeout: float | None) -> None:
+    assert_type(systemd.listen_fds(), tuple[Descriptor, ...])
+    assert_type(systemd.notify("READY=1"), bool)
+    assert_type(systemd.notify("FDSTORE=1", 3, sock, file, Descriptor(3), timeout=timeout), bool)
+    assert_type(systemd.store("name", sock), bool)
+    assert_type(systemd.store("name", 3, poll=False, timeout=0), bool)
+    assert_type(systemd.unstore("name", timeout=0.5), bool)
+    assert_type(systemd.barrier(), bool)
+    assert_type(systemd.barrier(timeout), bool)
+    assert_type(systemd.watchdog_interval(), float | None)
 
 
 def end(exc: EOFError) -> None: ...
