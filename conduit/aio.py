@@ -34,7 +34,7 @@ from conduit._conduit import PAUSE, QUEUED, Conduit, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError
-from conduit.listener import Listener
+from conduit.listener import REST, SHORTAGES, Listener
 from conduit.peer import Peer
 from conduit.takeover import Takeover
 
@@ -658,7 +658,12 @@ class AsyncListener:
         """Wait for a connection from a peer that is allowed; see `Listener.accept`."""
         attempt = partial(self._listener.admit, 0)
         while True:
-            conduit = await self._accepting.call(attempt)
+            try:
+                conduit = await self._accepting.call(attempt)
+            except Error as exc:
+                if exc.errno in SHORTAGES:
+                    await anyio.sleep(REST)
+                raise
             if conduit is not None:
                 return AsyncConduit(conduit)
             # However many come who are refused, other tasks run in between.

@@ -6,6 +6,7 @@ import builtins
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
@@ -13,7 +14,7 @@ from conduit import objects, paths
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import ErrType, from_errno
+from conduit.errors import Error, ErrType, from_errno
 from conduit.mistakes import not_picklable, path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from _typeshed import HasFileno, StrOrBytesPath
+
+
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Of what a process or the system runs out while somebody goes on waiting to be accepted."""
+
+REST = 0.1
+"""Seconds to rest after that."""
 
 
 class Listener:
@@ -148,11 +156,18 @@ class Listener:
             TransferTimeoutError, WouldBlockError: nobody came in time.
             Error: ``NO_FD`` if the listener is or gets closed, or, with the errno, if the
                 system gives no connection: ``EMFILE`` means that this process has no room; the
-                peer goes on waiting, so close something before the next call.
+                peer goes on waiting, so close something before the next call. This comes 0.1
+                seconds late, so that a loop does not spin.
         """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            conduit = self.admit(timeout)
+            try:
+                conduit = self.admit(timeout)
+            except Error as exc:
+                # Who accepts in a loop is not to spin, and what is closed meanwhile makes room.
+                if exc.errno in SHORTAGES and timeout != 0:
+                    time.sleep(REST if timeout is None else min(REST, timeout))
+                raise
             if conduit is not None:
                 return conduit
             if deadline is not None and timeout:

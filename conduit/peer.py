@@ -45,8 +45,9 @@ def same_user_or_root(peer: Peer) -> bool:
     if peer.uid != _OVERFLOW_UID or not sys.platform.startswith("linux"):
         return peer.uid in (0, os.geteuid())
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as lines:
-            whole = lines.read().split() == ["0", "0", "4294967295"]
+        # As bytes: a codec would be a module to be read.
+        with open("/proc/self/uid_map", "rb") as lines:
+            whole = lines.read().split() == [b"0", b"0", b"4294967295"]
     except OSError:
         return False
     return whole and peer.uid == os.geteuid()

@@ -687,7 +687,7 @@ def test_the_overflow_uid_is_nobodys_unless_all_users_are_mapped(
     if maps is not None:
         (tmp_path / "uid_map").write_text(maps)
     monkeypatch.setattr(os, "geteuid", lambda: me)
-    monkeypatch.setattr("builtins.open", lambda *_, **__: (tmp_path / "uid_map").open())
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (tmp_path / "uid_map").open("rb"))
     monkeypatch.setattr(peer_module, "sys", SimpleNamespace(platform="linux"))
     assert peer_module.same_user_or_root(Peer(1, 65534, 65534)) is admitted
 
