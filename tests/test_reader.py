@@ -391,17 +391,22 @@ def test_handlers_that_raise_at_any_instruction_lose_no_byte_and_no_descriptor(
             send(peer, [fd] if number % 3 == 0 else [], b"%d\n" % number)
         os.close(fd)
 
+    def read() -> None:
+        nonlocal armed
+        armed = True
+        while len(got) < count:
+            got.append(reader.receive_until(b"\n"))
+            while reader.pending:
+                fds.append(reader.take_fds())
+        armed = False
+
     with handling(signal.SIGALRM, strike):
         writing = Call(write)
         signal.setitimer(signal.ITIMER_REAL, 0.0001, 0.0001)
         while len(got) < count:
+            # In a function: where a loop goes back, 3.13 lets what is raised out of the `try`.
             try:
-                armed = True
-                while len(got) < count:
-                    got.append(reader.receive_until(b"\n"))
-                    while reader.pending:
-                        fds.append(reader.take_fds())
-                armed = False
+                read()
             except Interrupted:
                 struck += 1
         signal.setitimer(signal.ITIMER_REAL, 0)
