@@ -22,8 +22,9 @@ import pytest
 from helpers import ELSEWHERE
 
 import conduit
-from conduit.aio import AsyncConduit, AsyncListener
+from conduit.aio import AsyncConduit, AsyncListener, AsyncReader
 from conduit.errors import ErrType, from_errno
+from conduit.reader import Reader
 
 T = TypeVar("T")
 
@@ -52,6 +53,7 @@ class Driver:
 
     Conduit: type[conduit.Conduit] = conduit.Conduit
     Listener: type[conduit.Listener] = conduit.Listener
+    Reader: type[Reader] = Reader
 
 
 class LoopDriver(Driver):
@@ -66,6 +68,7 @@ class LoopDriver(Driver):
         self._portal = stack.enter_context(portal)
         self.Conduit = cast(type[conduit.Conduit], _Conduits(self))
         self.Listener = cast(type[conduit.Listener], partial(_Listener, self))
+        self.Reader = cast(type[Reader], partial(_Reader, self))
 
     def call(
         self,
@@ -200,6 +203,20 @@ class _Listener(_Face):
     def __iter__(self) -> Iterator[Any]:
         for link in super().__iter__():
             yield _Face(self._driver, link, link._conduit, None)
+
+
+class _Reader(_Face):
+    """What stands in for the class `Reader`."""
+
+    def __init__(self, driver: LoopDriver, link: _Face, **kwargs: Any) -> None:
+        inner = driver.run(AsyncReader, link._inner, **kwargs)
+        super().__init__(driver, inner, inner._reader, None)
+        self._link = link
+
+    def _call(self, name: str, method: Callable[..., Awaitable[Any]], *args: Any, **kw: Any) -> Any:
+        # It waits as long as the conduit.
+        self.timeout = self._link.timeout
+        return super()._call(name, method, *args, **kw)
 
 
 _PROCESS = os.getpid()

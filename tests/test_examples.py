@@ -29,7 +29,7 @@ def test_an_example_of_the_readme_runs(code: str) -> None:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) == 6
+    assert len(readme_examples()) == 7
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,20 @@ def test_a_received_connection_goes_straight_into_the_loop(name: str, lines: int
     done = run_python((EXAMPLES / f"{name}.py").read_text())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("b'hello\\n'") == lines
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("dbus", "b'o file' []\nb'a pipe' ['fifo', 'fifo']\n"),
+        ("qmp", "QMP\nbacking is a character device\n{}\n"),
+        ("vhost_user", "3 0 []\n12 8 ['character device']\n"),
+        ("wayland", "1 0 4 []\n3 0 8 ['memfd']\n1 0 4 []\n"),
+    ],
+)
+def test_a_protocol_of_others_is_framed(name: str, printed: str) -> None:
+    done = run_python((EXAMPLES / "framing" / f"{name}.py").read_text())
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed)
 
 
 async def ask(port: int, request: int) -> str:

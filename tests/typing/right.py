@@ -6,7 +6,8 @@ from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
 from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, systemd
-from conduit.aio import AsyncConduit
+from conduit.aio import AsyncConduit, AsyncReader
+from conduit.reader import Reader
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -114,6 +115,29 @@ def messages(link: Conduit, sock: socket.socket, file: IO[bytes]) -> None:
         assert_type(message, Message)
         assert_type(message.data, bytes)
         assert_type(message.fds, tuple[Descriptor, ...])
+
+
+def readers(link: Conduit) -> None:
+    with Reader(link, limit=1000) as reader:
+        assert_type(reader, Reader)
+        assert_type(reader.receive_exactly(4), bytes)
+        assert_type(reader.receive_until(b"\r\n"), bytes)
+        assert_type(reader.take_fds(), tuple[Descriptor, ...])
+        assert_type(reader.take_fds(count=2), tuple[Descriptor, ...])
+        assert_type(reader.pending, int)
+        assert_type(reader.buffered, int)
+        assert_type(reader.closed, bool)
+
+
+async def async_readers(link: AsyncConduit) -> None:
+    async with AsyncReader(link, limit=1000) as reader:
+        assert_type(reader, AsyncReader)
+        assert_type(await reader.receive_exactly(4), bytes)
+        assert_type(await reader.receive_until(b"\r\n"), bytes)
+        assert_type(reader.take_fds(2), tuple[Descriptor, ...])
+        assert_type(reader.pending, int)
+        assert_type(reader.buffered, int)
+        await reader.aclose()
 
 
 def listeners(sock: socket.socket) -> None:

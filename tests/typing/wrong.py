@@ -4,6 +4,8 @@ import io
 import socket
 
 from conduit import Conduit, Listener, systemd
+from conduit.aio import AsyncConduit, AsyncReader
+from conduit.reader import Reader
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -37,6 +39,19 @@ def services(sock: socket.socket) -> None:
     systemd.store("name", sock, False)  # error
     systemd.watchdog_interval() / 2  # error
     systemd.listen_fds(True)  # error
+
+
+def readers(link: Conduit, other: AsyncConduit, sock: socket.socket) -> None:
+    Reader(sock)  # error
+    Reader(other)  # error
+    AsyncReader(link)  # error
+    Reader(link, 1000)  # error
+    Reader(link).receive_exactly(b"4")  # error
+    Reader(link).receive_until("\n")  # error
+    Reader(link).receive_until(b"\n").encode()  # error
+    Reader(link).take_fds(1).close()  # error
+    Reader(link).pending = 0  # error
+    AsyncReader(other).receive_exactly(4).hex()  # error
 
 
 def attributes(link: Conduit) -> None:
