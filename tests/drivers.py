@@ -22,9 +22,9 @@ import pytest
 from helpers import ELSEWHERE
 
 import conduit
+from conduit import Reader
 from conduit.aio import AsyncConduit, AsyncListener, AsyncReader
 from conduit.errors import ErrType, from_errno
-from conduit.reader import Reader
 
 T = TypeVar("T")
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import os
 import struct
 
-from conduit import Conduit, Descriptor
-from conduit.reader import Reader
+from conduit import Conduit, Descriptor, Reader
 
 MAX_MESSAGE = 128 << 20
 UNIX_FDS = 9

@@ -10,8 +10,7 @@ import os
 import threading
 from typing import Any
 
-from conduit import Conduit
-from conduit.reader import Reader
+from conduit import Conduit, Reader
 
 
 def receive(reader: Reader) -> dict[str, Any]:

@@ -9,8 +9,7 @@ import os
 import struct
 from collections.abc import Callable
 
-from conduit import Conduit, Descriptor
-from conduit.reader import Reader
+from conduit import Conduit, Descriptor, Reader
 
 Message = tuple[int, int, bytes, tuple[Descriptor, ...]]
 """The object, the opcode, the arguments, and the descriptors, which stand in no word of theirs."""

@@ -16,8 +16,7 @@ from typing import Any
 
 import pytest
 
-from conduit import Conduit, Descriptor
-from conduit.reader import Reader
+from conduit import Conduit, Descriptor, Reader
 
 HERE = Path(__file__).parent
 

@@ -13,8 +13,7 @@ import pytest
 from helpers import is_private, memory
 from peers import HERE, LIMIT, installed, needs, running
 
-from conduit import Conduit, Descriptor
-from conduit.reader import Reader
+from conduit import Conduit, Descriptor, Reader
 
 jeepney = pytest.importorskip("jeepney", reason="not installed: jeepney")
 

@@ -5,9 +5,8 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
-from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, systemd
+from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
 from conduit.aio import AsyncConduit, AsyncReader
-from conduit.reader import Reader
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:

@@ -3,9 +3,8 @@
 import io
 import socket
 
-from conduit import Conduit, Listener, systemd
+from conduit import Conduit, Listener, Reader, systemd
 from conduit.aio import AsyncConduit, AsyncReader
-from conduit.reader import Reader
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
