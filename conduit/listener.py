@@ -113,14 +113,22 @@ class Listener:
         """
         from conduit import paths
 
+        inode = None
+        if not paths.address_from(path).startswith(b"\0"):
+            inode = paths.inode_of(os.path.abspath(path_from(path)))
+        self = cls._over(conn, path, same_user_or_root if allow is None else allow)
+        self._inode = inode
+        return self
+
+    @classmethod
+    def _over(cls, conn: HasFileno, path: StrOrBytesPath, allow: Callable[[Peer], bool]) -> Self:
+        """Listen on a duplicate of a socket whose path is somebody else's to remove."""
         self = cls.__new__(cls)
         self.path = path_from(path)
         self._place = os.path.abspath(self.path)
-        self._allow = same_user_or_root if allow is None else allow
+        self._allow = allow
         self._process = os.getpid()
         self._inode = None
-        if not paths.address_from(path).startswith(b"\0"):
-            self._inode = paths.inode_of(self._place)
         self._handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
         os.set_blocking(self._handle.fileno(), False)
         return self
