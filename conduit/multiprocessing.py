@@ -211,14 +211,11 @@ class _Shelf:
         return True
 
     def _answer(self, guest: Conduit) -> None:
-        """Hand over what a guest has the key to; what cannot be sent stays."""
-        key = guest.receive(_KEY_SIZE, 0).data
-        if item := self.items.get(key):
-            try:
+        """Hand over what a guest has the key to, and close it: nobody else is going to ask."""
+        item = self.items.pop(guest.receive(_KEY_SIZE, 0).data, None)
+        if item is not None:
+            with item.descriptor:
                 guest.transfer(item.descriptor, data=item.proof)
-            finally:
-                if item.descriptor.closed:
-                    del self.items[key]
 
     def _drop_expired(self) -> None:
         now = monotonic()
@@ -446,12 +443,14 @@ def _close_in_child() -> None:
     # The threads do not exist here, and the parent goes on with what they serve.
     _close_all()
     _lock.release()
+    # What is done at the end is done by the process that asked for it.
+    _finish_at_exit()
 
 
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_close_in_child
 )
-# A process that multiprocessing starts forgets first what is to be done at its end.
+# A process that multiprocessing starts first forgets what is to be done at its end.
 util.register_after_fork(_finish_at_exit, _finish_at_exit)
 _finish_at_exit()
 register()

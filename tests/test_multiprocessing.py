@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import copy
 import errno
@@ -14,6 +15,8 @@ import select
 import signal
 import socket
 import ssl
+import subprocess
+import sys
 import tempfile
 import threading
 import warnings
@@ -71,6 +74,22 @@ def nothing_waits_on_a_shelf() -> Iterator[None]:
     for shelf in module._shelves[:]:
         assert shelf.ended.wait(GENEROUS)
     assert module._shelves == []
+
+
+@pytest.fixture(autouse=True)
+def threads_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let coverage see the threads of the module, too, which are none of `threading`."""
+    trace, start = threading.gettrace(), _thread.start_new_thread
+
+    def start_traced(function: Callable[[], None], args: tuple[()]) -> int:
+        def run() -> None:
+            sys.settrace(trace)
+            function()
+
+        return start(run, args)
+
+    if trace is not None:
+        monkeypatch.setattr(_thread, "start_new_thread", start_traced)
 
 
 @pytest.fixture(params=METHODS)
@@ -669,15 +688,18 @@ def test_a_worker_that_returns_does_not_wait_for_ever(context: Any) -> None:
         reader.recv()
 
 
-def test_a_program_that_ends_closes_the_rest_at_once_and_without_a_word() -> None:
+@pytest.mark.parametrize("forks", [False, True])
+def test_a_program_that_ends_closes_the_rest_at_once_and_without_a_word(forks: bool) -> None:
     done = run_python(
         "import multiprocessing, os, conduit.multiprocessing\n"
+        f"if {forks} and (pid := os.fork()):\n"
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
         "reader, writer = multiprocessing.Pipe()\n"
         "with conduit.Descriptor(os.dup(0)) as descriptor:\n"
         "    writer.send(descriptor)\n"
         "writer.close()\n"
         "reader.close()\n",
-        stdin=-3,
+        stdin=subprocess.DEVNULL,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -807,7 +829,10 @@ def test_who_sends_descriptors_gets_nothing_and_leaves_none(pickled: Any) -> Non
     fetched(pickled)
 
 
-def test_what_its_receiver_does_not_take_stays_for_another(pickled: Any) -> None:
+def test_what_its_receiver_does_not_take_is_closed() -> None:
+    pipe = Pipe()
+    ForkingPickler.dumps(pipe.writer)
+    pipe.writer.close()
     [shelf] = module._shelves
     [key] = shelf.items
     with socket.socket(socket.AF_UNIX) as guest:
@@ -815,9 +840,7 @@ def test_what_its_receiver_does_not_take_stays_for_another(pickled: Any) -> None
             guest.connect("\0" + shelf.address[1:])
             guest.send(key)
             guest.shutdown(socket.SHUT_RD)
-        guest.settimeout(GENEROUS)
-        assert guest.recv(100) == b""
-    fetched(pickled)
+        pipe.wait_until_closed()
 
 
 @needs_root
@@ -860,7 +883,6 @@ def test_a_sender_that_does_not_answer_is_not_waited_for_for_ever(
         with pytest.raises(Error, match=r"unpickling.*deadline") as caught:
             ForkingPickler.loads(pickled)
         assert caught.value.errno == errno.ETIMEDOUT
-    fetched(pickled)
 
 
 # Shortages
@@ -912,8 +934,25 @@ def test_a_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyP
         raise RuntimeError("can't start new thread")
 
     with named("x") as descriptor, monkeypatch.context() as patch:
-        patch.setattr(module._thread, "start_new_thread", fail)
+        patch.setattr(_thread, "start_new_thread", fail)
         with pytest.raises(Error, match="can't start new thread"):
+            ForkingPickler.dumps(descriptor)
+
+
+def test_a_handler_that_raises_as_the_thread_starts_stays_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def strike(*_: Any) -> None:
+        raise RuntimeError("of the handler")
+
+    def start_struck(*args: Any) -> None:
+        start(*args)
+        signal.raise_signal(signal.SIGUSR1)
+
+    start = _thread.start_new_thread
+    with named("x") as descriptor, monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", start_struck)
+        with handling(signal.SIGUSR1, strike), pytest.raises(RuntimeError, match="of the handler"):
             ForkingPickler.dumps(descriptor)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import conduit.multiprocessing
 from conduit import Conduit, Descriptor, Listener, Peer
 
+module: Any = conduit.multiprocessing
+
 
 def descriptor_count() -> int:
     return len(os.listdir("/proc/self/fd"))
@@ -138,7 +140,7 @@ def put_and_return(queue: Any, ending: Connection) -> None:
 
 
 def send_and_return(writer: Connection, linger: float) -> None:
-    conduit.multiprocessing.LINGER = linger
+    module.LINGER = linger
     with open_memory(b"not taken in time", "late") as descriptor:
         writer.send(descriptor)
 
@@ -167,6 +169,8 @@ def forget(writer: Connection) -> None:
         unread, unwritten = get_context().Pipe(duplex=False)
         with unread, unwritten, contextlib.suppress(ValueError):
             unwritten.send(descriptor)
+            [shelf] = module._shelves
             descriptor.close()
             assert pipe.read() == b""
+            assert shelf.ended.wait(30)
     writer.send(descriptor_count() - before)
