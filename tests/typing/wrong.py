@@ -3,7 +3,7 @@
 import io
 import socket
 
-from conduit import Conduit, Listener
+from conduit import Conduit, Listener, multiprocessing
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -42,6 +42,12 @@ def results(link: Conduit) -> None:
     link.receive_file("r").write(b"bytes")  # error
     link.receive_fd().close()  # error
     print(text, reader)
+
+
+def in_multiprocessing() -> None:
+    multiprocessing.register(30)  # error
+    multiprocessing.register(lifetime="30")  # error
+    multiprocessing.register(lifetime=None)  # error
 
 
 class Own(Conduit):  # error

@@ -11,6 +11,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import re
 import select
 import signal
 import socket
@@ -97,9 +98,17 @@ def context(request: pytest.FixtureRequest) -> Any:
     return multiprocessing.get_context(request.param)
 
 
+def dumps(thing: Any) -> bytes:
+    """Pickle as multiprocessing does.
+
+    Not the buffer that it returns: one that is collected with a traceback crashes Python 3.12.
+    """
+    return bytes(ForkingPickler.dumps(thing))
+
+
 def sent(thing: Any) -> Any:
     """Pickle as multiprocessing does, and unpickle."""
-    return ForkingPickler.loads(ForkingPickler.dumps(thing))
+    return ForkingPickler.loads(dumps(thing))
 
 
 def named(name: str, content: bytes = b"") -> Descriptor:
@@ -331,7 +340,7 @@ def test_an_allow_that_cannot_be_pickled_is_told_before_anything_is_sent(tmp_pat
 
     with Listener(tmp_path / "s", allow=local) as listener:
         with pytest.raises((AttributeError, pickle.PicklingError)):
-            ForkingPickler.dumps(listener)
+            dumps(listener)
     assert module._shelves == []
 
 
@@ -447,7 +456,7 @@ def test_two_objects_of_one_number_arrive_as_two(method: str, tmp_path: Path) ->
 
 def test_a_text_file_is_refused_with_what_to_send(tmp_path: Path) -> None:
     with open(tmp_path / "f", "w") as file, pytest.raises(TypeError, match=r"file\.buffer"):
-        ForkingPickler.dumps(file)
+        dumps(file)
     assert module._shelves == []
 
 
@@ -457,7 +466,7 @@ def test_a_reader_that_would_lose_bytes_is_refused() -> None:
         end.write(b"first\nsecond\n")
         assert file.readline() == b"first\n"
         with pytest.raises(Error, match="read ahead") as caught:
-            ForkingPickler.dumps(file)
+            dumps(file)
         assert caught.value.type is ErrType.FAILED_TRANSFER
         assert file.readline() == b"second\n"
 
@@ -467,7 +476,7 @@ def test_a_tls_socket_is_refused() -> None:
         socket.socket(), server_hostname="x", do_handshake_on_connect=False
     ) as sock:
         with pytest.raises(TypeError, match="SSLSocket"):
-            ForkingPickler.dumps(sock)
+            dumps(sock)
 
 
 @pytest.mark.parametrize("make", [Conduit.pair, socket.socketpair, lambda: (named("x"),) * 2])
@@ -476,7 +485,7 @@ def test_what_is_closed_is_refused(make: Callable[[], Any]) -> None:
     one.close()
     other.close()
     with pytest.raises(Error) as caught:
-        ForkingPickler.dumps(one)
+        dumps(one)
     assert caught.value.type is ErrType.NO_FD
 
 
@@ -540,7 +549,7 @@ class Pipe:
 def test_what_is_never_unpickled_is_closed_when_its_lifetime_is_over() -> None:
     pipe = Pipe()
     conduit.multiprocessing.register(lifetime=0.05)
-    pickled = ForkingPickler.dumps(pipe.writer)
+    pickled = dumps(pipe.writer)
     pipe.writer.close()
     pipe.wait_until_closed()
     with pytest.raises(Error, match="not in time") as caught:
@@ -551,10 +560,10 @@ def test_what_is_never_unpickled_is_closed_when_its_lifetime_is_over() -> None:
 def test_what_was_sent_later_lives_on_when_the_lifetime_of_the_first_is_over() -> None:
     first, second = Pipe(), Pipe()
     conduit.multiprocessing.register(lifetime=0.3)
-    ForkingPickler.dumps(first.writer)
+    dumps(first.writer)
     # So that their lifetimes do not end at one time.
     assert not select.select([first.reader], [], [], 0.2)[0]
-    pickled = ForkingPickler.dumps(second.writer)
+    pickled = dumps(second.writer)
     first.writer.close()
     first.wait_until_closed()
     ForkingPickler.loads(pickled).close()
@@ -565,9 +574,9 @@ def test_what_was_sent_later_lives_on_when_the_lifetime_of_the_first_is_over() -
 def test_each_lifetime_holds_for_what_was_sent_under_it() -> None:
     pipe = Pipe()
     with named("long", b"long") as descriptor:
-        long = ForkingPickler.dumps(descriptor)
+        long = dumps(descriptor)
     conduit.multiprocessing.register(lifetime=0.05)
-    ForkingPickler.dumps(pipe.writer)
+    dumps(pipe.writer)
     assert len(module._shelves) == 2
     pipe.writer.close()
     pipe.wait_until_closed()
@@ -583,12 +592,14 @@ def test_a_lifetime_may_have_no_end() -> None:
 
 def test_what_was_unpickled_once_is_gone() -> None:
     with named("once") as descriptor, named("other") as other:
-        pickled = ForkingPickler.dumps(descriptor)
-        waiting = ForkingPickler.dumps(other)
+        pickled = dumps(descriptor)
+        waiting = dumps(other)
         ForkingPickler.loads(pickled).close()
         with pytest.raises(Error, match=r"'once'.*unpickled before"):
             ForkingPickler.loads(pickled)
+        [shelf] = module._shelves
         ForkingPickler.loads(waiting).close()
+        assert shelf.ended.wait(GENEROUS)
         with pytest.raises(Error, match="unpickled before") as caught:
             ForkingPickler.loads(waiting)
         assert caught.value.errno == errno.ECONNREFUSED
@@ -710,7 +721,7 @@ def test_a_program_that_ends_closes_the_rest_at_once_and_without_a_word(forks: b
 def test_a_forked_child_has_nothing_of_what_is_on_its_way() -> None:
     with named("mine", b"mine") as descriptor:
         before = open_descriptors()
-        pickled = ForkingPickler.dumps(descriptor)
+        pickled = dumps(descriptor)
 
         def child() -> None:
             assert module._shelves == []
@@ -742,7 +753,7 @@ def test_a_child_forked_while_others_send_has_nothing_of_theirs() -> None:
         calls = [Call(send) for _ in range(2)]
         try:
             for _ in range(100):
-                pickled = ForkingPickler.dumps(descriptor)
+                pickled = dumps(descriptor)
 
                 def child(pickled: Any = pickled) -> None:
                     # A descriptor that a thread held at that instant is no longer anybody's.
@@ -793,7 +804,7 @@ def test_more_descriptors_than_a_message_takes_go_to_one_process(method: str) ->
 def pickled() -> Iterator[Any]:
     """A descriptor on its way."""
     with named("awaited", b"awaited") as descriptor:
-        yield ForkingPickler.dumps(descriptor)
+        yield dumps(descriptor)
 
 
 def fetched(pickled: Any) -> None:
@@ -831,7 +842,7 @@ def test_who_sends_descriptors_gets_nothing_and_leaves_none(pickled: Any) -> Non
 
 def test_what_its_receiver_does_not_take_is_closed() -> None:
     pipe = Pipe()
-    ForkingPickler.dumps(pipe.writer)
+    dumps(pipe.writer)
     pipe.writer.close()
     [shelf] = module._shelves
     [key] = shelf.items
@@ -890,13 +901,13 @@ def test_a_sender_that_does_not_answer_is_not_waited_for_for_ever(
 
 def test_a_sender_without_room_says_so_and_leaves_nothing() -> None:
     with named("x") as descriptor, room_for(0), pytest.raises(Error, match="no room") as caught:
-        ForkingPickler.dumps(descriptor)
+        dumps(descriptor)
     assert caught.value.errno == errno.EMFILE
 
 
 def test_a_sender_without_room_for_its_socket_leaves_nothing() -> None:
     with named("x") as descriptor, room_for(1), pytest.raises(Error) as caught:
-        ForkingPickler.dumps(descriptor)
+        dumps(descriptor)
     assert caught.value.errno == errno.EMFILE
 
 
@@ -936,7 +947,7 @@ def test_a_thread_that_cannot_be_started_is_an_error(monkeypatch: pytest.MonkeyP
     with named("x") as descriptor, monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", fail)
         with pytest.raises(Error, match="can't start new thread"):
-            ForkingPickler.dumps(descriptor)
+            dumps(descriptor)
 
 
 def test_a_handler_that_raises_as_the_thread_starts_stays_itself(
@@ -953,7 +964,7 @@ def test_a_handler_that_raises_as_the_thread_starts_stays_itself(
     with named("x") as descriptor, monkeypatch.context() as patch:
         patch.setattr(_thread, "start_new_thread", start_struck)
         with handling(signal.SIGUSR1, strike), pytest.raises(RuntimeError, match="of the handler"):
-            ForkingPickler.dumps(descriptor)
+            dumps(descriptor)
 
 
 def test_where_there_are_no_abstract_names_a_private_directory_has_the_socket(
@@ -962,7 +973,7 @@ def test_where_there_are_no_abstract_names_a_private_directory_has_the_socket(
     monkeypatch.setattr(module.util, "get_temp_dir", lambda: str(tmp_path))
     with named("x") as descriptor, monkeypatch.context() as patch:
         patch.setattr(module.sys, "platform", "darwin")
-        pickled = ForkingPickler.dumps(descriptor)
+        pickled = dumps(descriptor)
     [shelf] = module._shelves
     assert os.path.dirname(shelf.address) == str(tmp_path)
     ForkingPickler.loads(pickled).close()
@@ -971,6 +982,29 @@ def test_where_there_are_no_abstract_names_a_private_directory_has_the_socket(
     with pytest.raises(Error) as caught:
         ForkingPickler.loads(pickled)
     assert caught.value.errno == errno.ENOENT
+
+
+# The page about it
+
+PAGE = (Path(__file__).parent.parent / "docs" / "multiprocessing.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "code", re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+)
+def test_an_example_of_the_page_runs(code: str, tmp_path: Path) -> None:
+    # Spawned processes import the program, so it is a file.
+    (tmp_path / "program.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", tmp_path / "program.py"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == re.findall(r"# prints (.*)", code)
 
 
 # Signals
