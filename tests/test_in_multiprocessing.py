@@ -72,9 +72,12 @@ def helper_processes() -> Iterator[None]:
 def nothing_waits_on_a_shelf() -> Iterator[None]:
     yield
     conduit.multiprocessing.register()
-    for shelf in module._shelves[:]:
-        assert shelf.ended.wait(GENEROUS)
-    assert module._shelves == []
+    try:
+        for shelf in module._shelves[:]:
+            assert shelf.ended.wait(GENEROUS), "something was sent and not taken"
+    finally:
+        with module._lock:
+            module._close_all()
 
 
 @pytest.fixture(autouse=True)
@@ -725,7 +728,7 @@ def test_a_forked_child_has_nothing_of_what_is_on_its_way() -> None:
 
         def child() -> None:
             assert module._shelves == []
-            assert open_descriptors() == before
+            assert open_descriptors().items() <= before.items()
             with sent(descriptor) as own:
                 assert own.is_same_file(descriptor), "and can send itself"
             with ForkingPickler.loads(pickled) as arrived:
@@ -1016,6 +1019,8 @@ class Alarm(Exception):
 
 @not_traced
 @pytest.mark.slow
+# A handler that strikes in a destructor.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_handler_that_raises_anywhere_leaves_nothing_open(tmp_path: Path) -> None:
     due = [False]
 
