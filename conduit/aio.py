@@ -33,7 +33,7 @@ from conduit import mistakes, objects
 from conduit._conduit import PAUSE, QUEUED, Conduit, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
-from conduit.errors import Error, ErrType, WouldBlockError
+from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError
 from conduit.listener import Listener
 from conduit.peer import Peer
 from conduit.takeover import Takeover
@@ -251,17 +251,28 @@ class AsyncConduit:
         return cls(first), cls(second)
 
     @classmethod
+    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Self:
+        """Return a datagram socket bound at a path, to receive on; see `Conduit.bind`."""
+        return cls(Conduit.bind(path, mode=mode, name=name))
+
+    @classmethod
     async def connect(
-        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM, name: str = ""
+        cls,
+        path: StrOrBytesPath,
+        *,
+        type: int = socket.SOCK_STREAM,
+        wait: bool = False,
+        name: str = "",
     ) -> Self:
         """Connect to a listening Unix socket; see `Conduit.connect`.
 
-        Waits for room in the listener's backlog as long as the caller's deadline lets it.
+        Waits for room in the listener's backlog, and with ``wait`` for a listener, as long as the
+        caller's deadline lets it.
         """
         while True:
             await checkpoint()
             try:
-                return cls(Conduit.connect(path, type=type, timeout=0, name=name))
+                return cls(Conduit.connect(path, type=type, timeout=0, wait=wait, name=name))
             except WouldBlockError:
                 await anyio.sleep(_PAUSE)
 
@@ -472,6 +483,24 @@ class AsyncConduit:
         """Receive one message; see `Conduit.receive`."""
         return await self._receiving.call(partial(self._conduit.receive, max_data, max_fds))
 
+    async def receive_exactly(self, size: int, max_fds: int = MAX_FDS) -> Message:
+        """Receive so many bytes, with their descriptors; see `Conduit.receive_exactly`."""
+        return await self._receiving.call(partial(self._conduit.receive_exactly, size, max_fds))
+
+    def __aiter__(self) -> Self:
+        """Receive messages until the peer closes."""
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.receive()
+        except PeerClosedError:
+            raise StopAsyncIteration from None
+
+    def shutdown(self, how: int = socket.SHUT_WR) -> None:
+        """End one direction; see `Conduit.shutdown`."""
+        self._conduit.shutdown(how)
+
 
 class AsyncTakeover:
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
@@ -634,6 +663,13 @@ class AsyncListener:
                 return AsyncConduit(conduit)
             # However many come who are refused, other tasks run in between.
             await checkpoint()
+
+    def __aiter__(self) -> Self:
+        """Accept one connection after another, for ever."""
+        return self
+
+    async def __anext__(self) -> AsyncConduit:
+        return await self.accept()
 
     async def aclose(self) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.

@@ -334,7 +334,10 @@ def _rebuild_listener(
     carried: _Inherited | _Ticket, path: str | bytes, allow: Callable[[Peer], bool]
 ) -> Listener:
     with _take(carried, f"a Listener at {path!r}") as descriptor:
-        return Listener._over(descriptor, path, allow)
+        listener = Listener.from_conn(descriptor, path, allow=allow)
+    # The path stays the sender's to remove.
+    listener._place.release(unlink=False)
+    return listener
 
 
 def _reduce_socket(sock: socket.socket) -> tuple[Any, ...]:

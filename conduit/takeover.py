@@ -383,7 +383,7 @@ class Takeover:
         while (conduit := self._connect()) is not None:
             self._channel = _Channel(conduit)
             peer = conduit.peer
-            if not admits(self._allow, peer):
+            if not admits(self._allow, peer, self):
                 raise TakeoverError(
                     f"{self.path!r} is served by {peer}, who is not allowed",
                     ErrType.FAILED_TRANSFER,
@@ -515,7 +515,7 @@ class Takeover:
 
     def _hand_over(self, channel: _Channel, control: Listener) -> None:
         # Here, and not in the listener, so that who is refused hears why.
-        if not admits(self._allow, channel.peer):
+        if not admits(self._allow, channel.peer, self):
             raise TakeoverError(f"{channel.peer} is not allowed", ErrType.FAILED_TRANSFER)
         with channel.receive() as message:
             version = message.expect("hello")["version"]

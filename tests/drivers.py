@@ -11,7 +11,7 @@ import errno
 import inspect
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from typing import Any, Self, TypeVar, cast
@@ -130,6 +130,15 @@ class _Face:
     def __repr__(self) -> str:
         return repr(self._inner)
 
+    def __iter__(self) -> Iterator[Any]:
+        async def following() -> Any:
+            async for item in self._inner:
+                return item
+            return None
+
+        while (item := self._driver.call(following, self.timeout)) is not None:
+            yield item
+
     def __enter__(self) -> Self:
         return self
 
@@ -165,6 +174,9 @@ class _Conduits:
     def from_conn(self, conn: Any, **kwargs: Any) -> _Face:
         return self._face(self._driver.run(AsyncConduit.from_conn, conn, **kwargs))
 
+    def bind(self, path: Any, **kwargs: Any) -> _Face:
+        return self._face(self._driver.run(AsyncConduit.bind, path, **kwargs))
+
     def connect(self, path: Any, *, timeout: float | None = None, **kwargs: Any) -> Any:
         if os.getpid() != _PROCESS:
             return conduit.Conduit.connect(path, timeout=timeout, **kwargs)
@@ -184,6 +196,10 @@ class _Listener(_Face):
             return self._blocking.accept(timeout)
         link = self._driver.call(self._inner.accept, timeout)
         return _Face(self._driver, link, link._conduit, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        for link in super().__iter__():
+            yield _Face(self._driver, link, link._conduit, None)
 
 
 _PROCESS = os.getpid()

@@ -35,7 +35,7 @@ def test_an_example_of_the_readme_runs(code: str) -> None:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) == 5
+    assert len(readme_examples()) == 6
 
 
 @pytest.mark.parametrize(

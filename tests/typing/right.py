@@ -6,7 +6,8 @@ from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
 import conduit.multiprocessing
-from conduit import Conduit, Descriptor, ErrType, Listener, Message
+from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, systemd
+from conduit.aio import AsyncConduit
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -39,6 +40,26 @@ def sending(link: Conduit, sock: socket.socket, text: io.TextIOWrapper, raw: io.
     link.transfer_file(raw, keep=True)
     link.transfer_conn(sock)
     link.transfer_conn(link, keep=False)
+
+
+def exact_messages(link: Conduit) -> None:
+    assert_type(link.receive_exactly(10), Message)
+    assert_type(link.receive_exactly(10, max_fds=0), Message)
+    assert_type(link.receive().sender, Peer | None)
+    link.shutdown()
+    link.shutdown(socket.SHUT_RDWR)
+    for message in link:
+        assert_type(message, Message)
+    assert_type(Conduit.bind("/run/it", mode=0o666), Conduit)
+    assert_type(Conduit.connect("/run/it", wait=True), Conduit)
+
+
+async def awaited_messages(link: AsyncConduit) -> None:
+    assert_type(await link.receive_exactly(10), Message)
+    async for message in link:
+        assert_type(message, Message)
+    assert_type(AsyncConduit.bind("/run/it"), AsyncConduit)
+    assert_type(await AsyncConduit.connect("/run/it", wait=True), AsyncConduit)
 
 
 def numbers_and_sockets(link: Conduit) -> None:
@@ -75,6 +96,8 @@ def descriptors(number: int) -> None:
     with Descriptor(number) as descriptor:
         assert_type(descriptor, Descriptor)
         assert_type(descriptor.fileno(), int)
+        assert_type(descriptor.name, str)
+        assert_type(descriptor.is_same_file(descriptor), bool)
         assert_type(descriptor.closed, bool)
         assert_type(descriptor.to_file(), BinaryIO)
         assert_type(descriptor.to_file("r"), io.TextIOWrapper)
@@ -100,6 +123,18 @@ def listeners(sock: socket.socket) -> None:
         assert_type(listener.conduit, Conduit)
         assert_type(listener.accept(timeout=1), Conduit)
         assert_type(Listener.from_conn(sock, "/path"), Listener)
+
+
+def services(sock: socket.socket, file: IO[bytes], timeout: float | None) -> None:
+    assert_type(systemd.listen_fds(), tuple[Descriptor, ...])
+    assert_type(systemd.notify("READY=1"), bool)
+    assert_type(systemd.notify("FDSTORE=1", 3, sock, file, Descriptor(3), timeout=timeout), bool)
+    assert_type(systemd.store("name", sock), bool)
+    assert_type(systemd.store("name", 3, poll=False, timeout=0), bool)
+    assert_type(systemd.unstore("name", timeout=0.5), bool)
+    assert_type(systemd.barrier(), bool)
+    assert_type(systemd.barrier(timeout), bool)
+    assert_type(systemd.watchdog_interval(), float | None)
 
 
 def end(exc: EOFError) -> None: ...

@@ -3,7 +3,7 @@
 import io
 import socket
 
-from conduit import Conduit, Listener, multiprocessing
+from conduit import Conduit, Listener, multiprocessing, systemd
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -26,6 +26,17 @@ def arguments(link: Conduit, sock: socket.socket) -> None:
     link.transfer(data="text")  # error
     Conduit.connect(("localhost", 80))  # error
     Listener(80)  # error
+
+
+def services(sock: socket.socket) -> None:
+    systemd.notify(b"READY=1")  # error
+    systemd.notify("READY=1", timeout="1")  # error
+    systemd.notify("FDSTORE=1", "path")  # error
+    systemd.store(sock, "name")  # error
+    systemd.store("name")  # error
+    systemd.store("name", sock, False)  # error
+    systemd.watchdog_interval() / 2  # error
+    systemd.listen_fds(True)  # error
 
 
 def attributes(link: Conduit) -> None:
