@@ -1029,9 +1029,13 @@ def test_a_handler_that_raises_anywhere_leaves_nothing_open(tmp_path: Path) -> N
             raise Alarm
 
     struck = 0
-    with Things(tmp_path) as things, handling(signal.SIGALRM, strike), warnings.catch_warnings():
+    with (
+        Things(tmp_path) as things,
+        named("") as unnamed,
+        handling(signal.SIGALRM, strike),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", ResourceWarning)
-        unnamed = named("")
         kinds = [unnamed, *(each for each in things.all if not isinstance(each, Descriptor))]
         before = open_descriptors()
         for place in range(600):
@@ -1054,5 +1058,4 @@ def test_a_handler_that_raises_anywhere_leaves_nothing_open(tmp_path: Path) -> N
             if open_descriptors() != before:
                 gc.collect()
                 assert open_descriptors() == before
-        unnamed.close()
     assert struck > 50
