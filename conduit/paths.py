@@ -72,8 +72,11 @@ class Place:
         """
         bound = None
         try:
-            sock = socket.socket(fileno=handle.fileno())
+            # Made first, and given the fd inside: dropped by a handler that raises, it would close
+            # what is the handle's.
+            sock = socket.socket.__new__(socket.socket)
             try:
+                sock.__init__(fileno=handle.fileno())  # type: ignore[misc]
                 if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     bound = sock.getsockname()
             finally:

@@ -5,6 +5,7 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
+import conduit.multiprocessing
 from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
 from conduit.aio import AsyncConduit, AsyncReader
 
@@ -183,3 +184,9 @@ def errors(link: Conduit) -> None:
 
 assert_type(conduit.MAX_FDS, int)
 version: str = conduit.__version__
+
+
+def in_multiprocessing() -> None:
+    conduit.multiprocessing.register()
+    conduit.multiprocessing.register(lifetime=30)
+    conduit.multiprocessing.register(lifetime=0.5)

@@ -3,7 +3,7 @@
 import io
 import socket
 
-from conduit import Conduit, Listener, Reader, systemd
+from conduit import Conduit, Listener, Reader, multiprocessing, systemd
 from conduit.aio import AsyncConduit, AsyncReader
 
 
@@ -67,6 +67,12 @@ def results(link: Conduit) -> None:
     link.receive_file("r").write(b"bytes")  # error
     link.receive_fd().close()  # error
     print(text, reader)
+
+
+def in_multiprocessing() -> None:
+    multiprocessing.register(30)  # error
+    multiprocessing.register(lifetime="30")  # error
+    multiprocessing.register(lifetime=None)  # error
 
 
 class Own(Conduit):  # error
