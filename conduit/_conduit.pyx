@@ -136,7 +136,8 @@ cdef class Descriptor(FdHolder):
 
     def __init__(self, fd: int, name: str = "") -> None:
         cdef int number = fd_from(fd, "Descriptor")
-        cdef str text = mistakes.name_from(name)
+        # No Python code, and so no handler that raises, in between for what is a plain str.
+        cdef str text = name if PyUnicode_CheckExact(name) else mistakes.name_from(name)
         cdef bint fresh
         with cython.critical_section(self):
             fresh = self.fd == FRESH

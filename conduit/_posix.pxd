@@ -14,6 +14,7 @@ from cpython.pythread cimport (
 )
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.errno cimport (
     EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE,
     ENOBUFS, ENOENT, ETIMEDOUT,
