@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, Self
 
+from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
 from conduit.errors import (
     Error,
@@ -32,6 +33,7 @@ from conduit.errors import (
 )
 from conduit.listener import Listener
 from conduit.mistakes import path_from
+from conduit.objects import fd_of
 from conduit.paths import address_from, bind_path, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 
@@ -45,7 +47,7 @@ VERSION = 1
 
 _TYPE = socket.SOCK_STREAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
 
-_SOCKETS_A_MESSAGE = 50
+_ROWS_A_MESSAGE = 25
 """So many names and paths fit in a packet, however long they are and as JSON writes them."""
 
 _LONGEST_NAME = 255
@@ -62,6 +64,9 @@ _GREETING = 10.0
 
 _BACKLOG = 128
 """How many successors may wait to be answered."""
+
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError)
+"""What a message raises that is not as it should be."""
 
 _PAUSE = 0.1
 """Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
@@ -100,7 +105,8 @@ class Takeover:
     Attributes:
         path: as given.
         predecessor: the `Peer` whose sockets were received; None at a fresh start.
-        state: the bytes that it offered; empty if it did not.
+        state: the bytes that it offered; empty if it did not. If it offered a function, or other
+            bytes meanwhile, they are there once `ready` has returned.
         dropped: the names of sockets that it had and this process did not ask for, which are
             closed here; filled by `ready`.
 
@@ -131,8 +137,11 @@ class Takeover:
         self._ready = False
         self._inherited: dict[str, _Held] = {}
         self._held: dict[str, _Held] = {}
+        self._found: dict[str, Descriptor] = {}
+        self._kept: dict[str, Descriptor] = {}
+        self._activated: list[Descriptor] | None = None
         self._paths: dict[str, tuple[int, int]] = {}
-        self._offered = b""
+        self._offered: bytes | Callable[[], bytes] = b""
         self._control: Listener | None = None
         self._channel: _Channel | None = None
         # Guards what the threads that answer successors share with the caller's.
@@ -182,6 +191,13 @@ class Takeover:
         accepted here. So is its blocking mode, which both processes share while both run: leave
         it as it is, or set it to what the predecessor's server uses.
 
+        Without one, a socket that the service manager passed (`conduit.systemd.listen_fds`) is
+        taken if it has the type, and the name or the address. The first call that looks for one
+        takes all that was passed; what nobody asks for is closed by `close`.
+
+        An address that is in use is tried again for 10 seconds if there was a predecessor, which
+        may be letting go of it.
+
         Args:
             host: an address to bind or a host name; ``""`` is every address, of both families
                 where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
@@ -203,17 +219,12 @@ class Takeover:
             Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
                 if this is closed.
         """
-        self._check_open()
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
             host = os.path.abspath(host)
         if name is None:
             name = host if port is None else f"{host}:{port}"
-        if name in self._held:
-            raise ValueError(f"there is a socket named {name!r} already")
-        # As the system has them, any bytes that a path may have.
-        if len(os.fsencode(name)) > _LONGEST_NAME:
-            raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
+        self._check_new(name)
         path = host if port is None else None
         try:
             old = self._inherited.get(name)
@@ -221,10 +232,9 @@ class Takeover:
                 sock, kept, inode = old.sock, old.sock.dup(), old.inode
                 del self._inherited[name]
             else:
-                if port is None:
-                    sock = self._bind_path(host, type, mode, backlog)
-                else:
-                    sock = self._bind_host(host, port, type, backlog)
+                sock = self._passed(name, host, port, type) or self._bind(
+                    host, port, type, mode, backlog
+                )
                 with _closed_on_error(sock):
                     kept, inode = sock.dup(), self._paths.get(host) if port is None else None
             with self._lock:
@@ -235,14 +245,106 @@ class Takeover:
             ) from exc
         return sock
 
-    def offer(self, state: bytes) -> None:
-        """Offer bytes, of any number, to the successor, which finds them in its ``state``."""
-        self._offered = bytes(state)
+    def adopt(self, sock: socket.socket, name: str) -> socket.socket:
+        """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
+
+        For sockets that `listen` does not make: with options set before ``bind``, of another
+        family, or one of several with ``SO_REUSEPORT``. No path is removed with such a socket.
+
+        Args:
+            sock: any socket. If the predecessor has one of that name it is closed.
+            name: by which a successor asks for it.
+
+        Returns:
+            a socket object, which the caller owns. This object keeps a duplicate for a
+            successor, as that of `listen`.
+
+        Raises:
+            ValueError: as `listen`.
+            Error: ``NO_FD``, with the errno, if there is no room for a duplicate; without it, if
+                this is closed. ``sock`` is open then, and the caller's.
+        """
+        self._check_new(name)
+        old = self._inherited.get(name)
+        try:
+            kept = (sock if old is None else old.sock).dup()
+        except OSError as exc:
+            raise Error(
+                f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+            ) from exc
+        if old is None:
+            self._held[name] = _Held(kept, None, None)
+            return sock
+        self._held[name] = _Held(kept, old.path, old.inode)
+        del self._inherited[name]
+        sock.close()
+        return old.sock
+
+    def keep(self, name: str, item: int | HasFileno | None) -> None:
+        """Keep any descriptor for a successor, which finds it with `take`.
+
+        A file in memory, a pipe, a live connection. What was kept under that name before is let
+        go of; None does only that.
+
+        Args:
+            name: by which the successor asks for it.
+            item: an int or whatever has a ``fileno()``, which stays open and the caller's: a
+                duplicate is kept, until this is closed or has handed over. Flush a file first.
+
+        Raises:
+            ValueError: the name is longer than 255 bytes.
+            Error: ``NO_FD``, with the errno, if there is no room for a duplicate; without it, if
+                this is closed.
+        """
+        self._check_open()
+        _check_length(name)
+        if item is None:
+            kept = None
+        else:
+            try:
+                kept = Descriptor(os.dup(item if isinstance(item, int) else fd_of(item)), name)
+            except OSError as exc:
+                if isinstance(exc, Error):
+                    raise
+                raise Error(
+                    f"keeping {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+                ) from exc
+        with self._lock:
+            old = self._kept.pop(name, None)
+            if kept is not None:
+                self._kept[name] = kept
+        if old is not None:
+            old.close()
+
+    def take(self, name: str) -> Descriptor | None:
+        """Return what the predecessor kept under a name; None if nothing, or if it was taken.
+
+        The caller owns it. It is not kept for this process's own successor: that takes a `keep`.
+        What the predecessor kept since this process connected to it is there once `ready` has
+        returned. What is not taken is closed when this is closed or has handed over.
+        """
+        return self._found.pop(name, None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what the predecessor kept and `take` has not returned."""
+        return tuple(self._found)
+
+    def offer(self, state: bytes | Callable[[], bytes]) -> None:
+        """Offer bytes, of any number, to the successor, which finds them in its ``state``.
+
+        Bytes are there from its beginning. A function is called when a successor is ready, in
+        another thread; what it returns is there when the successor's `ready` returns. From then on
+        this process should not change its state. If it raises, the takeover fails, and this
+        process goes on serving.
+        """
+        self._offered = state if callable(state) else bytes(state)
 
     def ready(self) -> tuple[str, ...]:
         """Say that requests are served: the predecessor drains, and a successor may come.
 
         The predecessor's sockets that were not asked for are closed, and their paths removed.
+        Those that it has opened since this process connected to it can be asked for from now on.
         A second time does nothing.
 
         Returns:
@@ -257,13 +359,15 @@ class Takeover:
         self._check_open()
         if self._ready:
             return self.dropped
+        # What came since then can be asked for from now on.
+        unwanted = list(self._inherited)
         if self._channel is not None:
             try:
                 with self._channel as channel:
                     self._take_over(channel)
             except TakeoverError:
                 raise
-            except Error as exc:
+            except (Error, *_MALFORMED) as exc:
                 raise TakeoverError(
                     f"the predecessor does not hand over: {exc}", ErrType.FAILED_TRANSFER
                 ) from exc
@@ -273,12 +377,12 @@ class Takeover:
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
             self._answer()
-        self.dropped = tuple(self._inherited)
-        for old in self._inherited.values():
+        self.dropped = tuple(unwanted)
+        for name in unwanted:
+            old = self._inherited.pop(name)
             if old.path is not None and old.inode is not None:
                 _remove(old.path, old.inode)
             old.sock.close()
-        self._inherited.clear()
         if self.dropped:
             _log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
         for held in self._held.values():
@@ -345,10 +449,7 @@ class Takeover:
         for thread, channel in self._talks.items():
             channel.close()
             thread.join()
-        for held in (*self._held.values(), *self._inherited.values()):
-            held.sock.close()
-        self._held.clear()
-        self._inherited.clear()
+        self._close_all()
         for number in bell:
             if number >= 0:
                 os.close(number)
@@ -366,9 +467,61 @@ class Takeover:
         self._paths.clear()
         self.close()
 
+    def _close_all(self) -> None:
+        """Close what is kept for a successor, and what nobody asked for."""
+        for sockets in (self._held, self._inherited):
+            while sockets:
+                sockets.popitem()[1].sock.close()
+        for items in (self._kept, self._found):
+            while items:
+                items.popitem()[1].close()
+        while self._activated:
+            self._activated.pop().close()
+
+    def _check_new(self, name: str) -> None:
+        """Check that a socket of that name may be opened."""
+        self._check_open()
+        _check_length(name)
+        if name in self._held:
+            raise ValueError(f"there is a socket named {name!r} already")
+
     def _check_open(self) -> None:
         if self.closed:
             raise Error(f"{self!r} is closed", ErrType.NO_FD)
+
+    def _passed(self, name: str, host: str, port: int | None, type: int) -> socket.socket | None:
+        """A socket of that name or address that the service manager passed, if there is one."""
+        if self._activated is None:
+            self._activated = list(systemd.listen_fds())
+        for named in (True, False):
+            for fd in self._activated:
+                if fd.kind != "socket" or (named and fd.name != name):
+                    continue
+                with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+                    at = _is_bound_to(sock, host, port, type)
+                    if at if not named else sock.type == type:
+                        self._activated.remove(fd)
+                        fd.close()
+                        return socket.socket(fileno=sock.detach())
+        return None
+
+    def _bind(
+        self, host: str, port: int | None, type: int, mode: int, backlog: int
+    ) -> socket.socket:
+        deadline = time.monotonic() + _GREETING
+        while True:
+            try:
+                if port is None:
+                    return self._bind_path(host, type, mode, backlog)
+                return self._bind_host(host, port, type, backlog)
+            except OSError as exc:
+                in_use = exc.errno == errno.EADDRINUSE
+                # Under another name the predecessor's stays in use until `ready`.
+                ours = any(_is_at(old, host, port, type) for old in self._inherited.values())
+                late = time.monotonic() > deadline
+                if not in_use or self.predecessor is None or ours or late:
+                    raise
+            time.sleep(_PAUSE)
 
     def _bind_path(self, path: str, type: int, mode: int, backlog: int) -> socket.socket:
         with _closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
@@ -414,7 +567,7 @@ class Takeover:
             except PeerClosedError:
                 if time.monotonic() > deadline:
                     raise
-            except (ValueError, TypeError, IndexError) as exc:
+            except _MALFORMED as exc:
                 raise TakeoverError(
                     f"a message of {peer} is malformed: {exc}", ErrType.FAILED_TRANSFER
                 ) from exc
@@ -459,31 +612,43 @@ class Takeover:
         while self._control is None:
             channel.within(_GREETING)
             with channel.receive() as message:
-                if message.kind == "sockets":
-                    for (name, path, inode), fd in zip(
-                        message["sockets"], message.fds, strict=True
-                    ):
-                        with contextlib.suppress(KeyError):
-                            self._inherited.pop(name).sock.close()
-                        self._inherited[name] = _Held(
-                            fd.to_conn(), path, None if inode is None else tuple(inode)
-                        )
-                elif message.kind == "state":
-                    self.state = message.read_body()
-                elif message.kind == "control":
-                    with message.fds[0].to_conn() as sock:
-                        self._control = Listener.from_conn(sock, self.path, allow=_anybody)
-                else:
-                    raise message.unexpected()
+                self._receive_item(message)
             self.predecessor = peer
+
+    def _receive_item(self, message: _Message) -> None:
+        """Take what a message of the predecessor brings. One of an unknown kind brings nothing."""
+        if message.kind == "sockets":
+            for row, fd in zip(message["sockets"], message.fds, strict=True):
+                held = _Held(fd.to_conn(), row.get("path"), _inode_in(row))
+                with _closed_on_error(held.sock):
+                    name = _name_in(row)
+                with contextlib.suppress(KeyError):
+                    self._inherited.pop(name).sock.close()
+                self._inherited[name] = held
+        elif message.kind == "items":
+            for row, fd in zip(message["items"], message.fds, strict=True):
+                name = _name_in(row)
+                with contextlib.suppress(KeyError):
+                    self._found.pop(name).close()
+                self._found[name] = Descriptor(fd.detach(), name)
+        elif message.kind == "state":
+            self.state = message.read_body()
+        elif message.kind == "control" and self._control is None:
+            with message.fds[0].to_conn() as sock:
+                self._control = Listener.from_conn(sock, self.path, allow=_anybody)
+        elif message.kind == "refused":
+            raise message.unexpected()
 
     def _take_over(self, channel: _Channel) -> None:
         """Become the owner, or raise if the predecessor stays it."""
         try:
             channel.within(_GREETING)
             channel.send("ready")
-            with channel.receive() as message:
-                message.expect("confirmed")
+            confirmed = False
+            while not confirmed:
+                with channel.receive() as message:
+                    self._receive_item(message)
+                    confirmed = message.kind == "confirmed"
             channel.send("done")
             # Until it has let go of the control socket, successors of this might find it there.
             channel.last_sign()
@@ -563,19 +728,21 @@ class Takeover:
     def _lead(self, channel: _Channel, control: Listener) -> None:
         """Take the one successor from its first word to its last."""
         channel.within(self._timeout)
-        held = list(self._held.items())
-        for first in range(0, len(held), _SOCKETS_A_MESSAGE):
-            part = held[first : first + _SOCKETS_A_MESSAGE]
-            channel.send(
-                "sockets",
-                *(old.sock for _, old in part),
-                sockets=[(name, old.path, old.inode) for name, old in part],
-            )
-        channel.send_body("state", self._offered)
+        sent: dict[str, object] = {}
+        state: object = None
+        self._send_new(channel, sent)
+        if not callable(self._offered):
+            channel.send_body("state", state := self._offered)
         channel.send("control", control)
         with channel.receive() as message:
             message.expect("ready")
         channel.within(_GREETING)
+        # What was opened and offered while it started.
+        self._send_new(channel, sent)
+        if callable(self._offered):
+            channel.send_body("state", bytes(self._offered()))
+        elif self._offered is not state:
+            channel.send_body("state", self._offered)
         channel.send("confirmed")
         with channel.last_word() as message:
             message.expect("done")
@@ -583,13 +750,34 @@ class Takeover:
             self._handed_over = True
         try:
             control.close(unlink=False)
-            for _, old in held:
-                old.sock.close()
+            self._close_all()
         finally:
             with self._lock:
                 self._over.set()
                 if self._bell[1] >= 0:
                     os.write(self._bell[1], b"!")
+
+    def _send_new(self, channel: _Channel, sent: dict[str, object]) -> None:
+        """Send the sockets and items that are not sent yet."""
+        with self._lock:
+            sockets = [(n, h) for n, h in self._held.items() if sent.get(n) is not h]
+            items = [(n, i) for n, i in self._kept.items() if sent.get(f"kept {n}") is not i]
+        for first in range(0, len(sockets), _ROWS_A_MESSAGE):
+            part = sockets[first : first + _ROWS_A_MESSAGE]
+            channel.send(
+                "sockets",
+                *(old.sock for _, old in part),
+                sockets=[
+                    {"name": name, "path": old.path, "inode": old.inode} for name, old in part
+                ],
+            )
+        for first in range(0, len(items), _ROWS_A_MESSAGE):
+            some = items[first : first + _ROWS_A_MESSAGE]
+            channel.send(
+                "items", *(item for _, item in some), items=[{"name": name} for name, _ in some]
+            )
+        sent.update(sockets)
+        sent.update((f"kept {name}", item) for name, item in items)
 
 
 def _leave_to_parent() -> None:
@@ -744,6 +932,27 @@ class _Channel:
             return self.receive()
 
 
+def _check_length(name: str) -> None:
+    # As the system has them, any bytes that a path may have.
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
+
+
+def _name_in(row: dict[str, Any]) -> str:
+    name = row["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name")
+    return name
+
+
+def _inode_in(row: dict[str, Any]) -> tuple[int, int] | None:
+    inode = row.get("inode")
+    if inode is None:
+        return None
+    device, number = inode
+    return int(device), int(number)
+
+
 @contextlib.contextmanager
 def _closed_on_error(sock: socket.socket) -> Iterator[socket.socket]:
     try:
@@ -789,10 +998,19 @@ def _resolve(host: str, port: int, type: int) -> tuple[int, Any]:
 
 def _is_at(held: _Held, host: str, port: int | None, type: int) -> bool:
     """Whether a socket is the one that is asked for."""
-    if held.sock.type != type:
+    if held.path is not None:
+        return port is None and held.path == host and held.sock.type == type
+    return _is_bound_to(held.sock, host, port, type)
+
+
+def _is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> bool:
+    """Whether a socket has a type and an address."""
+    if sock.type != type:
         return False
-    if port is None or held.path is not None:
-        return port is None and held.path == host
+    here = sock.getsockname()
+    if port is None:
+        return sock.family == socket.AF_UNIX and os.fsencode(here) == address_from(host)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
     family, address = _resolve(host, port, type)
-    here = held.sock.getsockname()
-    return bool(held.sock.family == family and here[0] == address[0] and port in (0, here[1]))
+    return bool(sock.family == family and here[0] == address[0] and port in (0, here[1]))

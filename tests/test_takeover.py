@@ -38,6 +38,7 @@ from helpers import (
 from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
 import conduit
+from conduit import systemd
 from conduit import takeover as module
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
@@ -633,6 +634,298 @@ def test_an_abstract_control_socket_is_taken_over(
     assert take_over(third, path) == found
 
 
+# Sockets made elsewhere, descriptors of any kind, and the state of the last moment.
+
+
+def test_an_adopted_socket_is_the_predecessors_if_it_has_one_of_that_name(path: str) -> None:
+    with Takeover(path) as old, socket.create_server(("127.0.0.1", 0)) as made:
+        assert old.adopt(made, "http") is made
+        old.ready()
+        with Takeover(path) as new:
+            spare = socket.create_server(("127.0.0.1", 0))
+            with new.adopt(spare, "http") as kept:
+                assert identity(kept) == identity(made)
+                assert spare.fileno() == -1
+                assert new.ready() == ()
+            with Takeover(path) as third, third.listen("127.0.0.1", 0, name="http") as same:
+                assert identity(same) == identity(made)
+
+
+def test_what_cannot_be_adopted_stays_the_callers(path: str) -> None:
+    with Takeover(path) as takeover, socket.create_server(("127.0.0.1", 0)) as made:
+        takeover.listen("127.0.0.1", 0, name="http").close()
+        with pytest.raises(ValueError, match="'http' already"):
+            takeover.adopt(made, "http")
+        with pytest.raises(ValueError, match="255 bytes"):
+            takeover.adopt(made, "x" * 256)
+        with room_for(0), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
+            takeover.adopt(made, "x")
+        assert caught.value.errno == errno.EMFILE
+        assert takeover.adopt(made, "x") is made
+
+
+def test_an_adopted_unix_socket_is_found_by_its_address(path: str, tmp_path: Path) -> None:
+    place = str(tmp_path / "unix")
+    with socket.socket(socket.AF_UNIX) as made, Takeover(path) as old:
+        made.bind(place)
+        made.listen()
+        old.adopt(made, "x")
+        old.ready()
+        with Takeover(path) as new, new.listen(place, name="x") as kept:
+            assert identity(kept) == identity(made)
+            with pytest.raises(conduit.Error, match="listening as 'y'"):
+                new.listen("127.0.0.1", made.fileno(), name="y", type=socket.SOCK_SEQPACKET)
+            assert new.ready() == ()
+
+
+def test_any_descriptor_is_kept_for_the_successor(path: str) -> None:
+    out, into = os.pipe()
+    with tempfile.TemporaryFile() as file, Takeover(path) as old, open(out, "rb") as reading:
+        file.write(b"content")
+        file.flush()
+        old.keep("file", file)
+        old.keep("pipe", into)
+        os.close(into)
+        assert old.names == ()
+        assert old.take("file") is None
+        old.ready()
+        with Takeover(path) as new:
+            assert new.names == ("file", "pipe")
+            taken = new.take("file")
+            assert taken is not None
+            with taken:
+                assert taken.name == "file"
+                assert taken.is_same_file(file)
+                assert is_private(taken.fileno())
+            assert new.names == ("pipe",)
+            assert new.take("file") is None
+            new.ready()
+            with new.take("pipe") or open(os.devnull) as pipe:
+                os.write(pipe.fileno(), b"said")
+            assert reading.read() == b"said"
+
+
+def test_what_was_kept_under_a_name_is_replaced_and_let_go_of(path: str) -> None:
+    with Takeover(path) as old:
+        for _ in range(2):
+            out, into = os.pipe()
+            old.keep("pipe", into)
+            os.close(into)
+            old.keep("pipe", 0)
+            assert is_at_eof(out)
+        old.keep("pipe", None)
+        old.keep("pipe", None)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.names == ()
+
+
+def test_what_cannot_be_kept_is_an_error(path: str) -> None:
+    with Takeover(path) as takeover:
+        with pytest.raises(ValueError, match="255 bytes"):
+            takeover.keep("x" * 256, 0)
+        with room_for(0), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
+            takeover.keep("x", 0)
+        with open(os.devnull) as file:
+            pass
+        with pytest.raises(conduit.Error, match="no descriptor"):
+            takeover.keep("x", file)
+        with Conduits() as (one, _):
+            one.close()
+            with pytest.raises(conduit.Error, match="closed"):
+                takeover.keep("x", one)
+
+
+@contextlib.contextmanager
+def Conduits() -> Iterator[tuple[conduit.Conduit, conduit.Conduit]]:  # noqa: N802
+    one, other = conduit.Conduit.pair()
+    with one, other:
+        yield one, other
+
+
+def test_what_is_not_taken_is_closed_with_the_takeover(path: str) -> None:
+    out, into = os.pipe()
+    with Takeover(path) as old:
+        old.keep("pipe", into)
+        os.close(into)
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+            assert new.names == ("pipe",)
+    assert is_at_eof(out)
+
+
+def test_much_that_is_kept_is_taken_over(path: str) -> None:
+    with Takeover(path) as old:
+        names = [f"{number:03}" + "\1" * 252 for number in range(60)]
+        for name in names:
+            old.keep(name, 0)
+        old.ready()
+        with Takeover(path) as new:
+            assert list(new.names) == names
+
+
+def test_what_comes_while_a_successor_starts_reaches_it_when_it_is_ready(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="early") as early:
+        old.keep("same", 0)
+        old.keep("changed", 0)
+        old.offer(b"early")
+        old.ready()
+        with Takeover(path) as new:
+            with old.listen("127.0.0.1", 0, name="late") as late:
+                old.keep("late", late)
+                old.keep("changed", early)
+                old.offer(b"late")
+                assert new.state == b"early"
+                assert new.ready() == ("early",)
+                assert old.wait(GENEROUS)
+                assert new.state == b"late"
+                assert sorted(new.names) == ["changed", "late", "same"]
+                with new.take("changed") or early as changed:
+                    assert os.path.sameopenfile(changed.fileno(), early.fileno())
+                with new.listen("127.0.0.1", 0, name="late") as kept:
+                    assert identity(kept) == identity(late)
+
+
+def test_a_function_is_asked_for_the_state_when_the_successor_is_ready(path: str) -> None:
+    asked: list[str] = []
+
+    def state() -> bytes:
+        asked.append("old")
+        return b"x" * 100_000
+
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        Takeover(path).close()
+        free(path)
+        with Takeover(path) as new:
+            assert new.state == b""
+            assert not asked
+            new.ready()
+            assert new.state == b"x" * 100_000
+            assert asked == ["old"]
+
+
+def test_a_function_that_fails_leaves_the_predecessor_serving(path: str) -> None:
+    with Takeover(path) as old:
+        old.offer(lambda: bytes(1 // 0))
+        old.ready()
+        with Takeover(path) as new, pytest.raises(TakeoverError, match="division"):
+            new.ready()
+        assert not old.wait(0)
+        old.offer(b"later")
+        free(path)
+        with Takeover(path) as new:
+            new.ready()
+            assert new.state == b"later"
+
+
+def test_what_a_newer_predecessor_adds_is_ignored(path: str) -> None:
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk, socket.create_server(("127.0.0.1", 0)) as sock:
+            assert talk.hear()["kind"] == "hello"
+            talk.say("hint", sock, of="something")
+            row = {"name": "http", "tls": {"alpn": ["h2"]}}
+            talk.say("sockets", sock, sockets=[row], more=True)
+            talk.say("items", sock, items=[row])
+            talk.say("items", sock, items=[row])
+            talk.say("control", control, since=3)
+            with entering.result() as successor:
+                assert successor.names == ("http",)
+                with successor.listen("127.0.0.1", 0, name="http") as kept:
+                    assert identity(kept) == identity(sock)
+
+
+# What the service manager passed.
+
+
+@contextlib.contextmanager
+def passed(*items: tuple[str, socket.socket | int]) -> Iterator[None]:
+    """Stand for `listen_fds` in a process that was started with descriptors."""
+    fds = [conduit.Descriptor(os.dup(i if isinstance(i, int) else i.fileno()), n) for n, i in items]
+
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        given = tuple(fds)
+        fds.clear()
+        return given
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systemd, "listen_fds", listen_fds)
+        yield
+    for fd in fds:
+        fd.close()
+
+
+def test_what_the_service_manager_passed_is_used_by_name_or_address(
+    path: str, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "unix")
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        three = stack.enter_context(socket.socket(socket.AF_UNIX))
+        three.bind(place)
+        three.listen()
+        stack.enter_context(
+            passed(("stored", 0), ("http", one), ("unknown", two), ("unknown", three))
+        )
+        takeover = stack.enter_context(Takeover(path))
+        for wanted, args, name in (
+            (one, ("127.0.0.1", 1), "http"),
+            (two, two.getsockname(), "other"),
+            (three, (place,), None),
+        ):
+            with takeover.listen(*args, name=name) as sock:
+                assert identity(sock) == identity(wanted)
+        with takeover.listen("127.0.0.1", 0, name="fresh", type=socket.SOCK_DGRAM) as fresh:
+            assert fresh.type == socket.SOCK_DGRAM
+        takeover.ready()
+        with Takeover(path) as new:
+            assert set(new.ready()) == {"http", "other", place, "fresh"}
+    assert os.path.exists(place)
+
+
+def test_an_address_that_a_drained_server_still_has_is_tried_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+    resolve = module._resolve
+
+    def resolve_and_tell(*args: Any) -> Any:
+        tried.set()
+        return resolve(*args)
+
+    monkeypatch.setattr(module, "_resolve", resolve_and_tell)
+    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+            assert tried.wait(GENEROUS)
+            port = taken.getsockname()[1]
+            taken.close()
+            with call.result() as sock:
+                assert sock.getsockname()[1] == port
+
+
+def test_an_address_that_stays_taken_is_an_error_in_the_end(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GREETING", 0.15)
+    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new, pytest.raises(conduit.Error, match="already in use"):
+            new.listen("127.0.0.1", taken.getsockname()[1], name="http")
+
+
+def test_the_predecessors_address_under_another_name_is_an_error_at_once(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="one") as sock:
+        old.ready()
+        with Takeover(path) as new, pytest.raises(conduit.Error, match="already in use"):
+            new.listen("127.0.0.1", sock.getsockname()[1], name="two")
+
+
 # Who may come, and when.
 
 
@@ -1212,14 +1505,16 @@ def close_each_from(control: conduit.Listener) -> None:
     ("count", "message"),
     [
         (0, {"kind": "sockets"}),
-        (0, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (2, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (1, {"kind": "sockets", "sockets": [["x"]]}),
-        (1, {"kind": "sockets", "sockets": [[["x"], None, None]]}),
+        (0, {"kind": "sockets", "sockets": [{"name": "x"}]}),
+        (2, {"kind": "sockets", "sockets": [{"name": "x"}]}),
+        (1, {"kind": "sockets", "sockets": [{}]}),
         (1, {"kind": "sockets", "sockets": [["x", None, None]]}),
+        (1, {"kind": "sockets", "sockets": [{"name": ["x"]}]}),
+        (1, {"kind": "sockets", "sockets": [{"name": "x"}]}),
+        (0, {"kind": "items", "items": [{"name": "x"}]}),
+        (1, {"kind": "items", "items": [{"name": 1}]}),
         (0, {"kind": "control"}),
         (1, {"kind": "control"}),
-        (0, {"kind": "what"}),
         (1, {"kind": "state", "padding": "x" * 100_000}),
         (0, {"kind": "refused"}),
         (0, {}),
@@ -1243,7 +1538,7 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
     def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
         assert talk.hear()["kind"] == "hello"
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            talk.say("sockets", sock, sockets=[[name, None, None]])
+            talk.say("sockets", sock, sockets=[{"name": name}])
             return identity(sock)
 
     with conduit.Listener(path, type=SEQPACKET) as control:
