@@ -372,7 +372,7 @@ class Parts:
         self._items = items
         self._keep = keep
         # No other of this process, or of one that it forked and that has the socket too.
-        self._number = int.from_bytes(os.urandom(8), "little")
+        self._number = int.from_bytes(os.urandom(8), "little") or 1
         self._file: Descriptor | None = None
         self._begun = False
 

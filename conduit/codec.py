@@ -156,7 +156,8 @@ class JsonCodec:
             encoder = self._encoders.pop()
         except IndexError:
             encoder = _Encoder()
-        encoder.items = items = []
+        items: list[Any] = []
+        encoder.items = items
         try:
             text = encoder.encode(obj)
         except RecursionError as exc:
@@ -175,7 +176,8 @@ class JsonCodec:
             decoder = self._decoders.pop()
         except IndexError:
             decoder = _Decoder()
-        decoder.left = left = [*fds]
+        left: list[Descriptor | None] = [*fds]
+        decoder.left = left
         obj, end = decoder.decode(text)
         decoder.left = []
         self._decoders.append(decoder)

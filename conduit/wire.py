@@ -76,7 +76,7 @@ def frame(
         count: how many descriptors are attached.
         total: how many the whole message has; the file of the body is none of them.
         body: the body, unless it is in a file.
-        number: which message it belongs to, if that has several frames.
+        number: which message it belongs to; 0 for one that has no other frame.
         in_file: how many bytes of body are in the first descriptor attached, or 0.
     """
     flags = IN_FILE if in_file else 0
@@ -96,7 +96,7 @@ def split(
     Args:
         body: the body.
         items: whatever has a descriptor, as many as the message has.
-        number: 64 bits that no other message under way has.
+        number: 64 bits, not all 0, that no other message under way has.
         file: a sealed file with the body, if it travels in one.
     """
     frames: list[tuple[Sequence[Any], bytes]] = []
@@ -157,9 +157,9 @@ def unsealed(file: Descriptor, size: int) -> bytes:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS) if _SEALS else 0
         if seals & _SEALS != _SEALS or os.fstat(fd).st_size != size:
             raise _bad(f"a body of {size} bytes was not in a sealed file of that size")
-        parts = []
+        parts: list[bytes] = []
         while size:
-            parts.append(os.pread(fd, size, sum(map(len, parts))))
+            parts.append(os.pread(fd, size, sum([len(part) for part in parts])))
             size -= len(parts[-1])
         return b"".join(parts)
     except OSError as exc:
@@ -281,13 +281,13 @@ class Assembler:
             if flags or parts or total != count or total > self._max_fds:
                 return self._composed(flags, total, length, body, parts, fds)
             return body, fds
-        if kind == FDS:
+        if kind == FDS and number:
             self._store(fds, total, number)
         elif kind == ABANDON:
             parts = self._ahead.pop(number, ())
             close_fds([*fds, *[fd for part in parts for fd in part]])
         elif kind < _MAY_IGNORE_KIND:
-            raise self._no_frame(f"a frame of kind {kind}, which is unknown")
+            raise self._no_frame(f"a frame of unknown form (kind {kind}, number {number})")
         else:
             close_fds(fds)
         pieces.clear()
