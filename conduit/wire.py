@@ -192,11 +192,11 @@ class Assembler:
 
     def __init__(self, *, stream: bool, max_size: int, max_fds: int) -> None:
         self.pieces: list[Message] = []
-        self.broken = ""
+        self.broken: str = ""
         self._stream = stream
         self._max_size = max_size
         self._max_fds = max_fds
-        self.wanted = HEADER_SIZE if stream else MAX_PACKET
+        self.wanted: int = HEADER_SIZE if stream else MAX_PACKET
         # Of messages whose end is to come, by number: what came with each frame.
         self._ahead: dict[int, tuple[tuple[Descriptor, ...], ...]] = {}
 

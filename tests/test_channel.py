@@ -1265,8 +1265,8 @@ def test_a_channel_is_made_over_a_conduit_that_keeps_an_order() -> None:
         Channel(one)
     one, other = Conduit.pair()
     with one, other:
-        limits: dict[str, Any]
-        for limits in ({"max_size": 0}, {"max_size": 1 << 32}, {"max_fds": -1}):
+        impossible: list[dict[str, Any]] = [{"max_size": 0}, {"max_size": 1 << 32}, {"max_fds": -1}]
+        for limits in impossible:
             with pytest.raises(ValueError, match="must be at least"):
                 Channel(one, **limits)
     with pytest.raises(Error):

@@ -1,9 +1,12 @@
 """A wrong program, which is only type-checked: every checker finds each `# error`, and no more."""
 
 import io
+import json
 import socket
 
 from conduit import Conduit, Listener
+from conduit.aio import AsyncChannel
+from conduit.channel import Channel
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -42,6 +45,18 @@ def results(link: Conduit) -> None:
     link.receive_file("r").write(b"bytes")  # error
     link.receive_fd().close()  # error
     print(text, reader)
+
+
+def channels(link: Conduit, sock: socket.socket) -> None:
+    Channel(sock)  # error
+    Channel(link, 1000)  # error
+    Channel(link, dumps=json.dumps, loads=json.loads)  # error
+    AsyncChannel(link, max_size="1")  # error
+    with Channel(link) as channel:
+        channel.send()  # error
+        channel.send(sock, True)  # error
+        channel.receive(1)  # error
+        channel.conduit = link  # error
 
 
 class Own(Conduit):  # error
