@@ -27,7 +27,7 @@ from typing import Any
 
 from conduit._conduit import Descriptor, Message
 from conduit._syscalls import MAX_FDS
-from conduit.errors import Error, ErrType
+from conduit.errors import Error, ErrType, from_handler
 
 VERSION = 1
 
@@ -163,7 +163,7 @@ def unsealed(file: Descriptor, size: int) -> bytes:
             size -= len(parts[-1])
         return b"".join(parts)
     except OSError as exc:
-        if isinstance(exc, Error):
+        if isinstance(exc, Error) or from_handler(exc):
             raise
         raise _bad(f"the file with the body cannot be read: {exc}") from exc
 

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import socket
 import time
@@ -506,6 +507,28 @@ def test_what_is_closed_cannot_be_sent(channels: Ends) -> None:
     assert caught.value.type is ErrType.NO_FD
 
 
+@pytest.mark.parametrize("limit", [resource.RLIMIT_NOFILE, resource.RLIMIT_FSIZE])
+def test_a_long_packet_for_which_there_is_no_file_is_refused(driver: Driver, limit: int) -> None:
+    one, other = driver.Conduit.pair(type=socket.SOCK_SEQPACKET)
+    with other, driver.Channel(one) as here, file() as mine:
+        with room_for(0) if limit == resource.RLIMIT_NOFILE else limited(limit, 1000):
+            with pytest.raises(Error, match="no file for it") as caught:
+                here.send(["x" * 100_000, mine])
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        assert caught.value.errno in (errno.EMFILE, errno.EFBIG)
+        assert not mine.closed
+
+
+@contextlib.contextmanager
+def limited(limit: int, soft: int) -> Iterator[None]:
+    before = resource.getrlimit(limit)
+    resource.setrlimit(limit, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(limit, before)
+
+
 # What fails in the middle
 
 
@@ -639,8 +662,8 @@ def drip(data: bytes, peer: socket.socket, stop: list[bool]) -> None:
     for byte in data:
         if stop:
             return
-        peer.send(bytes([byte]))
         time.sleep(0.02)
+        peer.send(bytes([byte]))
 
 
 def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
@@ -662,6 +685,26 @@ def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
         dripping.result()
         peer.send(data[60:])
         assert receiving.result() == [1] * 100
+
+
+def test_a_deadline_holds_for_the_rest_of_a_message_that_does_not_come(driver: Driver) -> None:
+    mine, peer = socket.socketpair()
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        data = frame([file, 1], 1)
+        socket.send_fds(peer, [data[:30]], [0])
+        here.conduit.timeout = 0.15
+        for place in (30, 31):
+            # One more byte while it waits, and then no more.
+            dripping = Call(drip, data[place : place + 1], peer, [])
+            begun = time.monotonic()
+            with pytest.raises(TransferTimeoutError):
+                here.receive()
+            assert 0.14 < time.monotonic() - begun < 0.3
+            dripping.result()
+        peer.send(data[32:])
+        with here.receiving() as obj:
+            assert obj[1] == 1
 
 
 @only_blocking
@@ -777,8 +820,58 @@ def test_a_handler_may_close_the_channel_that_it_interrupted(driver: Driver) -> 
         assert caught.value.type is ErrType.NO_FD
 
 
-class Alarm(Exception):
-    pass
+def raise_alarm(*_: Any) -> None:
+    raise Alarm
+
+
+class Alarm(OSError, RecursionError):
+    """An exception that what it interrupts might have raised itself."""
+
+
+@only_blocking
+@pytest.mark.parametrize("codec", ["json", "literal"])
+def test_what_a_handler_raises_while_a_message_is_sent_stays_itself(
+    kind: int, driver: Driver, codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Striking(socket.socket):
+        where = "fileno"
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == Striking.where:
+                Striking.where = "close()"
+                signal.raise_signal(signal.SIGUSR1)
+            return super().__getattribute__(name)
+
+        def close(self) -> None:
+            super().close()
+            if Striking.where == "close()":
+                signal.raise_signal(signal.SIGUSR1)
+
+    def sealed(body: bytes) -> Descriptor:
+        signal.raise_signal(signal.SIGUSR1)
+        raise AssertionError("unreachable")
+
+    one, other = Conduit.pair(type=kind)
+    functions = CODECS[codec]()
+    with (
+        Channel(one, **functions) as here,
+        Channel(other, **functions) as there,
+        handling(signal.SIGUSR1, raise_alarm),
+    ):
+        sock = Striking()
+        with pytest.raises(Alarm):
+            here.send([sock])
+        assert socket.socket.fileno(sock) >= 0
+        given = [*files(MAX_FDS), sock, *files(1)]
+        with pytest.raises(Alarm):
+            here.send(given)
+        assert all(fd.closed for fd in given if isinstance(fd, Descriptor))
+        with there.receiving() as obj:
+            assert len(obj) == len(given)
+        if kind == socket.SOCK_SEQPACKET:
+            monkeypatch.setattr("conduit.channel.sealed", sealed)
+            with pytest.raises(Alarm):
+                here.send("x" * 70_000)
 
 
 @pytest.mark.slow
@@ -843,15 +936,12 @@ def test_a_forked_child_receives_though_another_thread_of_the_parent_waited(
     assert receiving.is_waiting()
 
     def child() -> None:
-        here.send("for whoever comes first")
-        assert there.receive() == "for whoever comes first"
+        # One for the parent, which receives on the same socket, and one for the child.
+        here.send("for one")
+        here.send("for another")
+        assert there.receive().startswith("for ")
 
-    # The parent's call is on the same socket, and may be first: then there is a second.
-    def both() -> None:
-        here.send("for the parent or the child")
-        child()
-
-    assert in_child(both) == 0
+    assert in_child(child) == 0
     assert receiving.result().startswith("for ")
 
 
@@ -987,14 +1077,11 @@ def test_what_a_handler_raises_while_a_message_is_decoded_stays_itself(channels:
     def loads(body: bytes) -> Any:
         signal.raise_signal(signal.SIGUSR1)
 
-    def handler(*_: Any) -> None:
-        raise Alarm
-
     here, there = channels
     pipe, writer = os.pipe()
     here.send([Descriptor(writer)])
     with Channel(there.conduit, dumps=repr, loads=loads) as reading:  # type: ignore[arg-type]
-        with handling(signal.SIGUSR1, handler), pytest.raises(Alarm):
+        with handling(signal.SIGUSR1, raise_alarm), pytest.raises(Alarm):
             reading.receive()
     assert is_at_eof(pipe)
 
@@ -1108,6 +1195,24 @@ def test_what_a_later_version_adds_is_ignored(kind: int, driver: Driver) -> None
             for byte in longer:
                 peer.send(bytes([byte]))
             assert here.receive() == "header"
+
+
+def test_descriptors_of_a_stream_may_come_with_any_byte_of_their_frame(driver: Driver) -> None:
+    mine, peer = socket.socketpair()
+    given = files(3)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        data = frame(b'[{"$fd":0},{"$fd":1}]', 2)
+        for part, fd in ((data[:24], given[0]), (data[24:30], given[1])):
+            socket.send_fds(peer, [part], [fd.fileno()])
+        peer.send(data[30:])
+        with here.receiving() as obj:
+            assert contents(obj) == [b"0", b"1"]
+        for fd in given:
+            socket.send_fds(peer, [data[:30]] if fd is given[0] else [b"x"], [fd.fileno()])
+        with pytest.raises(Error, match="3 descriptors came, but 2 were announced"):
+            here.receive()
+    close_all(given)
 
 
 def test_frames_of_several_messages_may_stand_between_each_other(kind: int, driver: Driver) -> None:
@@ -1281,6 +1386,7 @@ def test_an_async_channel_takes_over_a_blocking_conduit() -> None:
     async def main() -> None:
         one, other = Conduit.pair()
         async with AsyncChannel(one) as here, AsyncChannel(other) as there:
+            assert here.conduit.fileno() == here.fileno() == one.fileno()
             await here.send({"file": file(b"x")})
             async with there.receiving() as obj:
                 assert contents([obj["file"]]) == [b"x"]
