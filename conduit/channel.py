@@ -19,6 +19,7 @@ told so instead. Decoding, which runs code of others, is done without it.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 import socket
@@ -373,7 +374,7 @@ class Parts:
         self._keep = keep
         # No other of this process, or of one that it forked and that has the socket too.
         self._number = int.from_bytes(os.urandom(8), "little") or 1
-        self._file: Descriptor | None = None
+        self._file: io.FileIO | None = None
         self._begun = False
 
     def __enter__(self) -> Self:
@@ -409,7 +410,7 @@ class Parts:
 
     def __iter__(self) -> Iterator[tuple[Sequence[Any], bytes]]:
         owed = self._channel._owed
-        for frame in tuple(owed):
+        for frame in owed.copy():
             yield (), frame
             owed.discard(frame)
         frames = split(self._body, self._items, self._number, self._file)
@@ -424,7 +425,7 @@ class Parts:
         traceback: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            close_fds([self._file])
+            self._file.close()
         if exc is not None:
             if self._begun:
                 self._abandon()

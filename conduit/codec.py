@@ -10,7 +10,6 @@ encoder and the decoder of `json` find the places instead, which takes a fractio
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -25,9 +24,12 @@ _SCALARS = frozenset([str, int, float, bool, type(None), bytes])
 
 def fields_of(obj: object) -> dict[str, Any] | None:
     """Return the fields of an instance of a dataclass by name; None for any other object."""
-    if not dataclasses.is_dataclass(obj) or isinstance(obj, type):
+    if not hasattr(type(obj), "__dataclass_fields__"):
         return None
-    return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}
+    # Here, since it takes long to import, and is there if there is such a class.
+    import dataclasses
+
+    return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
 
 
 def is_mark(key: object) -> bool:

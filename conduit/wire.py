@@ -19,6 +19,7 @@ everything anew from there, so that one that was interrupted is just called agai
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import struct
 from collections.abc import Sequence
@@ -89,7 +90,7 @@ def message_frame(body: bytes, count: int) -> bytes:
 
 
 def split(
-    body: bytes, items: Sequence[Any], number: int, file: Descriptor | None
+    body: bytes, items: Sequence[Any], number: int, file: io.FileIO | None
 ) -> list[tuple[Sequence[Any], bytes]]:
     """Return the frames of a message, each with the items to be attached to it.
 
@@ -121,7 +122,7 @@ def abandonment(number: int) -> bytes:
     return frame(ABANDON, 0, 0, number=number)
 
 
-def sealed(body: bytes) -> Descriptor:
+def sealed(body: bytes) -> io.FileIO:
     """Return a file in memory that holds a body, and never changes again.
 
     Raises:
@@ -131,13 +132,12 @@ def sealed(body: bytes) -> Descriptor:
         raise OSError(f"a message of {len(body)} bytes is too long for a packet")
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     # One call, of C alone: no signal handler can run while the number is nobody's.
-    file = next(map(Descriptor, map(os.memfd_create, ("conduit-channel",), (flags,))))
+    file = next(map(io.FileIO, map(os.memfd_create, ("conduit-channel",), (flags,)), ("r+",)))
     try:
-        fd = file.fileno()
         left = memoryview(body)
         while left:
-            left = left[os.write(fd, left) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+            left = left[file.write(left) :]
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
     except BaseException:
         file.close()
         raise
