@@ -3,13 +3,14 @@
 To add one, write a function that returns a `Comparison` and name it in ``comparisons``.
 """
 
+import asyncio
 import importlib.util
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,13 +25,17 @@ from floor import Floor
 from rounds import Round, clocked, clocked_after
 
 import conduit
-from conduit.aio import AsyncConduit
+from conduit.aio import AsyncConduit, AsyncReader
 from conduit.channel import Channel
+from conduit.reader import Reader
 
 FLOOR = "C floor"
 OURS = "conduit"
 STDLIB = "send_fds, recv_fds"
 ANYIO = "anyio"
+STREAM_READER = "asyncio, StreamReader.readline"
+
+LINE = b"x" * 79 + b"\n"
 
 # As anyio takes them, the module that each needs, and the most that our time may be of anyio's.
 LOOPS: dict[str, tuple[dict[str, Any], str, float]] = {
@@ -344,6 +349,62 @@ def on_a_loop(setting: Setting, loop: str) -> Comparison:
     )
 
 
+def lines(setting: Setting) -> Comparison:
+    """Compare reading lines, of which some hundreds are there whenever more are received."""
+
+    def batches(iterations: int) -> Iterator[int]:
+        while iterations:
+            batch = min(iterations, 500)
+            yield batch
+            iterations -= batch
+
+    def ours(iterations: int) -> None:
+        for batch in batches(iterations):
+            sock.sendall(LINE * batch)
+            for _ in range(batch):
+                reader.receive_until(b"\n")
+
+    async def ours_async(iterations: int) -> int:
+        one, other = socket.socketpair()
+        with one, other:
+            async with AsyncConduit.from_conn(other) as link, AsyncReader(link) as reader:
+                begun = perf_counter_ns()
+                for batch in batches(iterations):
+                    one.sendall(LINE * batch)
+                    for _ in range(batch):
+                        await reader.receive_until(b"\n")
+                return perf_counter_ns() - begun
+
+    async def theirs(iterations: int) -> int:
+        one, other = socket.socketpair()
+        with one:
+            reader, writer = await asyncio.open_connection(sock=other)
+            begun = perf_counter_ns()
+            for batch in batches(iterations):
+                one.sendall(LINE * batch)
+                for _ in range(batch):
+                    await reader.readline()
+            took = perf_counter_ns() - begun
+            writer.close()
+            await writer.wait_closed()
+            return took
+
+    sock, other = setting.sockets()
+    link = setting.stack.enter_context(conduit.Conduit.from_conn(other))
+    reader = setting.stack.enter_context(Reader(link))
+    with_reader, with_async = f"{OURS}, Reader", f"{OURS}, AsyncReader on asyncio"
+    return Comparison(
+        "lines of 80 bytes: send many, and receive each",
+        {
+            with_reader: clocked(ours),
+            with_async: lambda iterations: asyncio.run(ours_async(iterations)),
+            STREAM_READER: lambda iterations: asyncio.run(theirs(iterations)),
+        },
+        STREAM_READER,
+        [Bar(with_reader, STREAM_READER, 1.0), Bar(with_async, STREAM_READER, 1.0)],
+    )
+
+
 def imported(_: Setting) -> Comparison:
     """Compare importing modules, each time in a new interpreter, whose start is not timed."""
     path = str(Path(conduit.__file__).parent.parent)
@@ -389,5 +450,6 @@ def comparisons(setting: Setting) -> list[Comparison]:
             for loop, (_, module, _) in LOOPS.items()
             if importlib.util.find_spec(module)
         ],
+        lines(setting),
         imported(setting),
     ]

@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MAX_FDS",
+    "Channel",
     "Conduit",
     "Descriptor",
     "DescriptorTypeError",
@@ -27,7 +28,28 @@ __all__ = [
     "Message",
     "Peer",
     "PeerClosedError",
+    "Reader",
     "TakeoverError",
     "TransferTimeoutError",
     "WouldBlockError",
 ]
+
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
+if TYPE_CHECKING:
+    from conduit.channel import Channel
+    from conduit.reader import Reader
+else:
+    _MODULES = {"Channel": "channel", "Reader": "reader"}
+    """Where a name is that is imported once it is used."""
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        found = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,6 +1,6 @@
 import io
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from inspect import Signature
 from typing import IO, Any, BinaryIO, ClassVar, Final, Literal, Self, final, overload
 
@@ -177,7 +177,16 @@ class Message:
     """What one message brought; as a context manager, it closes what was not taken out of it."""
 
     __signature__: ClassVar[Signature]
-    def __new__(cls, data: bytes = b"", fds: Iterable[Descriptor] = ()) -> Self: ...
+    def __new__(
+        cls, data: bytes = b"", fds: Iterable[Descriptor] = (), sender: Peer | None = None
+    ) -> Self: ...
+    @property
+    def sender(self) -> Peer | None:
+        """Who sent it, where the socket passes credentials, as one of `Conduit.bind` does.
+
+        The system tells it of each message, so that a datagram's sender is known. A user that is
+        not mapped in this user namespace has the overflow uid, 65534, which says nothing.
+        """
     @property
     def data(self) -> bytes:
         """The bytes; empty if the message had none."""
@@ -238,20 +247,29 @@ class Conduit:
         ``SOCK_SEQPACKET`` keeps messages apart. Raises `Error` (``NO_FD``) if there is no pair.
         """
     @classmethod
+    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
+        """Return a datagram socket bound at a path, which `close` removes, to receive on.
+
+        The path is made and removed as a `Listener`'s; without a name it is the name. What comes
+        tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
+        """
+    @classmethod
     def connect(
         cls,
         path: StrOrBytesPath,
         *,
         type: int = ...,
         timeout: float | None = None,
+        wait: bool = False,
         name: str = "",
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
         ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-        conduit's own: None for ever, 0 not at all. Raises `Error` (``NO_FD``) if there is no
-        connection: ``ENOENT``, ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE``
-        (another type), ``ENAMETOOLONG`` (over 107 bytes).
+        conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
+        listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+        ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
+        ``ENAMETOOLONG`` (over 107 bytes).
         """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
@@ -427,6 +445,23 @@ class Conduit:
         closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
         not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
         `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        """
+    def receive_exactly(self, size: int, max_fds: int = ...) -> Message:
+        """Receive so many bytes, never one more, and the descriptors that came with them.
+
+        A stream has no boundaries: where a protocol says how long what follows is, this keeps the
+        descriptors of one message apart from the next's. What had come when a deadline, a signal
+        handler or a cancellation ends this stays, for the next call of it; until then no other
+        call receives. On packets, as many as make up the size.
+
+        Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
+        and with more than ``max_fds`` descriptors, all that came is lost and closed.
+        """
+    def __iter__(self) -> Iterator[Message]: ...
+    def shutdown(self, how: int = ...) -> None:
+        """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
+
+        See ``shutdown(2)``. It is the socket that ends, also for those who share it.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.

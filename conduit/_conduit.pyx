@@ -34,14 +34,16 @@ from conduit._handle cimport (
 from conduit._posix cimport *
 from conduit._syscalls cimport (
     ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, connect_fd, dup_fd,
-    identify, peer_of, recv_message, send_message, socket_fd, socket_pair,
+    identify, peer_of, recv_message, send_message, shut_down, socket_fd, socket_pair,
 )
 
 from _operator import index
 from _socket import socket as c_socket
 
-from conduit import mistakes, objects
-from conduit.errors import Error, ErrType, from_errno, from_handler, prefix_message, refusal
+from conduit import mistakes, objects, paths
+from conduit.errors import (
+    Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
+)
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
@@ -54,6 +56,11 @@ cdef enum:
     # How an item of a message is closed once it was sent: not by this message, by its number,
     # through its object; a Descriptor that is moved; one that is shared, which is only returned.
     NOT, AS_INT, AS_OBJECT, MOVED, SHARED
+
+
+cdef enum:
+    # The most bytes that receive_exactly() makes room for at once.
+    PIECE = 1 << 18
 
 
 cdef int fd_from(object value, str call) except -1:
@@ -129,7 +136,8 @@ cdef class Descriptor(FdHolder):
 
     def __init__(self, fd: int, name: str = "") -> None:
         cdef int number = fd_from(fd, "Descriptor")
-        cdef str text = mistakes.name_from(name)
+        # No Python code, and so no handler that raises, in between for what is a plain str.
+        cdef str text = name if PyUnicode_CheckExact(name) else mistakes.name_from(name)
         cdef bint fresh
         with cython.critical_section(self):
             fresh = self.fd == FRESH
@@ -267,14 +275,19 @@ cdef class Message:
 
     cdef bytes _data
     cdef tuple _fds
+    cdef object _sender
 
     @class_signature
     def __signature__(
-        self, data: bytes = b"", fds: Iterable[Descriptor] = ()
+        self, data: bytes = b"", fds: Iterable[Descriptor] = (), sender: Peer | None = None
     ) -> None: pass  # pragma: no cover
 
-    def __cinit__(self, bytes data not None: bytes = b"", fds: Iterable[Descriptor] = ()) -> None:
+    def __cinit__(
+        self, bytes data not None: bytes = b"", fds: Iterable[Descriptor] = (),
+        sender: Peer | None = None,
+    ) -> None:
         self._data = data
+        self._sender = sender
         self._fds = tuple(fds)
         for descriptor in self._fds:
             if not isinstance(descriptor, Descriptor):
@@ -289,6 +302,15 @@ cdef class Message:
     def fds(self) -> tuple[Descriptor, ...]:
         """A `Descriptor` for each one that came, in the order they were sent."""
         return self._fds
+
+    @property
+    def sender(self) -> Peer | None:
+        """Who sent it, where the socket passes credentials, as one of `Conduit.bind` does.
+
+        The system tells it of each message, so that a datagram's sender is known. A user that is
+        not mapped in this user namespace has the overflow uid, 65534, which says nothing.
+        """
+        return self._sender
 
     def __repr__(self) -> str:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
@@ -658,7 +680,10 @@ cdef class Conduit:
 
     cdef readonly Handle _handle
     cdef double seconds
-    cdef object source
+    # The object it was borrowed of; the place it is bound at; the messages that came before a
+    # receive_exactly() ended without the rest.
+    cdef object source, place
+    cdef list early
     cdef object __weakref__
 
     def __cinit__(self):
@@ -714,26 +739,43 @@ cdef class Conduit:
         return both
 
     @classmethod
+    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
+        """Return a datagram socket bound at a path, which `close` removes, to receive on.
+
+        The path is made and removed as a `Listener`'s; without a name it is the name. What comes
+        tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
+        """
+        cdef Conduit conduit = Conduit.__new__(Conduit)
+        cdef str text = mistakes.name_from(name)
+        conduit.place = paths.Place(path)
+        try:
+            conduit._handle = conduit.place.bind("conduit", text, socket.SOCK_DGRAM, mode, None)
+        except BaseException:
+            conduit.place.release()
+            raise
+        return conduit
+
+    @classmethod
     def connect(
         cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM,
-        timeout: float | None = None, name: str = "",
+        timeout: float | None = None, wait: bool = False, name: str = "",
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
         ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-        conduit's own: None for ever, 0 not at all. Raises `Error` (``NO_FD``) if there is no
-        connection: ``ENOENT``, ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE``
-        (another type), ``ENAMETOOLONG`` (over 107 bytes).
+        conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
+        listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+        ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
+        ``ENAMETOOLONG`` (over 107 bytes).
         """
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
-        # Here, since what binds and removes paths takes long to import.
-        from conduit.paths import address_from
-        cdef bytes address = address_from(path)
+        cdef bytes address = paths.address_from(path)
         cdef const char *start = address
         cdef size_t length = len(address)
         cdef double seconds = mistakes.seconds_from(timeout)
         cdef long long deadline = 0
+        cdef bint absent, waits = wait
         cdef int err = -EAGAIN, fd = socket_fd(index(type))
         if fd < 0:
             raise from_errno(-fd, ErrType.NO_FD, doing)
@@ -744,9 +786,11 @@ cdef class Conduit:
             while err:
                 with nogil:
                     err = connect_fd(fd, start, length)
-                if err == -EAGAIN or err == -EINTR:
+                absent = waits and (err == -ENOENT or err == -ECONNREFUSED)
+                if absent or err == -EAGAIN or err == -EINTR:
                     conduit._handle.retry(
-                        err, PAUSE, seconds, &deadline, doing, "the listener's backlog is full",
+                        -EAGAIN if absent else err, PAUSE, seconds, &deadline, doing,
+                        "nobody listens there" if absent else "the listener's backlog is full",
                         ErrType.NO_FD,
                     )
                 elif err:
@@ -859,13 +903,31 @@ cdef class Conduit:
         system reports a failure, or the number was closed elsewhere (what has it then is left
         alone); the conduit is closed all the same.
         """
+        with cython.critical_section(self):
+            source, self.source = self.source, None
+            place, self.place = self.place, None
+            early, self.early = self.early, None
         try:
-            self._handle.close()
+            if place is not None:
+                place.release()
         finally:
-            with cython.critical_section(self):
-                source, self.source = self.source, None
-            # Only here: to forget an object may run anything.
-            del source
+            try:
+                self._handle.close()
+            finally:
+                for message in early or ():
+                    message.close()
+                # Only here: to forget an object may run anything.
+                del source
+
+    def shutdown(self, how: int = socket.SHUT_WR) -> None:
+        """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
+
+        See ``shutdown(2)``. It is the socket that ends, also for those who share it.
+        """
+        cdef int err = shut_down(self._handle.enter(), index(how))
+        self._handle.leave()
+        if err:
+            raise self._handle.error("shutting down", -err)
 
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number, which no other object may own. See `transfer`."""
@@ -1054,10 +1116,72 @@ cdef class Conduit:
                 PyTuple_SET_ITEM(fds, i, descriptor)
                 i += 1
             message._data = payload if got == len(payload) else payload[:got]
+            if result.told:
+                message._sender = Peer(result.sender.pid, result.sender.uid, result.sender.gid)
         except MemoryError:  # pragma: no cover - traced runs do not run out of memory
             close_fds(&result.fds[i], result.count - i)  # pragma: no cover
             raise  # pragma: no cover
         return message
+
+    def receive_exactly(self, size: int, max_fds: int = CONDUIT_MAX_FDS) -> Message:
+        """Receive so many bytes, never one more, and the descriptors that came with them.
+
+        A stream has no boundaries: where a protocol says how long what follows is, this keeps the
+        descriptors of one message apart from the next's. What had come when a deadline, a signal
+        handler or a cancellation ends this stays, for the next call of it; until then no other
+        call receives. On packets, as many as make up the size.
+
+        Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
+        and with more than ``max_fds`` descriptors, all that came is lost and closed.
+        """
+        cdef list early
+        cdef Py_ssize_t wanted = index(size), left = 0, count
+        cdef Message message
+        if wanted < 0:
+            raise ValueError(f"size must be at least 0 bytes, not {size}")
+        self._handle.fileno()
+        with cython.critical_section(self):
+            early, self.early = self.early, None
+        early = early or []
+        try:
+            while True:
+                left, count = wanted, 0
+                for message in early:
+                    left -= len(message._data)
+                    count += len(message._fds)
+                if left < 0:
+                    raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
+                if not left:
+                    break
+                piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
+                early.append(self.receive(piece, max(max_fds - count, 0)))
+        except BaseException as exc:
+            lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
+                exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0
+            )
+            for message in early if lost else ():
+                message.close()
+            if early and not lost:
+                with cython.critical_section(self):
+                    self.early = early if self.early is None else self.early + early
+            if early and isinstance(exc, PeerClosedError):
+                prefix_message(exc, f"after {wanted - left} of {wanted} bytes")
+            raise
+        if len(early) == 1:
+            return early[0]
+        return Message(
+            b"".join([each.data for each in early]), [fd for each in early for fd in each.fds],
+            early[0].sender if early else None,
+        )
+
+    def __iter__(self) -> Iterator[Message]:
+        """Receive messages until the peer closes."""
+        while True:
+            try:
+                message = self.receive()
+            except PeerClosedError:
+                return
+            yield message
 
     cdef int _receive_one(self) except -1:
         """Receive a plain transfer; the fd is the caller's."""
@@ -1077,6 +1201,9 @@ cdef class Conduit:
         cdef long long deadline = 0
         cdef int fd = handle.enter()
         try:
+            if self.early is not None:
+                raise handle.error("receiving: what an interrupted receive_exactly() has got is "
+                                   "to be taken first, by another")
             while True:
                 if CONDUIT_CMSG_CLOEXEC:
                     with nogil:

@@ -93,6 +93,15 @@ enum { SOL_LOCAL = SOL_SOCKET, CONDUIT_PEERPID = SO_PEERCRED };  /* a ucred begi
 #define CONDUIT_SCM_PIDFD -1
 #endif
 
+/* Who sent a message, which each message tells where SO_PASSCRED is set (unix(7)). */
+#if defined(__linux__)
+#define CONDUIT_SCM_CREDENTIALS SCM_CREDENTIALS
+typedef struct ucred conduit_sender;
+#else
+#define CONDUIT_SCM_CREDENTIALS -1
+typedef struct { pid_t pid; uid_t uid; gid_t gid; } conduit_sender;
+#endif
+
 /* What a system call returned, or minus the errno, read before anything else can change it: even a
  * line of its own is too late where lines are traced. */
 static inline ssize_t conduit_result(ssize_t returned)

@@ -14,8 +14,10 @@ from cpython.pythread cimport (
 )
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
+from cpython.unicode cimport PyUnicode_CheckExact
 from libc.errno cimport (
-    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE, ENOBUFS, ETIMEDOUT,
+    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE,
+    ENOBUFS, ENOENT, ETIMEDOUT,
 )
 from libc.limits cimport INT_MAX
 from libc.string cimport memcpy, memset
@@ -35,7 +37,13 @@ cdef extern from "_posix.h" nogil:
         CONDUIT_MAX_FDS
         CONDUIT_NOSIGNAL
         CONDUIT_SOCK_CLOEXEC
+        CONDUIT_SCM_CREDENTIALS
         CONDUIT_SCM_PIDFD
+
+    ctypedef struct conduit_sender:
+        pid_t pid
+        uid_t uid
+        gid_t gid
 
     ctypedef struct conduit_control:
         pass
@@ -98,6 +106,7 @@ cdef extern from "<sys/socket.h>" nogil:
     size_t CMSG_SPACE(size_t size)
 
     ssize_t recvmsg(int fd, msghdr *msg, int flags)
+    int shutdown(int fd, int how)
 
 
 cdef extern from "<poll.h>" nogil:

@@ -1,6 +1,6 @@
 """The C interface of ``_syscalls``."""
 
-from conduit._posix cimport CONDUIT_MAX_FDS, gid_t, pid_t, uid_t
+from conduit._posix cimport CONDUIT_MAX_FDS, conduit_sender, gid_t, pid_t, uid_t
 
 
 cdef enum:
@@ -21,6 +21,9 @@ cdef struct RecvResult:
     int count
     int flaw
     int err
+    # Who sent it, where the system told.
+    bint told
+    conduit_sender sender
 
 
 cdef struct FileId:
@@ -51,4 +54,5 @@ cdef int accept_fd(int fd) noexcept nogil
 cdef int socket_fd(int kind) noexcept nogil
 cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil
 cdef int socket_pair(int kind, int *ends) noexcept nogil
+cdef int shut_down(int fd, int how) noexcept nogil
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil

@@ -112,7 +112,7 @@ cdef ssize_t send_message(
 
 
 cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
-    """Take every descriptor out of every control message."""
+    """Take every descriptor, and who sent it, out of every control message."""
     cdef cmsghdr *head = CMSG_FIRSTHDR(msg)
     cdef const int *fds
     cdef int i, fd
@@ -136,6 +136,12 @@ cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
                     else:
                         result.fds[result.count] = fd
                         result.count += 1
+        elif (
+            head.cmsg_level == SOL_SOCKET and head.cmsg_type == CONDUIT_SCM_CREDENTIALS
+            and conduit_cmsg_size(msg, head) == sizeof(conduit_sender)
+        ):
+            result.told = True
+            memcpy(&result.sender, CMSG_DATA(head), sizeof(conduit_sender))
         head = CMSG_NXTHDR(msg, head)
 
 
@@ -148,7 +154,7 @@ cdef ssize_t recv_message(
     cdef conduit_control control
     cdef ssize_t got
     cdef int probe, marked = conduit_mark_packets(fd) if kind == SOCK_SEQPACKET else 0
-    result.count = result.err = result.flaw = 0
+    result.count = result.err = result.flaw = result.told = 0
     set_header(&msg, &part, data, size)
     msg.msg_control = &control
     msg.msg_controllen = sizeof(control)
@@ -218,6 +224,10 @@ cdef int socket_pair(int kind, int *ends) noexcept nogil:
     if err:
         close_fds(ends, 2)
     return err
+
+
+cdef int shut_down(int fd, int how) noexcept nogil:
+    return <int>conduit_result(shutdown(fd, how))
 
 
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:

@@ -36,8 +36,9 @@ from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.channel import MAX_SIZE, Channel, Parts
 from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError
-from conduit.listener import Listener
+from conduit.listener import REST, SHORTAGES, Listener
 from conduit.peer import Peer
+from conduit.reader import Reader
 from conduit.takeover import Takeover
 from conduit.wire import message_frame
 
@@ -254,17 +255,28 @@ class AsyncConduit:
         return cls(first), cls(second)
 
     @classmethod
+    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Self:
+        """Return a datagram socket bound at a path, to receive on; see `Conduit.bind`."""
+        return cls(Conduit.bind(path, mode=mode, name=name))
+
+    @classmethod
     async def connect(
-        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM, name: str = ""
+        cls,
+        path: StrOrBytesPath,
+        *,
+        type: int = socket.SOCK_STREAM,
+        wait: bool = False,
+        name: str = "",
     ) -> Self:
         """Connect to a listening Unix socket; see `Conduit.connect`.
 
-        Waits for room in the listener's backlog as long as the caller's deadline lets it.
+        Waits for room in the listener's backlog, and with ``wait`` for a listener, as long as the
+        caller's deadline lets it.
         """
         while True:
             await checkpoint()
             try:
-                return cls(Conduit.connect(path, type=type, timeout=0, name=name))
+                return cls(Conduit.connect(path, type=type, timeout=0, wait=wait, name=name))
             except WouldBlockError:
                 await anyio.sleep(_PAUSE)
 
@@ -475,6 +487,24 @@ class AsyncConduit:
         """Receive one message; see `Conduit.receive`."""
         return await self._receiving.call(partial(self._conduit.receive, max_data, max_fds))
 
+    async def receive_exactly(self, size: int, max_fds: int = MAX_FDS) -> Message:
+        """Receive so many bytes, with their descriptors; see `Conduit.receive_exactly`."""
+        return await self._receiving.call(partial(self._conduit.receive_exactly, size, max_fds))
+
+    def __aiter__(self) -> Self:
+        """Receive messages until the peer closes."""
+        return self
+
+    async def __anext__(self) -> Message:
+        try:
+            return await self.receive()
+        except PeerClosedError:
+            raise StopAsyncIteration from None
+
+    def shutdown(self, how: int = socket.SHUT_WR) -> None:
+        """End one direction; see `Conduit.shutdown`."""
+        self._conduit.shutdown(how)
+
 
 class AsyncTakeover:
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
@@ -632,11 +662,23 @@ class AsyncListener:
         """Wait for a connection from a peer that is allowed; see `Listener.accept`."""
         attempt = partial(self._listener.admit, 0)
         while True:
-            conduit = await self._accepting.call(attempt)
+            try:
+                conduit = await self._accepting.call(attempt)
+            except Error as exc:
+                if exc.errno in SHORTAGES:
+                    await anyio.sleep(REST)
+                raise
             if conduit is not None:
                 return AsyncConduit(conduit)
             # However many come who are refused, other tasks run in between.
             await checkpoint()
+
+    def __aiter__(self) -> Self:
+        """Accept one connection after another, for ever."""
+        return self
+
+    async def __anext__(self) -> AsyncConduit:
+        return await self.accept()
 
     async def aclose(self) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.
@@ -647,6 +689,82 @@ class AsyncListener:
             _wake(self._listener.fileno())
             self._listener.close()
         await self._accepting.end()
+
+
+class AsyncReader:
+    """Reads a protocol from the stream of an `AsyncConduit`, as `Reader` does of a `Conduit`.
+
+    Takes what `Reader` takes, and raises as that does. A call that is cancelled loses nothing: what
+    came stays in the reader. Several tasks may read lines, say, from one: each gets whole ones.
+    """
+
+    def __init__(self, conduit: AsyncConduit, *, limit: int = 65536) -> None:
+        self._reader = Reader(conduit._conduit, limit=limit)
+        self._ahead = self._reader._ahead
+        self._receiving = conduit._receiving
+
+    def __repr__(self) -> str:
+        return f"<conduit.aio.AsyncReader over {self._reader!r}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._reader.closed
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes came and were not consumed; see `Reader.buffered`."""
+        return self._reader.buffered
+
+    @property
+    def pending(self) -> int:
+        """How many descriptors came and were not taken; see `Reader.pending`."""
+        return self._reader.pending
+
+    async def receive_exactly(self, size: int) -> bytes:
+        """Receive so many bytes; see `Reader.receive_exactly`."""
+        if not self._receiving.free():
+            await self._receiving.let_others_run()
+        while (found := self._ahead.exactly(size)) is None:
+            await self._receive(size)
+        return found
+
+    async def receive_until(self, delimiter: bytes) -> bytes:
+        """Receive the bytes up to a delimiter, which is consumed; see `Reader.receive_until`."""
+        if not self._receiving.free():
+            await self._receiving.let_others_run()
+        while (found := self._ahead.until(delimiter)) is None:
+            await self._receive(delimiter)
+        return found
+
+    def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
+        """Return so many of the descriptors that came; see `Reader.take_fds`."""
+        return self._reader.take_fds(count)
+
+    def close(self) -> None:
+        """Close the descriptors that were not taken; see `Reader.close`."""
+        self._reader.close()
+
+    async def aclose(self) -> None:
+        """Close as `close` does, even if this is cancelled."""
+        self.close()
+        await checkpoint()
+
+    async def _receive(self, wanted: int | bytes) -> None:
+        """Receive once, or wait until another task has: it may have got what is wanted here."""
+        # What it gets is in the reader when this returns, and is consumed by who awaits it.
+        await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))
 
 
 class AsyncChannel:

@@ -6,14 +6,15 @@ import builtins
 import errno
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from conduit import objects
+from conduit import objects, paths
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, from_errno, from_handler
+from conduit.errors import Error, ErrType, from_errno
 from conduit.mistakes import not_picklable, path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from typing import Self
 
     from _typeshed import HasFileno, StrOrBytesPath
+
+
+SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Of what a process or the system runs out while somebody goes on waiting to be accepted."""
+
+REST = 0.1
+"""Seconds to rest after that."""
 
 
 class Listener:
@@ -61,37 +69,15 @@ class Listener:
         type: int = socket.SOCK_STREAM,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        # Not above, since it takes longer to import than the rest of conduit.
-        from conduit import paths
-
         self.path = path_from(path)
-        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
-        self._process = os.getpid()
-        self._inode: tuple[int, int] | None = None
-        address = paths.address_from(path)
+        self._place = paths.Place(path)
         try:
-            with socket.socket(socket.AF_UNIX, type) as sock:
-                # Another process may share it and accept first what both were told of.
-                sock.setblocking(False)
-                if sock.type == socket.SOCK_DGRAM:
-                    raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
-                if address.startswith(b"\0"):
-                    paths.check_length(address[1:])
-                    sock.bind(address)
-                    sock.listen(backlog)
-                else:
-                    self._inode = paths.bind_path(sock, address, mode, backlog)
-                self._handle = Handle.duplicate(sock.fileno(), "listener", os.fsdecode(self.path))
-        except BaseException as exc:
+            self._handle = self._place.bind("listener", "", type, mode, backlog)
+        except BaseException:
             # An interrupt, too, leaves nothing behind that no object removes.
-            if self._inode is not None:
-                paths.unlink_own(self._place, self._inode)
-            if isinstance(exc, Error) or not isinstance(exc, OSError) or from_handler(exc):
-                raise
-            code = exc.errno or errno.EINVAL
-            why = None if exc.strerror == os.strerror(code) else exc.strerror
-            raise from_errno(code, ErrType.NO_FD, f"listening at {self.path!r}", why) from exc
+            self._place.release()
+            raise
 
     def __reduce__(self) -> str:
         raise not_picklable(self)
@@ -106,23 +92,24 @@ class Listener:
     ) -> Self:
         """Listen on a socket that listens at a path already: one received, or inherited.
 
-        Its descriptor is duplicated. It becomes non-blocking, and `close` removes the path.
+        Its descriptor is duplicated. It becomes non-blocking. `close` removes the path if the
+        socket is bound there.
 
         Raises:
-            Error: as `Conduit.from_conn`.
+            Error: as `Conduit.from_conn`, and ``BAD_CLONE`` if it is no Unix socket that listens.
         """
-        from conduit import paths
-
         self = cls.__new__(cls)
         self.path = path_from(path)
-        self._place = os.path.abspath(self.path)
         self._allow = same_user_or_root if allow is None else allow
-        self._process = os.getpid()
-        self._inode = None
-        if not paths.address_from(path).startswith(b"\0"):
-            self._inode = paths.inode_of(self._place)
-        self._handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
-        os.set_blocking(self._handle.fileno(), False)
+        self._place = paths.Place(path)
+        handle = Handle.duplicate(objects.fd_of(conn), "listener", os.fsdecode(self.path))
+        try:
+            self._place.adopt(handle)
+            os.set_blocking(handle.fileno(), False)
+        except BaseException:
+            handle.close()
+            raise
+        self._handle = handle
         return self
 
     def __del__(self) -> None:
@@ -160,7 +147,7 @@ class Listener:
         """Wait for a connection from a peer that is allowed, and return its conduit.
 
         A peer that is not is closed before a byte of it is read, and logged (logger
-        ``conduit``, level WARNING); the wait goes on.
+        ``conduit``, level WARNING), also if ``allow`` raises; the wait goes on.
 
         Args:
             timeout: seconds to wait in all; None for ever, 0 not at all.
@@ -169,11 +156,18 @@ class Listener:
             TransferTimeoutError, WouldBlockError: nobody came in time.
             Error: ``NO_FD`` if the listener is or gets closed, or, with the errno, if the
                 system gives no connection: ``EMFILE`` means that this process has no room; the
-                peer goes on waiting, so close something before the next call.
+                peer goes on waiting, so close something before the next call. This comes 0.1
+                seconds late, so that a loop does not spin.
         """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            conduit = self.admit(timeout)
+            try:
+                conduit = self.admit(timeout)
+            except Error as exc:
+                # Who accepts in a loop is not to spin, and what is closed meanwhile makes room.
+                if exc.errno in SHORTAGES and timeout != 0:
+                    time.sleep(REST if timeout is None else min(REST, timeout))
+                raise
             if conduit is not None:
                 return conduit
             if deadline is not None and timeout:
@@ -186,17 +180,17 @@ class Listener:
                         "all who came were refused",
                     )
 
+    def __iter__(self) -> Iterator[Conduit]:
+        """Accept one connection after another, for ever. Raises as `accept`."""
+        while True:
+            yield self.accept()
+
     def admit(self, timeout: float | None = None) -> Conduit | None:
         """Wait for a connection; None if its peer was refused. Otherwise as `accept`."""
         conduit = Conduit._accept(self._handle, timeout)
         try:
-            peer = conduit.peer
-            if admits(self._allow, peer):
+            if admits(self._allow, conduit.peer, self):
                 return conduit
-            # As `paths`.
-            import logging
-
-            logging.getLogger("conduit").warning("%r refused %r", self, peer)
         except BaseException:
             conduit.close()
             raise
@@ -214,17 +208,7 @@ class Listener:
         Raises:
             Error: ``FAILED_CLOSE``, if the system reports a failure.
         """
-        from conduit import paths
-
-        inode, self._inode = self._inode, None
         try:
-            if unlink and inode is not None and self._process == os.getpid():
-                paths.unlink_own(self._place, inode)
-        except OSError as exc:
-            if from_handler(exc):
-                raise  # pragma: no cover - traced runs have no handler that raises
-            raise from_errno(
-                exc.errno or errno.EINVAL, ErrType.FAILED_CLOSE, f"removing {self.path!r}"
-            ) from exc
+            self._place.release(unlink=unlink)
         finally:
             self._handle.close()

@@ -1,20 +1,19 @@
 """The path of a Unix socket: as an address, bound, known again, removed.
 
-Imported where one is first used: what this needs takes longer to import than the rest of conduit.
+Nothing is imported here later than `conduit` is: who binds may be in a sandbox by then that can
+read no module.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import socket
 import stat
 import sys
-import tempfile
-from collections.abc import Iterator
 
+from conduit._handle import Handle
+from conduit.errors import Error, ErrType, from_errno, from_handler
 from conduit.mistakes import path_from
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 
 _LONGEST = 107
 """Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
+
+_LOOKS = 5
+"""How often to look who has a lock that was let go of in between."""
 
 
 def address_from(path: StrOrBytesPath) -> bytes:
@@ -37,9 +39,11 @@ def address_from(path: StrOrBytesPath) -> bytes:
 
 def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
     """Remove a path, if it still is the file of this device and inode."""
-    with contextlib.suppress(FileNotFoundError):
+    try:
         if inode_of(path) == inode:
             os.unlink(path)
+    except FileNotFoundError:
+        pass
 
 
 def inode_of(path: StrOrBytesPath) -> tuple[int, int] | None:
@@ -51,53 +55,174 @@ def inode_of(path: StrOrBytesPath) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
-    """Bind and listen at a path, which shows the socket only when it is complete.
+class Place:
+    """Where a socket is bound: known again, and removed by the process that bound it."""
 
-    It is made in a directory that only this user can enter, and then linked to its place, which
-    fails if another was faster; a rename would replace that one unseen.
+    def __init__(self, path: StrOrBytesPath) -> None:
+        self.path: str | bytes = path_from(path)
+        self._absolute = os.path.abspath(self.path)
+        self._process = os.getpid()
+        self._inode: tuple[int, int] | None = None
+
+    def adopt(self, handle: Handle) -> None:
+        """Be the place of a socket that listens already; what is here and not its own will stay.
+
+        Raises:
+            Error: ``BAD_CLONE``, if it does not listen, or is no Unix socket.
+        """
+        bound = None
+        try:
+            # Made first, and given the fd inside: dropped by a handler that raises, it would close
+            # what is the handle's.
+            sock = socket.socket.__new__(socket.socket)
+            try:
+                sock.__init__(fileno=handle.fileno())  # type: ignore[misc]
+                if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    bound = sock.getsockname()
+            finally:
+                sock.detach()
+        except OSError as exc:
+            raise from_errno(exc.errno or errno.EINVAL, ErrType.BAD_CLONE, repr(handle)) from exc
+        address = address_from(self.path)
+        if not isinstance(bound, str | bytes):
+            raise Error(f"{handle!r}: it is no Unix socket that listens", ErrType.BAD_CLONE)
+        bound = os.fsencode(bound)
+        # A relative address says nothing of the directory it was bound in.
+        if bound.startswith(b"/"):
+            address = os.fsencode(self._absolute)
+        if bound == address and not address.startswith(b"\0"):
+            self._inode = inode_of(self._absolute)
+
+    def bind(self, what: str, name: str, type: int, mode: int, backlog: int | None) -> Handle:
+        """Bind a new socket here, and listen unless it takes datagrams.
+
+        Args:
+            what: what the handle is called in errors.
+            name: its name there; without one, the path.
+            type: the type of the socket.
+            mode: the permission bits of the path; an abstract name has none.
+            backlog: how many connections wait to be accepted; None for a socket that takes
+                datagrams, which tell who sent them.
+
+        Returns:
+            the handle that owns the socket, which does not wait. Whoever fails after that, an
+            interrupt say, has the place to `release`.
+
+        Raises:
+            Error: ``NO_FD``, with the errno.
+        """
+        try:
+            with socket.socket(socket.AF_UNIX, type) as sock:
+                # Another process may share it and take first what both were told of.
+                sock.setblocking(False)
+                if backlog is None:
+                    # Before anything can come.
+                    if sys.platform == "linux":
+                        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                elif sock.type == socket.SOCK_DGRAM:
+                    raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
+                address = address_from(self.path)
+                absolute = os.fsencode(self._absolute)
+                if address.startswith(b"\0"):
+                    check_length(address[1:])
+                    sock.bind(address)
+                    if backlog is not None:
+                        sock.listen(backlog)
+                else:
+                    # As it is known from then on, whoever looks from wherever, if there is room.
+                    if len(absolute) <= _LONGEST:
+                        address = absolute
+                    self._inode = bind_path(sock, address, mode, backlog or 0)
+                return Handle.duplicate(sock.fileno(), what, name or os.fsdecode(self.path))
+        except OSError as exc:
+            if isinstance(exc, Error) or from_handler(exc):
+                raise
+            code = exc.errno or errno.EINVAL
+            why = None if exc.strerror == os.strerror(code) else exc.strerror
+            doing = "binding" if backlog is None else "listening at"
+            raise from_errno(code, ErrType.NO_FD, f"{doing} {self.path!r}", why) from exc
+
+    def release(self, *, unlink: bool = True) -> None:
+        """Remove the path, unless another has replaced it, or in a forked child, and forget it.
+
+        Args:
+            unlink: False leaves it there.
+
+        One that this process may not remove any more, having given up its rights, stays.
+
+        Raises:
+            Error: ``FAILED_CLOSE``, if the system reports another failure.
+        """
+        inode, self._inode = self._inode, None
+        try:
+            if unlink and inode is not None and self._process == os.getpid():
+                unlink_own(self._absolute, inode)
+        except PermissionError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
+        except OSError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - as above
+            code = exc.errno or errno.EINVAL
+            raise from_errno(code, ErrType.FAILED_CLOSE, f"removing {self.path!r}") from exc
+
+
+def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
+    """Bind at a path, which has its mode from the first instant, and listen unless for datagrams.
+
+    A socket that nobody listens on any more is replaced.
 
     Returns:
-        the device and inode of the socket, to know it again.
+        the device and inode of the path, to know it again.
     """
     check_length(path)
-    inode = None
+    bound = False
     try:
-        private = tempfile.mkdtemp(prefix=b".", dir=os.path.dirname(path) or b".")
-        made, aside = os.path.join(private, b"s"), os.path.join(private, b"stale")
-        try:
-            # The umask took bits of its mode away, too.
-            os.chmod(private, 0o700)
-            with _short(private) as reachable:
-                sock.bind(os.path.join(reachable, b"s"))
-            os.chmod(made, mode)
+        with _Alone(path):
+            while not bound:
+                try:
+                    _bind(sock, path, mode)
+                    bound = True
+                except OSError as exc:
+                    if exc.errno != errno.EADDRINUSE:
+                        raise
+                    _remove_stale(path, sock.type)
+            status = os.lstat(path)
+            if stat.S_IMODE(status.st_mode) != mode:
+                _add_mode(path, status, mode)
             if sock.type != socket.SOCK_DGRAM:
                 sock.listen(backlog)
-            if os.path.lexists(path):
-                with _alone(path):
-                    _remove_stale(path, aside, sock.type)
-            status = os.lstat(made)
-            inode = status.st_dev, status.st_ino
-            _link(made, path)
-        finally:
-            # By name: what walks a directory needs a descriptor, and there may be none left.
-            for name in (made, aside):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-            os.rmdir(private)
-        return inode
+        return status.st_dev, status.st_ino
     except BaseException:
-        # It may be linked already: an interrupt comes at any line.
-        if inode is not None:
-            unlink_own(path, inode)
+        # An interrupt comes at any line; the address tells.
+        if bound or sock.getsockname():
+            unlink_own(path, inode_of(path) or (0, 0))
         raise
 
 
-def _link(made: bytes, path: bytes) -> None:
+def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
+    """Bind a socket at a path, whose mode it has at once, less what the umask takes away."""
+    if sys.platform == "linux":
+        # Linux makes the path with the mode of the socket's own inode (seen from 5.10 to 7.3).
+        os.fchmod(sock.fileno(), mode)
+        sock.bind(path)
+        return
+    # For a moment, what other threads make is theirs alone, too.
+    before = os.umask(0o777 & ~mode)
     try:
-        os.link(made, path, follow_symlinks=False)
-    except FileExistsError as exc:
-        raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there") from exc
+        sock.bind(path)
+    finally:
+        os.umask(before)
+
+
+def _add_mode(path: bytes, status: os.stat_result, mode: int) -> None:
+    """Give a path the bits that the umask took away, unless something else is there by now."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.path.samestat(os.fstat(fd), status):
+            os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
 
 
 def check_length(path: bytes) -> None:
@@ -108,72 +233,82 @@ def check_length(path: bytes) -> None:
         )
 
 
-@contextlib.contextmanager
-def _short(directory: bytes) -> Iterator[bytes]:
-    """A name of a directory that leaves room in ``sun_path``, for a while."""
-    if len(directory) + 2 <= _LONGEST or not os.path.isdir("/proc/self/fd"):
-        yield directory
-        return
-    fd = os.open(directory, os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield b"/proc/self/fd/%d" % fd
-    finally:
-        os.close(fd)
+class _Alone:
+    """Keep other processes of this user away that would bind at a path; EADDRINUSE for the later.
 
+    Of two that found the same stale socket there, the later would remove what the earlier bound;
+    and what is bound and does not listen yet looks stale. Who is first has an abstract name,
+    which the system takes back however this ends: a file would need more rights than bind(2),
+    could be left behind, and be held by any other user. A holder that is another user's does not
+    count, nor does one that does not listen.
 
-def _is(name: bytes, fd: int) -> bool:
-    try:
-        return os.path.samestat(os.lstat(name), os.fstat(fd))
-    except FileNotFoundError:
-        return False
-
-
-@contextlib.contextmanager
-def _alone(path: bytes) -> Iterator[None]:
-    """Keep away others who would replace a stale socket at a path; raise EADDRINUSE for them.
-
-    Of two that found the same one, the later would take away what the earlier put there.
+    Only on Linux are there such names; elsewhere, and for processes of another user or network
+    namespace, the moment between the two calls remains.
     """
-    name = os.path.join(os.path.dirname(path), b".%b.lock" % os.path.basename(path))
-    while True:
-        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def __init__(self, path: bytes) -> None:
+        directory, name = os.path.split(path)
+        place = os.stat(directory or b".")
+        self._name = b"\0conduit %x:%x %b" % (place.st_dev, place.st_ino, name[-50:])
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def __enter__(self) -> None:
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as exc:
-                raise OSError(errno.EADDRINUSE, "somebody is about to listen there") from exc
-            # Who had it before has removed it, and another may have made the next.
-            if _is(name, fd):
+            for _ in range(_LOOKS if sys.platform == "linux" else 0):
                 try:
-                    yield
-                finally:
-                    os.unlink(name)
-                return
+                    self._sock.bind(self._name)
+                    self._sock.listen()
+                    break
+                except OSError as exc:
+                    if exc.errno != errno.EADDRINUSE:
+                        raise
+                    if _is_held(self._name):
+                        why = "somebody is about to listen there"
+                        raise OSError(errno.EADDRINUSE, why) from exc
+        except BaseException:
+            self._sock.close()
+            raise
+
+    def __exit__(self, *exc_info: object) -> None:
+        try:
+            # A child that was forked meanwhile has it, too; what does not listen does not count.
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
         finally:
-            os.close(fd)
+            self._sock.close()
 
 
-def _remove_stale(path: bytes, aside: bytes, type: int) -> None:
+def _is_held(lock: bytes) -> bool:
+    """Whether a process of this user, or of root, listens at the name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(lock)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        # struct ucred: pid, uid, gid.
+        uid = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]
+        return int.from_bytes(uid, sys.byteorder) in (0, os.geteuid())
+
+
+def _remove_stale(path: bytes, type: int) -> None:
     """Remove a socket that nobody listens on from a path; raise EADDRINUSE for anything else."""
     try:
         found = os.lstat(path)
+        if not stat.S_ISSOCK(found.st_mode):
+            raise OSError(errno.EADDRINUSE, "something that is no socket is there")
+        with socket.socket(socket.AF_UNIX, type) as probe:
+            probe.setblocking(False)
+            # Anything but a refusal means that somebody is there: a full backlog (EAGAIN), a
+            # socket of another type (EPROTOTYPE), or one this user may not connect to (EACCES).
+            if probe.connect_ex(path) != errno.ECONNREFUSED:
+                raise OSError(errno.EADDRINUSE, "somebody listens there")
+        now = os.lstat(path)
+        # The number of what another removed may be its own socket's now; the time tells.
+        if os.path.samestat(now, found) and now.st_mtime_ns == found.st_mtime_ns:
+            os.unlink(path)
     except FileNotFoundError:
         return
-    if not stat.S_ISSOCK(found.st_mode):
-        raise OSError(errno.EADDRINUSE, "something that is no socket is there")
-    with socket.socket(socket.AF_UNIX, type) as probe:
-        probe.setblocking(False)
-        # Anything but a refusal means that somebody is there: a full backlog (EAGAIN), a
-        # socket of another type (EPROTOTYPE), or one this user may not connect to (EACCES).
-        if probe.connect_ex(path) != errno.ECONNREFUSED:
-            raise OSError(errno.EADDRINUSE, "somebody listens there")
-    try:
-        os.rename(path, aside)
-    except FileNotFoundError:
-        return
-    moved = os.lstat(aside)
-    # The number of what another removed may be its own socket's now; the time tells.
-    if not os.path.samestat(moved, found) or moved.st_mtime_ns != found.st_mtime_ns:
-        # Another listener took the place in between; it gets it back.
-        _link(aside, path)
-        raise OSError(errno.EADDRINUSE, "somebody has just begun to listen there")

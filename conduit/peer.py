@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import namedtuple
+
+from conduit.errors import from_handler
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
@@ -29,20 +32,61 @@ class Peer(_Fields):
     __slots__ = ()
 
 
+_OVERFLOW_UID = 65534
+"""What a user reads as who is not mapped in this user namespace (user_namespaces(7))."""
+
+
 def same_user_or_root(peer: Peer) -> bool:
-    """Whether a peer is this process's user (the effective one) or root."""
-    return peer.uid in (0, os.geteuid())
+    """Whether a peer is this process's user (the effective one) or root.
+
+    The overflow uid is nobody's, unless all users are mapped, and so nobody reads as it but its
+    owner. Who runs as that user elsewhere, or where ``/proc`` cannot be read, says who is allowed.
+    """
+    if peer.uid != _OVERFLOW_UID or not sys.platform.startswith("linux"):
+        return peer.uid in (0, os.geteuid())
+    try:
+        # As bytes: a codec would be a module to be read.
+        with open("/proc/self/uid_map", "rb") as lines:
+            whole = lines.read().split() == [b"0", b"0", b"4294967295"]
+    except OSError:
+        return False
+    return whole and peer.uid == os.geteuid()
 
 
-def admits(allow: Callable[[Peer], Any], peer: Peer) -> bool:
-    """Ask whether a peer is allowed.
+def admits(allow: Callable[[Peer], Any], peer: Peer, who: object) -> bool:
+    """Ask whether a peer is allowed, and log (logger ``conduit``, level WARNING) if it is not.
+
+    An ``allow`` that raises refuses.
+
+    Args:
+        allow: whom to ask.
+        peer: about whom.
+        who: on whose behalf, for the log.
 
     Raises:
         TypeError: ``allow`` is a coroutine function, whose answer nobody would await.
     """
-    answer = allow(peer)
+    failure = None
+    try:
+        answer = allow(peer)
+    except Exception as exc:
+        if from_handler(exc):
+            raise
+        answer, failure = False, exc
     if hasattr(answer, "__await__"):
         if close := getattr(answer, "close", None):
             close()
         raise TypeError("allow() must answer at once, and cannot be a coroutine function")
+    if not answer:
+        _warn("%r refused %r", who, peer, exc_info=failure)
     return bool(answer)
+
+
+def _warn(message: str, *args: object, exc_info: BaseException | None) -> None:
+    try:
+        # Not above, since it takes longer to import than all of conduit.
+        import logging
+    except ImportError:
+        # In a sandbox that can read no module, and so nobody has set it up.
+        return
+    logging.getLogger("conduit").warning(message, *args, exc_info=exc_info)

@@ -183,8 +183,10 @@ class Takeover:
         it as it is, or set it to what the predecessor's server uses.
 
         Args:
-            host: an address to bind or a host name; ``""`` is every address. With no port, the
-                path of a Unix socket (``"@name"`` is abstract on Linux).
+            host: an address to bind or a host name; ``""`` is every address, of both families
+                where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
+                port was asked for before. With no port, the path of a Unix socket (``"@name"`` is
+                abstract on Linux).
             port: a number; 0 lets the system choose, or takes whatever port the predecessor's
                 socket of that name has.
             name: by which a successor asks for it; ``host:port`` or the path if not given.
@@ -202,11 +204,15 @@ class Takeover:
                 if this is closed.
         """
         self._check_open()
+        if port is None and not host.startswith("@"):
+            # The same place, wherever this process and its successors go.
+            host = os.path.abspath(host)
         if name is None:
             name = host if port is None else f"{host}:{port}"
         if name in self._held:
             raise ValueError(f"there is a socket named {name!r} already")
-        if len(name.encode()) > _LONGEST_NAME:
+        # As the system has them, any bytes that a path may have.
+        if len(os.fsencode(name)) > _LONGEST_NAME:
             raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
         path = host if port is None else None
         try:
@@ -218,7 +224,7 @@ class Takeover:
                 if port is None:
                     sock = self._bind_path(host, type, mode, backlog)
                 else:
-                    sock = _bind_host(host, port, type, backlog)
+                    sock = self._bind_host(host, port, type, backlog)
                 with _closed_on_error(sock):
                     kept, inode = sock.dup(), self._paths.get(host) if port is None else None
             with self._lock:
@@ -375,6 +381,21 @@ class Takeover:
                 self._paths[path] = bind_path(sock, address, mode, backlog)
             return sock
 
+    def _bind_host(self, host: str, port: int, type: int, backlog: int) -> socket.socket:
+        family, address = _resolve(host, port, type)
+        with _closed_on_error(socket.socket(family, type)) as sock:
+            if type == socket.SOCK_STREAM:
+                # Connections of the last server that linger are no reason not to start.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6 and address[0] == "::":
+                # All of IPv4 as well, whatever the system's default, if that is not had already.
+                taken = any(_is_at(held, "0.0.0.0", port, type) for held in self._held.values())
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, taken)
+            sock.bind(address)
+            if type == socket.SOCK_STREAM:
+                sock.listen(backlog)
+            return sock
+
     # Towards the predecessor.
 
     def _find(self) -> None:
@@ -383,7 +404,7 @@ class Takeover:
         while (conduit := self._connect()) is not None:
             self._channel = _Channel(conduit)
             peer = conduit.peer
-            if not admits(self._allow, peer):
+            if not admits(self._allow, peer, self):
                 raise TakeoverError(
                     f"{self.path!r} is served by {peer}, who is not allowed",
                     ErrType.FAILED_TRANSFER,
@@ -515,7 +536,7 @@ class Takeover:
 
     def _hand_over(self, channel: _Channel, control: Listener) -> None:
         # Here, and not in the listener, so that who is refused hears why.
-        if not admits(self._allow, channel.peer):
+        if not admits(self._allow, channel.peer, self):
             raise TakeoverError(f"{channel.peer} is not allowed", ErrType.FAILED_TRANSFER)
         with channel.receive() as message:
             version = message.expect("hello")["version"]
@@ -698,21 +719,16 @@ class _Channel:
         if _TYPE != socket.SOCK_STREAM:
             message = self._limited().receive(_LONGEST_MESSAGE)
             return _Message(message.data, message.fds)
-        with self._limited().receive(4) as start:
-            size = int.from_bytes(self._fill(start.data, 4), "big")
+        with self._limited().receive_exactly(4) as start:
+            size = int.from_bytes(start.data, "big")
             if size > _LONGEST_MESSAGE:
                 raise TakeoverError(
                     f"a message that is not of the takeover protocol: {size} bytes",
                     ErrType.FAILED_TRANSFER,
                 )
-            data = self._fill(b"", size)
+            data = self._limited().receive_exactly(size, 0).data
             fds = [Descriptor(fd.detach()) for fd in start.fds]
         return _Message(data, fds)
-
-    def _fill(self, data: bytes, size: int) -> bytes:
-        while len(data) < size:
-            data += self._limited().receive(size - len(data), 0).data
-        return data
 
     def last_sign(self) -> None:
         """Wait until the other side closes, or the deadline."""
@@ -724,8 +740,7 @@ class _Channel:
         try:
             return self.receive()
         except TransferTimeoutError:
-            with Descriptor(os.dup(self._conduit.fileno())).to_conn() as sock:
-                sock.shutdown(socket.SHUT_RD)
+            self._conduit.shutdown(socket.SHUT_RD)
             return self.receive()
 
 
@@ -766,22 +781,10 @@ def _is_socket(path: str | bytes) -> bool:
 
 def _resolve(host: str, port: int, type: int) -> tuple[int, Any]:
     """The family and address to bind to."""
-    family, _, _, _, address = socket.getaddrinfo(
-        host or None, port, type=type, flags=socket.AI_PASSIVE
-    )[0]
+    if not host:
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)[0]
     return family, address
-
-
-def _bind_host(host: str, port: int, type: int, backlog: int) -> socket.socket:
-    family, address = _resolve(host, port, type)
-    with _closed_on_error(socket.socket(family, type)) as sock:
-        if type == socket.SOCK_STREAM:
-            # Connections of the last server that linger are no reason not to start.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        if type == socket.SOCK_STREAM:
-            sock.listen(backlog)
-        return sock
 
 
 def _is_at(held: _Held, host: str, port: int | None, type: int) -> bool:

@@ -3,7 +3,9 @@
     python examples/acceptor.py [--workers N] [--port PORT]
 
 The acceptor owns the listening socket and nothing else; each worker is a process of its own that
-runs an asyncio server on the connections it is handed. Ctrl-C ends them all.
+runs an asyncio server on the connections it is handed. The least busy worker gets the next one, and
+says when it is done with one. A worker that dies is replaced; only the connections that it had are
+lost, since one that cannot be handed over stays with the acceptor. Ctrl-C ends them all.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import itertools
+import multiprocessing
 import os
+import selectors
 import signal
 import socket
 
 import conduit
+import conduit.multiprocessing  # so that a worker can be given its end
 from conduit.aio import AsyncConduit
+
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,62 +37,114 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         await writer.wait_closed()
 
 
-async def work(link: conduit.Conduit) -> None:
+async def serve(link: conduit.Conduit) -> None:
     """Serve the connections that come over a conduit, until the acceptor closes it."""
-    serving: set[asyncio.Task[None]] = set()
-    async with AsyncConduit(link) as connections:
-        while True:
-            try:
-                conn = await connections.receive_conn()
-            except conduit.PeerClosedError:
-                break
+    async with AsyncConduit(link) as connections, asyncio.TaskGroup() as serving:
+
+        async def answer_and_tell(conn: socket.socket) -> None:
             # The socket goes straight into the loop, as if it had been accepted here.
-            reader, writer = await asyncio.open_connection(sock=conn)
-            task = asyncio.create_task(answer(reader, writer))
-            serving.add(task)
-            task.add_done_callback(serving.discard)
-    await asyncio.gather(*serving)
+            await answer(*await asyncio.open_connection(sock=conn))
+            with contextlib.suppress(conduit.PeerClosedError):
+                await connections.transfer(data=b"done")
+
+        with contextlib.suppress(conduit.PeerClosedError):
+            while True:
+                serving.create_task(answer_and_tell(await connections.receive_conn()))
 
 
-def start_worker(others: list[conduit.Conduit]) -> tuple[int, conduit.Conduit]:
-    """Fork a worker; return its pid and the conduit that leads to it."""
-    ours, theirs = conduit.Conduit.pair(type=socket.SOCK_SEQPACKET)
-    pid = os.fork()
-    if pid:
-        theirs.close()
-        return pid, ours
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        # A worker that held the other ends would keep its siblings from seeing the end.
-        for other in (*others, ours):
-            other.close()
-        asyncio.run(work(theirs))
-    finally:
-        os._exit(0)
+def work(link: conduit.Conduit) -> None:
+    """Be a worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    asyncio.run(serve(link))
+
+
+class Worker:
+    """A process that serves, the conduit that leads to it, and how many connections it has."""
+
+    def __init__(self) -> None:
+        self.busy = 0
+        self.link, theirs = conduit.Conduit.pair(type=socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = CONTEXT.Process(target=work, args=(theirs,))
+            self.process.start()
+
+    def stop(self) -> None:
+        """Let it end with its last connection, and wait for that."""
+        self.link.close()
+        self.process.join()
+        self.process.close()
+
+
+class Acceptor:
+    """Workers of which each may end at any time."""
+
+    def __init__(self, count: int) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.workers: list[Worker] = []
+        for _ in range(count):
+            self.start_worker()
+
+    def start_worker(self) -> None:
+        worker = Worker()
+        self.workers.append(worker)
+        self.selector.register(worker.link, selectors.EVENT_READ, worker)
+
+    def replace(self, worker: Worker) -> None:
+        self.selector.unregister(worker.link)
+        self.workers.remove(worker)
+        worker.stop()
+        self.start_worker()
+
+    def hand_over(self, conn: socket.socket) -> None:
+        """Give a connection to the least busy worker, or to the next if that has died."""
+        while True:
+            worker = min(self.workers, key=lambda worker: worker.busy)
+            try:
+                worker.link.transfer_conn(conn)
+            except conduit.PeerClosedError:
+                # The connection is open, and still ours.
+                self.replace(worker)
+            else:
+                worker.busy += 1
+                return
+
+    def listen_to(self, worker: Worker) -> None:
+        """Take a worker's word that it is done with a connection, or see that it has ended."""
+        try:
+            worker.link.receive()
+            worker.busy -= 1
+        except conduit.PeerClosedError:
+            self.replace(worker)
+
+    def run(self, listener: socket.socket) -> None:
+        self.selector.register(listener, selectors.EVENT_READ)
+        while True:
+            for key, _ in self.selector.select():
+                if key.data is None:
+                    self.hand_over(listener.accept()[0])
+                elif key.data in self.workers:
+                    self.listen_to(key.data)
+
+    def stop(self) -> None:
+        self.selector.close()
+        for worker in self.workers:
+            worker.link.close()
+        for worker in self.workers:
+            worker.stop()
 
 
 def main() -> None:
-    """Accept on one port and deal the connections out in turn."""
+    """Accept on one port and deal the connections out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
-    links: list[conduit.Conduit] = []
-    pids: list[int] = []
     with socket.create_server(("127.0.0.1", options.port), backlog=1024) as listener:
-        for _ in range(options.workers):
-            pid, link = start_worker(links)
-            pids.append(pid)
-            links.append(link)
+        acceptor = Acceptor(options.workers)
         print(f"serving on port {listener.getsockname()[1]}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
-            for link in itertools.cycle(links):
-                conn, _ = listener.accept()
-                link.transfer_conn(conn)
-    for link in links:
-        link.close()
-    for pid in pids:
-        os.waitpid(pid, 0)
+            acceptor.run(listener)
+    acceptor.stop()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conduit
-from conduit.channel import Channel
+from conduit import Channel, Conduit, Descriptor
 
 NOBODY = 65534
 
@@ -53,12 +52,12 @@ class Broker:
             channel.send(answer)
 
 
-def ask(channel: Channel, op: str, **arguments: Any) -> conduit.Descriptor:
+def ask(channel: Channel, op: str, **arguments: Any) -> Descriptor:
     channel.send({"op": op, **arguments})
     answer = channel.receive()
     if not answer["ok"]:
         raise PermissionError(answer["error"])
-    result: conduit.Descriptor = answer["result"]
+    result: Descriptor = answer["result"]
     return result
 
 
@@ -93,7 +92,7 @@ def main() -> None:
 
 def run(directory: Path) -> None:
     # Packets: what the child sends that is no message is the loss of that alone.
-    ours, theirs = conduit.Conduit.pair(type=socket.SOCK_SEQPACKET)
+    ours, theirs = Conduit.pair(type=socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     if os.fork() == 0:
         ours.close()

@@ -122,6 +122,8 @@ pip_paths() { # CONFIG...
 run() { # USER WORKDIR BINDS DIR COMMAND [ARGUMENT...]
     user=$1 workdir=$2 binds=$3 root=$4
     shift 4
+    # Its root is a mount then, and who runs in there may make mount namespaces, too.
+    mount --bind "$root" "$root"
     for directory in proc sys dev; do
         mount --rbind "/$directory" "$root/$directory"
     done

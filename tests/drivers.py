@@ -23,8 +23,8 @@ import pytest
 from helpers import ELSEWHERE
 
 import conduit
-from conduit.aio import AsyncChannel, AsyncConduit, AsyncListener
-from conduit.channel import Channel
+from conduit import Channel, Reader
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncListener, AsyncReader
 from conduit.errors import ErrType, from_errno
 
 T = TypeVar("T")
@@ -55,6 +55,7 @@ class Driver:
     Conduit: type[conduit.Conduit] = conduit.Conduit
     Listener: type[conduit.Listener] = conduit.Listener
     Channel: type[Channel] = Channel
+    Reader: type[Reader] = Reader
 
 
 class LoopDriver(Driver):
@@ -70,6 +71,7 @@ class LoopDriver(Driver):
         self.Conduit = cast(type[conduit.Conduit], _Conduits(self))
         self.Listener = cast(type[conduit.Listener], partial(_Listener, self))
         self.Channel = cast(type[Channel], partial(_Channel, self))
+        self.Reader = cast(type[Reader], partial(_Reader, self))
 
     def call(
         self,
@@ -134,6 +136,15 @@ class _Face:
     def __repr__(self) -> str:
         return repr(self._inner)
 
+    def __iter__(self) -> Iterator[Any]:
+        async def following() -> Any:
+            async for item in self._inner:
+                return item
+            return None
+
+        while (item := self._driver.call(following, self.timeout)) is not None:
+            yield item
+
     def __enter__(self) -> Self:
         return self
 
@@ -169,6 +180,9 @@ class _Conduits:
     def from_conn(self, conn: Any, **kwargs: Any) -> _Face:
         return self._face(self._driver.run(AsyncConduit.from_conn, conn, **kwargs))
 
+    def bind(self, path: Any, **kwargs: Any) -> _Face:
+        return self._face(self._driver.run(AsyncConduit.bind, path, **kwargs))
+
     def connect(self, path: Any, *, timeout: float | None = None, **kwargs: Any) -> Any:
         if os.getpid() != _PROCESS:
             return conduit.Conduit.connect(path, timeout=timeout, **kwargs)
@@ -188,6 +202,24 @@ class _Listener(_Face):
             return self._blocking.accept(timeout)
         link = self._driver.call(self._inner.accept, timeout)
         return _Face(self._driver, link, link._conduit, None)
+
+    def __iter__(self) -> Iterator[Any]:
+        for link in super().__iter__():
+            yield _Face(self._driver, link, link._conduit, None)
+
+
+class _Reader(_Face):
+    """What stands in for the class `Reader`."""
+
+    def __init__(self, driver: LoopDriver, link: _Face, **kwargs: Any) -> None:
+        inner = driver.run(AsyncReader, link._inner, **kwargs)
+        super().__init__(driver, inner, inner._reader, None)
+        self._link = link
+
+    def _call(self, name: str, method: Callable[..., Awaitable[Any]], *args: Any, **kw: Any) -> Any:
+        # It waits as long as the conduit.
+        self.timeout = self._link.timeout
+        return super()._call(name, method, *args, **kw)
 
 
 class _Channel(_Face):

@@ -132,6 +132,16 @@ def test_a_peer_that_uses_the_standard_library_is_understood() -> None:
             os.close(number)
 
 
+def test_every_public_name_is_there_and_others_are_none() -> None:
+    program = (
+        "import conduit\n"
+        "found = {name: getattr(conduit, name) for name in conduit.__all__}\n"
+        "assert set(found) <= set(dir(conduit))\n"
+        "assert not hasattr(conduit, 'Reciever')\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+
+
 def test_a_listener_removes_its_path() -> None:
     # What macOS gives for temporary files is longer than the path of a socket may be.
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:

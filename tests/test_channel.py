@@ -38,7 +38,6 @@ from helpers import (
     not_traced,
     open_descriptors,
     room_for,
-    run_python,
     same_file,
 )
 from hypothesis import HealthCheck, given, settings
@@ -1467,14 +1466,3 @@ def test_what_was_taken_out_of_a_message_stays_open(channels: Ends) -> None:
     assert taken.read() == b"t"
     assert not is_open(left)
     taken.close()
-
-
-DOCS = (Path(__file__).parent.parent / "docs" / "channel.md").read_text()
-
-
-@pytest.mark.parametrize(
-    "code", re.findall(r"^```python\n(.*?)^```$", DOCS, re.MULTILINE | re.DOTALL)
-)
-def test_an_example_of_the_docs_runs(code: str) -> None:
-    done = run_python(code)
-    assert (done.returncode, done.stderr) == (0, "")

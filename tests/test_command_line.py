@@ -767,7 +767,13 @@ def receiving(path: Path, *command: str) -> subprocess.Popen[bytes]:
     words = [sys.executable, "-P", "-m", "conduit", "receive", str(path)]
     words += ["--", *command] if command else []
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    await_that(path.exists)
+    # The path is there a moment before the socket listens (SO_ACCEPTCON among its flags).
+    await_that(
+        lambda: any(
+            line.endswith(f" {path}") and line.split()[3] == "00010000"
+            for line in Path("/proc/net/unix").read_text().splitlines()
+        )
+    )
     return process
 
 

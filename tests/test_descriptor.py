@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import errno
 import gc
 import io
 import os
+import pickle
 import select
 import socket
 import stat
@@ -19,6 +21,7 @@ from typing import Any
 
 import pytest
 from helpers import (
+    PORTABLE,
     Call,
     content,
     drain,
@@ -39,6 +42,7 @@ from conduit import (
     DescriptorTypeError,
     Error,
     ErrType,
+    Listener,
     PeerClosedError,
     objects,
 )
@@ -617,3 +621,52 @@ def test_a_warning_that_is_an_error_is_reported_where_it_cannot_be_raised(
         gc.collect()
     assert reported == [ResourceWarning]
     assert not is_open(fd)
+
+
+# Names, and duplicates
+
+
+def test_a_descriptor_has_the_name_it_is_given() -> None:
+    with Descriptor(memory(), "log") as named, Descriptor(memory()) as other:
+        assert (named.name, other.name) == ("log", "")
+        assert repr(named) == f"<conduit.Descriptor 'log' {named.fileno()}>"
+    assert named.name == "log"
+    with pytest.raises(TypeError, match="a name is a str"):
+        Descriptor(0, 1)  # type: ignore[arg-type]
+
+
+def test_duplicates_are_the_same_file_and_a_file_opened_twice_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.touch()
+    one = Descriptor(os.open(path, os.O_RDONLY))
+    with one, Descriptor(os.dup(one.fileno())) as twin, Descriptor(os.open(path, 0)) as anew:
+        assert one.is_same_file(one)
+        assert one.is_same_file(twin)
+        assert twin.is_same_file(one)
+        if not PORTABLE:
+            assert not one.is_same_file(anew)
+    with pytest.raises(Error) as caught:
+        one.is_same_file(twin)
+    assert caught.value.type is ErrType.NO_FD
+
+
+def test_a_closed_descriptor_is_the_same_as_none() -> None:
+    with Descriptor(memory()) as one, Descriptor(memory()) as other:
+        other.close()
+        for this, that in ((one, other), (other, one)):
+            with pytest.raises(Error) as caught:
+                this.is_same_file(that)
+            assert caught.value.type is ErrType.NO_FD
+    with Descriptor(memory()) as one, socket.socket() as sock:
+        assert not one.is_same_file(sock)
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_what_owns_a_descriptor_is_neither_copied_nor_pickled(
+    tmp_path: Path, duplicate: Callable[[object], object]
+) -> None:
+    one, other = Conduit.pair()
+    with one, other, Descriptor(memory()) as descriptor, Listener(tmp_path / "s") as there:
+        for owner in (one, descriptor, there):
+            with pytest.raises(TypeError, match=r"conduit\.multiprocessing"):
+                duplicate(owner)

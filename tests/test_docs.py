@@ -1,4 +1,4 @@
-"""docs/hazards.md against the tests that it names, and its examples run."""
+"""docs/hazards.md against the tests that it names, and the examples of all pages run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ TESTS = Path(__file__).parent
 TEXT, _, INDEX = (TESTS.parent / "docs" / "hazards.md").read_text().partition("\n## Index\n")
 
 ROW = r"[A-Z]{1,2}\d{1,2}[a-z]?|FT|NFS"
-EXAMPLES = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+EXAMPLES = [
+    example
+    for page in sorted((TESTS.parent / "docs").glob("*.md"))
+    for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
+]
 
 
 def index() -> dict[str, str]:

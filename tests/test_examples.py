@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import collections
+import contextlib
+import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,7 +35,7 @@ def test_an_example_of_the_readme_runs(code: str) -> None:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) == 6
+    assert len(readme_examples()) == 8
 
 
 @pytest.mark.parametrize(
@@ -57,6 +63,20 @@ def test_the_broker_gives_what_is_allowed_and_nothing_else() -> None:
     assert "port 22 is not allowed" in not_bound
 
 
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("dbus", "b'o file' []\nb'a pipe' ['fifo', 'fifo']\n"),
+        ("qmp", "QMP\nbacking is a character device\n{}\n"),
+        ("vhost_user", "3 0 []\n12 8 ['character device']\n"),
+        ("wayland", "1 0 4 []\n3 0 8 ['memfd']\n1 0 4 []\n"),
+    ],
+)
+def test_a_protocol_of_others_is_framed(name: str, printed: str) -> None:
+    done = run_python((EXAMPLES / "framing" / f"{name}.py").read_text())
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", printed)
+
+
 async def ask(port: int, request: int) -> str:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"%d\n" % request)
@@ -67,29 +87,141 @@ async def ask(port: int, request: int) -> str:
     return pid.decode()
 
 
-async def ask_all(port: int) -> set[str]:
+async def ask_all(port: int, requests: int = REQUESTS) -> set[str]:
     some = asyncio.Semaphore(50)
 
     async def one(request: int) -> str:
         async with some:
             return await ask(port, request)
 
-    return set(await asyncio.gather(*map(one, range(REQUESTS))))
+    return set(await asyncio.gather(*map(one, range(requests))))
+
+
+@contextlib.contextmanager
+def serving(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Run an example that serves on a port, until Ctrl-C; the process, and the port."""
+    server = subprocess.Popen(
+        [sys.executable, "-P", "-W", "error", EXAMPLES / name, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with server:
+        try:
+            assert server.stdout is not None
+            yield server, int(server.stdout.readline().split()[-1])
+            server.send_signal(signal.SIGINT)
+            assert server.wait(GENEROUS) == 0
+        finally:
+            server.kill()
 
 
 @pytest.mark.slow
 def test_the_acceptor_loses_none_of_thousands_of_requests() -> None:
-    acceptor = subprocess.Popen(
-        [sys.executable, "-P", "-W", "error", EXAMPLES / "acceptor.py", "--workers=3"],
-        stdout=subprocess.PIPE,
+    with serving("acceptor.py", "--workers=3") as (_, port):
+        assert len(asyncio.run(ask_all(port))) == 3
+
+
+def ask_open(port: int) -> tuple[socket.socket, str]:
+    """Ask once; the connection, open still, and the pid of the worker that has it."""
+    conn = socket.create_connection(("127.0.0.1", port), GENEROUS)
+    conn.sendall(b"hello\n")
+    return conn, conn.recv(100).split()[0].decode()
+
+
+@pytest.mark.slow
+def test_the_acceptor_gives_a_connection_to_the_least_busy_worker() -> None:
+    with serving("acceptor.py", "--workers=3") as (_, port):
+        open_ones = [ask_open(port) for _ in range(9)]
+        counts = collections.Counter(pid for _, pid in open_ones)
+        assert sorted(counts.values()) == [3, 3, 3]
+        for conn, _ in open_ones:
+            conn.close()
+
+
+@pytest.mark.slow
+def test_the_acceptor_replaces_a_worker_that_dies_and_loses_only_what_that_had() -> None:
+    with serving("acceptor.py", "--workers=2") as (_, port):
+        (lost, dead), (kept, alive) = ask_open(port), ask_open(port)
+        with lost, kept:
+            process = os.pidfd_open(int(dead))
+            os.kill(int(dead), signal.SIGKILL)
+            assert select.select([process], [], [], GENEROUS)[0]
+            os.close(process)
+            assert lost.recv(100) == b""
+            open_ones = [ask_open(port) for _ in range(9)]
+            counts = collections.Counter(pid for _, pid in open_ones)
+            assert dead not in counts
+            assert sorted(counts.values()) == [4, 5]
+            assert counts[alive] == 4, "it had one before"
+            kept.sendall(b"still\n")
+            assert kept.recv(100).split() == [alive.encode(), b"still"]
+            for conn, _ in open_ones:
+                conn.close()
+
+
+@pytest.mark.slow
+def test_a_spawned_pool_answers_and_keeps_no_connection() -> None:
+    with serving("spawn_pool.py", "--workers=2") as (server, port):
+        asyncio.run(ask(port, 0))
+        sockets = count_sockets(server.pid)
+        assert 1 <= len(asyncio.run(ask_all(port, 200))) <= 2
+        # The last ones are closed when the pool has told that they are done with.
+        while count_sockets(server.pid) > sockets:
+            os.sched_yield()
+
+
+def count_sockets(pid: int) -> int:
+    count = 0
+    for number in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            count += os.readlink(f"/proc/{pid}/fd/{number}").startswith("socket:")
+    return count
+
+
+@pytest.mark.slow
+def test_an_array_is_added_up_by_workers_where_it_is() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", EXAMPLES / "shared_array.py"],
+        capture_output=True,
         text=True,
+        timeout=GENEROUS,
+        check=False,
     )
-    with acceptor:
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) == sum(range(1_000_000))
+
+
+@pytest.mark.slow
+def test_a_warm_worker_works_with_the_streams_of_who_asks(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-W", "error", str(EXAMPLES / "warm_worker.py")]
+    path = str(tmp_path / "socket")
+    server = subprocess.Popen([*command, "serve", path], stdout=subprocess.PIPE, text=True)
+    with server:
         try:
-            assert acceptor.stdout is not None
-            port = int(acceptor.stdout.readline().split()[-1])
-            assert len(asyncio.run(ask_all(port))) == 3
-            acceptor.send_signal(signal.SIGINT)
-            assert acceptor.wait(GENEROUS) == 0
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            pids = set()
+            for _ in range(3):
+                with open(tmp_path / "output", "w") as output:
+                    done = subprocess.run(
+                        [*command, "run", path, "a", "b"],
+                        input="first\nsecond\n",
+                        stdout=output,
+                        stderr=subprocess.PIPE,
+                        text=True,
+                        timeout=GENEROUS,
+                        check=False,
+                    )
+                assert done.returncode == 0
+                assert (tmp_path / "output").read_text() == "1 a b first\n2 a b second\n"
+                assert done.stderr.startswith("2 lines, in ")
+                pids.add(done.stderr.split()[-1])
+            assert len(pids) == 3
+            empty = subprocess.run(
+                [*command, "run", path], stdin=subprocess.DEVNULL, capture_output=True, check=False
+            )
+            assert (empty.returncode, empty.stdout) == (1, b"")
+            server.send_signal(signal.SIGINT)
+            assert server.wait(GENEROUS) == 0
         finally:
-            acceptor.kill()
+            server.kill()

@@ -49,6 +49,8 @@ def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
         "...=== 5 passed, 1 skipped in 1.00s ===",
         "===== test session starts =====",
         "2 passed in 0.10s",  # a quiet run, which does not say that it starts
+        "conduit/errors.py         92      0     34      0   100%",
+        "conduit/_conduit.pyx     588      2      0      0    99%   97-98",
         "  py: OK (295.83=setup[53.06]+cmd[242.77] seconds)",
         "  lint: FAIL code 1 (48.24 seconds)",
     ]:
@@ -57,6 +59,7 @@ def test_the_summary_adds_up_runs_and_says_what_was_skipped() -> None:
         "skipped 3: not installed: nc",
         "not run: py312: could not find python interpreter with spec(s): py312",
         "not run: i386: no root could be made",
+        "not reached: conduit/_conduit.pyx: 97-98",
         "failed: lint",
         "failed: 1 runs of pytest ended without a summary",
         "21 passed, 4 failed, 7 skipped",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import inspect
 import itertools
@@ -19,14 +18,15 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
-from drivers import Driver
+from drivers import Driver, only_blocking
 from helpers import (
     GENEROUS,
     Call,
+    borrowed,
     handling,
     in_child,
     interrupt_once_polling,
@@ -50,6 +50,7 @@ from conduit import (
     WouldBlockError,
     paths,
 )
+from conduit import peer as peer_module
 
 ME = Peer(os.getpid(), os.geteuid(), os.getegid())
 
@@ -611,17 +612,133 @@ def test_an_answer_that_can_be_awaited_but_not_closed_admits_nobody(path: str) -
             client.receive()
 
 
-def test_an_exception_of_allow_is_raised_and_its_peer_closed(path: str, driver: Driver) -> None:
+def test_an_allow_that_raises_refuses_that_peer_and_the_accept_goes_on(
+    path: str, driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = [True]
+
     def allow(peer: Peer) -> bool:
-        raise ZeroDivisionError
+        if answers:
+            raise ZeroDivisionError("of its own")
+        return True
 
     with driver.Listener(path, allow=allow) as listener:
-        for _ in range(2):
-            with driver.Conduit.connect(path) as client:
-                with pytest.raises(ZeroDivisionError):
-                    listener.accept()
-                with pytest.raises(PeerClosedError):
-                    client.receive()
+        with driver.Conduit.connect(path) as client:
+            with pytest.raises(TimeoutError):
+                listener.accept(0.1)
+            with pytest.raises(PeerClosedError):
+                client.receive()
+        answers.clear()
+        with driver.Conduit.connect(path), listener.accept(GENEROUS):
+            pass
+    assert "of its own" in caplog.text
+
+
+@only_blocking
+def test_what_a_signal_handler_raises_in_allow_stays_itself(path: str, driver: Driver) -> None:
+    def handler(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def allow(peer: Peer) -> bool:
+        signal.raise_signal(signal.SIGUSR1)
+        return True
+
+    with (
+        driver.Listener(path, allow=allow) as listener,
+        driver.Conduit.connect(path),
+        handling(signal.SIGUSR1, handler),
+        pytest.raises(ZeroDivisionError),
+    ):
+        listener.accept(GENEROUS)
+
+
+@only_blocking
+def test_a_refusal_is_none_the_less_one_where_no_module_can_be_read(
+    path: str, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "logging", None)
+    with driver.Listener(path, allow=lambda peer: False) as listener, driver.Conduit.connect(path):
+        with pytest.raises(TimeoutError):
+            listener.accept(0.05)
+
+
+def test_a_loop_over_a_listener_accepts_one_after_the_other(path: str, driver: Driver) -> None:
+    with driver.Listener(path) as listener:
+        for count, (client, server) in enumerate(
+            zip((driver.Conduit.connect(path) for _ in range(3)), listener, strict=False)
+        ):
+            with client, server:
+                client.transfer(data=b"%d" % count)
+                assert server.receive().data == b"%d" % count
+
+
+@pytest.mark.parametrize(
+    ("maps", "me", "admitted"),
+    [
+        ("0 0 4294967295", 65534, True),
+        ("0 0 4294967295", 1000, False),
+        ("65534 100000 1", 65534, False),
+        (None, 65534, False),
+    ],
+)
+def test_the_overflow_uid_is_nobodys_unless_all_users_are_mapped(
+    maps: str | None, me: int, admitted: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if maps is not None:
+        (tmp_path / "uid_map").write_text(maps)
+    monkeypatch.setattr(os, "geteuid", lambda: me)
+    monkeypatch.setattr("builtins.open", lambda *_, **__: (tmp_path / "uid_map").open("rb"))
+    monkeypatch.setattr(peer_module, "sys", SimpleNamespace(platform="linux"))
+    assert peer_module.same_user_or_root(Peer(1, 65534, 65534)) is admitted
+
+
+@needs_root
+def test_leaving_after_rights_were_given_up_leaves_the_path(path: str) -> None:
+    def drop() -> None:
+        with Listener(path):
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+
+    assert in_child(drop) == 0
+    assert os.path.exists(path)
+    os.unlink(path)
+
+
+def test_a_listener_at_another_path_leaves_what_is_at_this_one(path: str) -> None:
+    with Listener(path) as there, Listener(path + "2") as other:
+        Listener.from_conn(other, path).close()
+        with Conduit.connect(path):
+            there.accept().close()
+
+
+@pytest.mark.parametrize("what", ["quiet", "tcp", "no socket"])
+def test_what_does_not_listen_at_a_path_is_no_listener(path: str, what: str) -> None:
+    with Listener(path) as there, contextlib.ExitStack() as stack:
+        family = socket.AF_INET if what == "tcp" else socket.AF_UNIX
+        sock = stack.enter_context(socket.socket(family))
+        if what == "tcp":
+            sock.listen()
+        elif what != "no socket":
+            sock.bind(path + "2")
+        with open("/dev/null") as null, pytest.raises(Error) as caught:
+            Listener.from_conn(null if what == "no socket" else sock, path)
+        assert caught.value.type is ErrType.BAD_CLONE
+        with Conduit.connect(path):
+            there.accept().close()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + "2")
+
+
+def test_a_socket_that_was_bound_with_a_relative_address_is_taken(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(os.path.dirname(path))
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind("socket")
+        sock.listen()
+        with Listener.from_conn(sock, "socket") as listener, Conduit.connect(path):
+            listener.accept().close()
+    assert not os.path.exists(path)
 
 
 def test_refusing_for_longer_than_the_deadline_ends_with_the_deadline(path: str) -> None:
@@ -868,23 +985,30 @@ def test_of_racing_listeners_at_a_stale_path_exactly_one_wins(path: str, racers:
 
 
 def before(
-    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, happens: Callable[[], object]
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    name: str,
+    happens: Callable[[], object],
+    skip: int = 0,
 ) -> None:
-    """Let something happen just before the next call of a function."""
+    """Let something happen just before the next call of a function, or a later one."""
     real = getattr(module, name)
+    calls = itertools.count()
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(module, name, real)
-        happens()
+        if next(calls) == skip:
+            monkeypatch.setattr(module, name, real)
+            happens()
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, name, call)
 
 
-def lock_of(path: str) -> str:
-    """Where those who would replace a stale socket lock each other out."""
-    directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.lock")
+def lock_of(path: str) -> bytes:
+    """The name by which processes of this user that would bind at a path lock each other out."""
+    directory, name = os.path.split(os.fsencode(path))
+    status = os.stat(directory)
+    return b"\0conduit %x:%x %b" % (status.st_dev, status.st_ino, name[-50:])
 
 
 def assert_listens(path: str) -> None:
@@ -902,97 +1026,168 @@ def assert_taken(path: str, why: str) -> None:
     assert not [name for name in os.listdir(os.path.dirname(path)) if name.startswith(".")]
 
 
-def test_a_stale_socket_that_another_is_about_to_replace_is_left_to_it(path: str) -> None:
+@contextlib.contextmanager
+def locked(path: str, backlog: int | None = 10) -> Iterator[socket.socket]:
+    """Hold the lock of a path meanwhile; with no backlog, bound only."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as lock:
+        lock.bind(lock_of(path))
+        if backlog is not None:
+            lock.listen(backlog)
+        yield lock
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_place_where_another_is_about_to_listen_is_left_to_it(path: str, full: bool) -> None:
     stale(path)
-    with open(lock_of(path), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(Error, match="about to listen") as caught:
-            Listener(path)
-        assert caught.value.errno == errno.EADDRINUSE
-        assert sorted(os.listdir(os.path.dirname(path))) == [".socket.lock", "socket"]
-        os.unlink(lock_of(path))
+    with locked(path, 0 if full else 10), contextlib.ExitStack() as stack:
+        if full:
+            for sock in fill_backlog(os.fsdecode(lock_of(path)), socket.SOCK_SEQPACKET):
+                stack.enter_context(sock)
+        assert_taken(path, "about to listen")
+        assert os.listdir(os.path.dirname(path)) == ["socket"]
     assert_listens(path)
 
 
-@pytest.mark.parametrize("meanwhile", ["removed", "replaced"])
-def test_a_lock_that_its_former_owner_removed_is_none(
-    path: str, meanwhile: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def end() -> None:
-        # In the order in which a number cannot be given out again.
-        Path(path + ".new").touch()
-        os.unlink(lock_of(path))
-        if meanwhile == "replaced":
-            os.rename(path + ".new", lock_of(path))
-        else:
-            os.unlink(path + ".new")
-
+def test_a_lock_that_does_not_listen_is_none(path: str) -> None:
+    """As what a forked child keeps of one, or a stranger binds."""
     stale(path)
-    before(monkeypatch, fcntl, "flock", end)
-    assert_listens(path)
+    with locked(path, None):
+        assert_listens(path)
 
 
-def test_a_lock_that_another_took_once_the_former_was_removed_is_respected(
+@needs_root
+def test_a_lock_of_another_user_is_none(public: str) -> None:
+    ready, waiting = Conduit.pair()
+
+    def hold() -> None:
+        with locked(public):
+            ready.transfer(data=b"held")
+            # Until the other end is closed.
+            with contextlib.suppress(PeerClosedError):
+                ready.receive()
+
+    stale(public)
+    with ready, contextlib.ExitStack() as stack:
+        with waiting:
+            stack.enter_context(beside(hold, user=NOBODY))
+            waiting.receive()
+            assert_listens(public)
+            waiting.shutdown()
+
+
+def test_a_lock_that_is_let_go_of_while_one_looks_is_taken(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stale(path)
-    with open(path + ".new", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        before(monkeypatch, fcntl, "flock", lambda: os.rename(path + ".new", lock_of(path)))
-        with pytest.raises(Error, match="about to listen"):
-            Listener(path)
-        assert os.path.samestat(os.stat(lock_of(path)), os.fstat(lock.fileno()))
+    with locked(path) as lock:
+        before(monkeypatch, paths, "_is_held", lock.close)
+        assert_listens(path)
 
 
-@pytest.mark.parametrize("step", [(fcntl, "flock"), (os, "rename")], ids=["found", "probed"])
-def test_a_path_that_vanishes_once_something_was_found_there_is_free(
-    path: str, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+def test_a_name_that_cannot_be_bound_is_an_error(
+    path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stale(path)
-    before(monkeypatch, *step, lambda: os.unlink(path))
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "refused")
+
+    with monkeypatch.context() as patch, pytest.raises(Error) as caught:
+        patch.setattr(socket.socket, "bind", refuse, raising=False)
+        Listener(path)
+    assert caught.value.errno == errno.EACCES
     assert_listens(path)
 
 
-@pytest.mark.parametrize("step", [(fcntl, "flock"), (os, "rename"), (os, "link")])
-def test_who_begins_to_listen_while_a_stale_socket_is_replaced_stays(
-    path: str, step: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["lstat", "unlink"])
+def test_a_path_that_vanishes_once_something_was_found_there_is_free(
+    path: str, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale(path)
+    unlink = os.unlink
+    before(monkeypatch, os, name, lambda: unlink(path))
+    assert_listens(path)
+
+
+@pytest.mark.parametrize(("name", "skip"), [("lstat", 0), ("lstat", 1)])
+def test_who_begins_to_listen_while_a_stale_socket_is_replaced_stays(
+    path: str, name: str, skip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale(path)
+    # As one that was left long ago, whose inode the other's may be.
+    os.utime(path, (1, 1))
     with socket.socket(socket.AF_UNIX) as other:
 
         def listen() -> None:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            os.unlink(path)
             other.bind(path)
             other.listen()
 
-        # As one that was left long ago, whose inode the other's may be.
-        os.utime(path, (1, 1))
-        before(monkeypatch, *step, listen)
-        assert_taken(path, "listens there" if step[1] == "flock" else "just begun to listen")
+        before(monkeypatch, os, name, listen, skip)
+        assert_taken(path, "listens there")
         # Nobody else listens here.
         Conduit.connect(path).close()
 
 
-def test_who_begins_to_listen_where_nothing_was_stays(
+def test_who_begins_to_listen_once_a_stale_socket_is_gone_stays(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with contextlib.ExitStack() as stack:
-        before(monkeypatch, os, "link", lambda: stack.enter_context(Listener(path)))
-        assert_taken(path, "just begun to listen")
-        Conduit.connect(path).close()
-
-
-def test_of_three_at_a_stale_path_the_last_stays(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was moved aside by mistake cannot go back where somebody listens by now."""
     stale(path)
-    with Listener(path + "2"), contextlib.ExitStack() as stack:
-        before(monkeypatch, os, "rename", lambda: os.replace(path + "2", path))
-        before(monkeypatch, os, "link", lambda: stack.enter_context(Listener(path)))
-        assert_taken(path, "just begun to listen")
+    with socket.socket(socket.AF_UNIX) as other:
+        unlink = os.unlink
+
+        def listen(*args: Any) -> None:
+            monkeypatch.setattr(os, "unlink", unlink)
+            unlink(*args)
+            other.bind(path)
+            other.listen()
+
+        monkeypatch.setattr(os, "unlink", listen)
+        assert_taken(path, "listens there")
         Conduit.connect(path).close()
+
+
+def test_the_mode_reaches_nothing_that_another_puts_at_the_path(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    victim = tmp_path / "victim"
+    victim.touch(0o600)
+
+    def swap() -> None:
+        os.rename(path, path + ".moved")
+        os.rename(victim, path)
+
+    umask = os.umask(0o077)
+    try:
+        before(monkeypatch, os, "open", swap)
+        listener = Listener(path, mode=0o666)
+    finally:
+        os.umask(umask)
+    with listener:
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
+    # It is not its own.
+    assert os.path.exists(path)
+
+
+def test_without_linux_the_umask_gives_the_mode(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    umask = os.umask(0)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(paths, "sys", SimpleNamespace(platform="darwin"))
+            stale(path)
+            with Listener(path, mode=0o660):
+                assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
+                assert os.umask(0) == 0
+    finally:
+        os.umask(umask)
+
+
+def test_its_address_is_its_absolute_path(
+    path: str, kind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(os.path.dirname(path))
+    with Listener("socket", type=kind) as listener, borrowed(listener.fileno()) as sock:
+        assert sock.getsockname() == path
+        with Conduit.connect(path, type=kind) as link, borrowed(link.fileno()) as client:
+            assert client.getpeername() == path
+            listener.accept().close()
 
 
 # Names and lengths

@@ -706,7 +706,7 @@ def test_an_answer_to_who_is_allowed_may_fail(path: str) -> None:
     answers: list[bool] = []
     with Takeover(path, allow=lambda peer: answers.pop()) as old:
         old.ready()
-        with pytest.raises(TakeoverError, match="pop from empty list"):
+        with pytest.raises(TakeoverError, match="is not allowed"):
             Takeover(path)
         answers.append(True)
         with Takeover(path) as new:
@@ -843,10 +843,10 @@ def test_a_socket_of_another_type_at_the_path_is_an_error_and_stays(path: str) -
 
 def test_a_stale_path_is_replaced(start: Callable[[], Server], running: Server, path: str) -> None:
     running.kill()
-    inode = os.stat(path).st_ino
+    os.utime(path, (1, 1))
     with Takeover(path) as takeover:
         assert takeover.predecessor is None
-        assert os.stat(path).st_ino != inode
+        assert os.stat(path).st_mtime > 1
         takeover.ready()
     assert not os.path.exists(path)
 
@@ -1717,3 +1717,63 @@ def test_entering_that_fails_once_it_was_cancelled_fails_silently(path: str, loo
 
     with conduit.Listener(path, type=SEQPACKET) as control:
         run(loop, main)
+
+
+# Addresses
+
+
+def connects(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), GENEROUS).close()
+    except OSError:
+        return False
+    return True
+
+
+needs_ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this system has no IPv6")
+
+
+@needs_ipv6
+@pytest.mark.parametrize("host", ["", "::"])
+def test_every_address_is_of_both_families_and_is_handed_over(path: str, host: str) -> None:
+    with Takeover(path) as old:
+        with old.listen(host, 0, name="http") as sock:
+            port = sock.getsockname()[1]
+            assert connects("127.0.0.1", port)
+            assert connects("::1", port)
+            old.ready()
+            with Takeover(path) as new, new.listen(host, port, name="http") as same:
+                assert os.path.samestat(os.fstat(same.fileno()), os.fstat(sock.fileno()))
+                new.ready()
+                assert old.wait(GENEROUS)
+
+
+@needs_ipv6
+def test_every_address_of_each_family_can_be_had_side_by_side(path: str) -> None:
+    with Takeover(path) as takeover, takeover.listen("0.0.0.0", 0, name="four") as four:
+        port = four.getsockname()[1]
+        with takeover.listen("::", port, name="six") as six:
+            assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            assert connects("127.0.0.1", port)
+            assert connects("::1", port)
+
+
+def test_without_ipv6_every_address_is_of_ipv4(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "has_dualstack_ipv6", lambda: False)
+    with Takeover(path) as takeover, takeover.listen("", 0, name="http") as sock:
+        assert sock.family == socket.AF_INET
+        assert connects("127.0.0.1", sock.getsockname()[1])
+
+
+def test_a_relative_path_is_the_same_wherever_one_goes(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    monkeypatch.chdir(one)
+    with Takeover(path) as takeover, takeover.listen("caf\udce9") as sock:
+        assert sock.getsockname() == os.path.join(one, "caf\udce9")
+        monkeypatch.chdir(other)
+        takeover.ready()
+    assert os.listdir(one) == os.listdir(other) == []

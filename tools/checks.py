@@ -24,6 +24,8 @@ SKIPPED = re.compile(r"^SKIPPED \[(\d+)\] (?:\S+: )?(.*)$")
 ENDED = re.compile(r"^  ([\w.-]+): (OK|SKIP|FAIL)\b")
 # tox says the first of an environment; the second is our own word for anything else.
 ABSENT = re.compile(r"^(?:([\w.-]+): skipped because|not run: ([^:]+):) (.*)$")
+# A file of coverage's report that it does not wholly reach, and which of its lines.
+UNREACHED = re.compile(r"^(\S+\.pyx?)\s.*\s(?!100)\d+%\s+(\S.*)$")
 
 
 class Report:
@@ -34,6 +36,7 @@ class Report:
         self.reasons: Counter[str] = Counter()
         self.absent: dict[str, str] = {}
         self.environments: dict[str, str] = {}
+        self.unreached: list[str] = []
         self.unfinished = 0
 
     def read(self, line: str) -> None:
@@ -51,6 +54,8 @@ class Report:
             self.reasons[found[2]] += int(found[1])
         elif found := ABSENT.match(line):
             self.absent[found[1] or found[2]] = found[3]
+        elif found := UNREACHED.match(line):
+            self.unreached.append(f"not reached: {found[1]}: {found[2]}")
         elif found := ENDED.match(line):
             self.environments[found[1]] = found[2]
 
@@ -59,6 +64,7 @@ class Report:
         failed = sum(self.counts[word] for word in ("failed", "error", "errors"))
         lines = [f"skipped {count}: {reason}" for reason, count in sorted(self.reasons.items())]
         lines += [f"not run: {name}: {why}" for name, why in self.absent.items()]
+        lines += self.unreached
         if bad := [name for name, how in self.environments.items() if how == "FAIL"]:
             lines.append(f"failed: {', '.join(bad)}")
         if self.unfinished:

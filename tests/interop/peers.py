@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from conduit import Conduit, Descriptor
+from conduit import Conduit, Descriptor, Reader
 
 HERE = Path(__file__).parent
 
@@ -141,17 +141,12 @@ class Lines:
 
     def __init__(self, link: Conduit) -> None:
         self._link = link
-        self._pending = b""
+        self._reader = Reader(link)
 
     def next(self) -> tuple[Any, tuple[Descriptor, ...]]:
         """The next object, and the descriptors that came up to its end."""
-        descriptors: tuple[Descriptor, ...] = ()
-        while b"\n" not in self._pending:
-            message = self._link.receive()
-            self._pending += message.data
-            descriptors += message.fds
-        line, _, self._pending = self._pending.partition(b"\n")
-        return json.loads(line), descriptors
+        line = self._reader.receive_until(b"\n")
+        return json.loads(line), self._reader.take_fds(self._reader.pending)
 
     def send(self, value: object, *items: socket.socket) -> None:
         self._link.transfer(*items, data=json.dumps(value).encode() + b"\n")

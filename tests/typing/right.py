@@ -6,9 +6,10 @@ import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
-from conduit import Conduit, Descriptor, ErrType, Listener, Message
-from conduit.aio import AsyncChannel, AsyncConduit
-from conduit.channel import Channel, close_descriptors
+import conduit.multiprocessing
+from conduit import Channel, Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
+from conduit.channel import close_descriptors
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -41,6 +42,26 @@ def sending(link: Conduit, sock: socket.socket, text: io.TextIOWrapper, raw: io.
     link.transfer_file(raw, keep=True)
     link.transfer_conn(sock)
     link.transfer_conn(link, keep=False)
+
+
+def exact_messages(link: Conduit) -> None:
+    assert_type(link.receive_exactly(10), Message)
+    assert_type(link.receive_exactly(10, max_fds=0), Message)
+    assert_type(link.receive().sender, Peer | None)
+    link.shutdown()
+    link.shutdown(socket.SHUT_RDWR)
+    for message in link:
+        assert_type(message, Message)
+    assert_type(Conduit.bind("/run/it", mode=0o666), Conduit)
+    assert_type(Conduit.connect("/run/it", wait=True), Conduit)
+
+
+async def awaited_messages(link: AsyncConduit) -> None:
+    assert_type(await link.receive_exactly(10), Message)
+    async for message in link:
+        assert_type(message, Message)
+    assert_type(AsyncConduit.bind("/run/it"), AsyncConduit)
+    assert_type(await AsyncConduit.connect("/run/it", wait=True), AsyncConduit)
 
 
 def numbers_and_sockets(link: Conduit) -> None:
@@ -77,6 +98,8 @@ def descriptors(number: int) -> None:
     with Descriptor(number) as descriptor:
         assert_type(descriptor, Descriptor)
         assert_type(descriptor.fileno(), int)
+        assert_type(descriptor.name, str)
+        assert_type(descriptor.is_same_file(descriptor), bool)
         assert_type(descriptor.closed, bool)
         assert_type(descriptor.to_file(), BinaryIO)
         assert_type(descriptor.to_file("r"), io.TextIOWrapper)
@@ -96,12 +119,47 @@ def messages(link: Conduit, sock: socket.socket, file: IO[bytes]) -> None:
         assert_type(message.fds, tuple[Descriptor, ...])
 
 
+def readers(link: Conduit) -> None:
+    with Reader(link, limit=1000) as reader:
+        assert_type(reader, Reader)
+        assert_type(reader.receive_exactly(4), bytes)
+        assert_type(reader.receive_until(b"\r\n"), bytes)
+        assert_type(reader.take_fds(), tuple[Descriptor, ...])
+        assert_type(reader.take_fds(count=2), tuple[Descriptor, ...])
+        assert_type(reader.pending, int)
+        assert_type(reader.buffered, int)
+        assert_type(reader.closed, bool)
+
+
+async def async_readers(link: AsyncConduit) -> None:
+    async with AsyncReader(link, limit=1000) as reader:
+        assert_type(reader, AsyncReader)
+        assert_type(await reader.receive_exactly(4), bytes)
+        assert_type(await reader.receive_until(b"\r\n"), bytes)
+        assert_type(reader.take_fds(2), tuple[Descriptor, ...])
+        assert_type(reader.pending, int)
+        assert_type(reader.buffered, int)
+        await reader.aclose()
+
+
 def listeners(sock: socket.socket) -> None:
     with Listener("/path", allow=lambda peer: peer.uid == 0) as listener:
         assert_type(listener.path, str | bytes)
         assert_type(listener.conduit, Conduit)
         assert_type(listener.accept(timeout=1), Conduit)
         assert_type(Listener.from_conn(sock, "/path"), Listener)
+
+
+def services(sock: socket.socket, file: IO[bytes], timeout: float | None) -> None:
+    assert_type(systemd.listen_fds(), tuple[Descriptor, ...])
+    assert_type(systemd.notify("READY=1"), bool)
+    assert_type(systemd.notify("FDSTORE=1", 3, sock, file, Descriptor(3), timeout=timeout), bool)
+    assert_type(systemd.store("name", sock), bool)
+    assert_type(systemd.store("name", 3, poll=False, timeout=0), bool)
+    assert_type(systemd.unstore("name", timeout=0.5), bool)
+    assert_type(systemd.barrier(), bool)
+    assert_type(systemd.barrier(timeout), bool)
+    assert_type(systemd.watchdog_interval(), float | None)
 
 
 def end(exc: EOFError) -> None: ...
@@ -158,3 +216,9 @@ async def async_channels(link: AsyncConduit, sock: socket.socket) -> None:
             assert_type(obj, Any)
         async for each in channel:
             assert_type(each, Any)
+
+
+def in_multiprocessing() -> None:
+    conduit.multiprocessing.register()
+    conduit.multiprocessing.register(lifetime=30)
+    conduit.multiprocessing.register(lifetime=0.5)

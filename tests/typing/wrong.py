@@ -4,9 +4,8 @@ import io
 import json
 import socket
 
-from conduit import Conduit, Listener
-from conduit.aio import AsyncChannel
-from conduit.channel import Channel
+from conduit import Channel, Conduit, Listener, Reader, multiprocessing, systemd
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -29,6 +28,30 @@ def arguments(link: Conduit, sock: socket.socket) -> None:
     link.transfer(data="text")  # error
     Conduit.connect(("localhost", 80))  # error
     Listener(80)  # error
+
+
+def services(sock: socket.socket) -> None:
+    systemd.notify(b"READY=1")  # error
+    systemd.notify("READY=1", timeout="1")  # error
+    systemd.notify("FDSTORE=1", "path")  # error
+    systemd.store(sock, "name")  # error
+    systemd.store("name")  # error
+    systemd.store("name", sock, False)  # error
+    systemd.watchdog_interval() / 2  # error
+    systemd.listen_fds(True)  # error
+
+
+def readers(link: Conduit, other: AsyncConduit, sock: socket.socket) -> None:
+    Reader(sock)  # error
+    Reader(other)  # error
+    AsyncReader(link)  # error
+    Reader(link, 1000)  # error
+    Reader(link).receive_exactly(b"4")  # error
+    Reader(link).receive_until("\n")  # error
+    Reader(link).receive_until(b"\n").encode()  # error
+    Reader(link).take_fds(1).close()  # error
+    Reader(link).pending = 0  # error
+    AsyncReader(other).receive_exactly(4).hex()  # error
 
 
 def attributes(link: Conduit) -> None:
@@ -57,6 +80,12 @@ def channels(link: Conduit, sock: socket.socket) -> None:
         channel.send(sock, True)  # error
         channel.receive(1)  # error
         channel.conduit = link  # error
+
+
+def in_multiprocessing() -> None:
+    multiprocessing.register(30)  # error
+    multiprocessing.register(lifetime="30")  # error
+    multiprocessing.register(lifetime=None)  # error
 
 
 class Own(Conduit):  # error

@@ -1,0 +1,459 @@
+"""Let what owns a descriptor go through `multiprocessing`: to import this module is enough.
+
+From then on, `Conduit`, `Descriptor`, `Listener`, binary files and sockets go wherever
+`multiprocessing` pickles: ``Process(args=...)``, queues, pipes, managers, pools and
+`concurrent.futures.ProcessPoolExecutor`, whatever the start method. What is sent is shared, never
+moved: it stays open here, and what arrives is another descriptor of the same open file.
+
+A pickle is bytes, and bytes carry no descriptor. There are two ways round that:
+
+- A process that is being spawned inherits it, as `multiprocessing` itself does it.
+- Otherwise the pickle holds a ticket: the address of a socket at which this process waits, a key,
+  and a proof. Who unpickles it connects, tells the key, and gets the proof with the descriptor. The
+  key keeps out who does not have the pickle; the proof, who has bound an address that was left.
+
+Until then a duplicate is open here. It is closed when it was fetched, once; when its lifetime is
+over; when this process ends; and at once in a forked child. Nothing tells that a ticket got lost,
+say with a worker that was killed, so the lifetime is the only bound, and it is long: a ticket that
+waits behind long tasks must not be void when its turn comes, for what then fails is the pool.
+
+``multiprocessing.resource_sharer`` is simpler, and what went wrong with it is why this exists: a
+descriptor that nobody fetches stays open for ever, one whose sender has returned cannot be had,
+what arrives is inherited by every child, and its thread and its socket are never given up.
+
+Shared are ``_shelves``, one for each lifetime in use, with all that they hold; ``_lock`` protects
+them. It is held while the process forks, so that the child finds them whole. The thread of a shelf
+waits without the lock, and ends with the last thing on it, so a program with nothing on its way has
+no thread, which `os.fork` would warn of, and no socket. The lock is reentrant, since a signal
+handler may pickle as well.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import errno
+import io
+import os
+import select
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from multiprocessing import parent_process, reduction, util
+from multiprocessing.context import get_spawning_popen
+from typing import IO, Any, NamedTuple, Protocol
+
+from conduit import objects
+from conduit._conduit import Conduit, Descriptor
+from conduit._syscalls import monotonic, offset_of
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    WouldBlockError,
+    from_handler,
+)
+from conduit.listener import Listener
+from conduit.peer import Peer
+
+__all__ = ["register"]
+
+LIFETIME = 3600.0
+"""Seconds for which a descriptor that was pickled can be unpickled, unless `register` was told."""
+
+LINGER = 10.0
+"""Seconds that a worker waits at its end for what it sent to be fetched."""
+
+_PATIENCE = 60.0
+"""Seconds to wait for the process that sent something, which may be stopped."""
+
+_PAUSE = 0.1
+"""Seconds after which to accept again when the system had no room."""
+
+_KEY_SIZE = 16
+
+_INHERITABLE = 128
+"""How many descriptors a process may inherit by the fork server, whose message takes 253."""
+
+_SIGNALS = signal.valid_signals()
+
+_lifetime = LIFETIME
+_lock = threading.RLock()
+_shelves: list[_Shelf] = []
+
+
+def register(*, lifetime: float = LIFETIME) -> None:
+    """Let descriptors go through `multiprocessing` from now on, in this process.
+
+    To import the module has done it already. To call it is for another lifetime, or to put back
+    what somebody else has registered since. Nothing changes for `pickle` and `copy`. A process that
+    unpickles something of this library has it registered, too, with the usual lifetime.
+
+    Args:
+        lifetime: for how many seconds something sent from now on can be unpickled; then its
+            duplicate is closed, and unpickling it raises `Error`. Longer than anything waits in a
+            queue: to a pool, a task that does not unpickle is a worker that fails.
+
+    Raises:
+        ValueError: it is not more than 0.
+    """
+    global _lifetime  # noqa: PLW0603
+    if not lifetime > 0:
+        raise ValueError(f"lifetime must be more than 0 seconds, not {lifetime!r}")
+    _lifetime = float(lifetime)
+    for cls, reducer in _REDUCERS.items():
+        reduction.register(cls, reducer)
+
+
+class _Inherited(Protocol):
+    """What `multiprocessing` pickles for a descriptor that a new process inherits."""
+
+    def detach(self) -> int: ...
+
+
+class _Ticket(NamedTuple):
+    """Where to fetch a descriptor, and how each side knows the other."""
+
+    address: str
+    key: bytes
+    proof: bytes
+
+
+class _Item(NamedTuple):
+    """A descriptor that waits to be fetched."""
+
+    descriptor: Descriptor
+    proof: bytes
+    deadline: float
+
+
+class _Shelf:
+    """What waits to be fetched and has one lifetime, so that what came first expires first.
+
+    All of it is used with ``_lock`` held, but for the wait in `_run`.
+    """
+
+    def __init__(self, lifetime: float) -> None:
+        self.lifetime = lifetime
+        self.address = _new_address()
+        self.items: dict[bytes, _Item] = {}
+        self._guests: dict[int, Conduit] = {}
+        self._closed = False
+        self._listener = Listener(self.address)
+        self.ended = threading.Event()
+        _shelves.append(self)
+        try:
+            # Not a Thread, whose start() a signal handler that raises leaves in disorder.
+            _thread.start_new_thread(self._run, ())
+        except BaseException as exc:
+            # The thread may run all the same, and ends when it sees this.
+            self.close()
+            if isinstance(exc, RuntimeError) and not from_handler(exc):
+                raise Error(f"sending by multiprocessing: {exc}", ErrType.UNKNOWN) from exc
+            raise
+
+    def close(self) -> None:
+        """Close all that waits, the listener, and whoever is connected."""
+        if self._closed:
+            return
+        self._closed = True
+        _shelves.remove(self)
+        waiting: list[Any] = [item.descriptor for item in self.items.values()]
+        for each in [*waiting, *self._guests.values(), self._listener]:
+            # That closing a duplicate fails is nobody's concern: the program has its own.
+            with contextlib.suppress(Error):
+                each.close()
+
+    def _run(self) -> None:
+        # A signal that this thread got would not interrupt what the main thread waits in.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        ready: set[int] = set()
+        try:
+            while True:
+                with _lock:
+                    if self._closed:
+                        return
+                    has_room = self._serve(ready)
+                    self._drop_expired()
+                    if not self.items:
+                        # Before anybody lays another item on it.
+                        self.close()
+                        return
+                    poll = select.poll()
+                    for fd in self._guests:
+                        poll.register(fd, select.POLLIN)
+                    if has_room:
+                        poll.register(self._listener, select.POLLIN)
+                    oldest = next(iter(self.items.values()))
+                seconds = min(oldest.deadline - monotonic(), LIFETIME if has_room else _PAUSE)
+                ready = {fd for fd, _ in poll.poll(max(0, seconds) * 1000)}
+        finally:
+            with _lock:
+                self.close()
+            self.ended.set()
+
+    def _serve(self, ready: set[int]) -> bool:
+        """Answer those who ask, and let in one who comes; False if there was no room for it."""
+        for fd in ready & self._guests.keys():
+            with contextlib.suppress(Error), self._guests.pop(fd) as guest:
+                self._answer(guest)
+        if self._listener.fileno() in ready:
+            try:
+                newcomer = self._listener.admit(0)
+            except Error as exc:
+                return isinstance(exc, WouldBlockError)
+            if newcomer is not None:
+                newcomer.timeout = 0
+                self._guests[newcomer.fileno()] = newcomer
+        return True
+
+    def _answer(self, guest: Conduit) -> None:
+        """Hand over what a guest has the key to, and close it: nobody else is going to ask."""
+        item = self.items.pop(guest.receive(_KEY_SIZE, 0).data, None)
+        if item is not None:
+            with item.descriptor:
+                guest.transfer(item.descriptor, data=item.proof)
+
+    def _drop_expired(self) -> None:
+        now = monotonic()
+        while self.items:
+            key, item = next(iter(self.items.items()))
+            if item.deadline > now:
+                break
+            with contextlib.suppress(Error):
+                self.items.pop(key).descriptor.close()
+
+
+def _new_address() -> str:
+    name = f"conduit-{os.getpid()}-{os.urandom(8).hex()}"
+    # On Linux, a name that goes with the process, even one that is killed.
+    return f"@{name}" if sys.platform == "linux" else os.path.join(util.get_temp_dir(), name)
+
+
+def _share(fd: int) -> _Ticket:
+    """Keep a duplicate of a descriptor until somebody fetches it."""
+    key, proof = os.urandom(_KEY_SIZE), os.urandom(_KEY_SIZE)
+    with _lock:
+        descriptor = _duplicate(fd)
+        try:
+            lifetime = _lifetime
+            shelf = next((shelf for shelf in _shelves if shelf.lifetime == lifetime), None)
+            if shelf is None:
+                shelf = _Shelf(lifetime)
+            shelf.items[key] = _Item(descriptor, proof, monotonic() + lifetime)
+        except BaseException:
+            descriptor.close()
+            raise
+    return _Ticket(shelf.address, key, proof)
+
+
+def _duplicate(fd: int) -> Descriptor:
+    """Return a duplicate that has been on its way once: what cannot be sent fails here.
+
+    And it has an owner from the first instant, whenever a signal handler raises.
+    """
+    one, other = Conduit.pair()
+    with one, other:
+        one.transfer_fd(fd, keep=True)
+        return other.receive().fds[0]
+
+
+def _carry(fd: int) -> _Inherited | _Ticket:
+    """Return what stands for a descriptor in the pickle that is being made."""
+    popen: Any = get_spawning_popen()
+    # One number cannot be inherited for two objects, nor as a standard stream, which is replaced.
+    if popen and fd > 2 and fd not in popen._fds and len(popen._fds) < _INHERITABLE:
+        inherited: _Inherited = popen.DupFd(popen.duplicate_for_child(fd))
+        return inherited
+    return _share(fd)
+
+
+def _take(carried: _Inherited | _Ticket, what: str) -> Descriptor:
+    """Return the descriptor that a pickle stands for; the caller owns it."""
+    if not isinstance(carried, _Ticket):
+        return Descriptor(carried.detach())
+    try:
+        with Conduit.connect(carried.address, timeout=_PATIENCE, name="multiprocessing") as link:
+            link.transfer(data=carried.key)
+            message = link.receive(_KEY_SIZE, 1)
+    except PeerClosedError as exc:
+        raise _void(what, None) from exc
+    except Error as exc:
+        if exc.errno in (errno.ECONNREFUSED, errno.ENOENT):
+            raise _void(what, exc.errno) from exc
+        raise Error(f"unpickling {what}: {exc}", ErrType.FAILED_TRANSFER, exc.errno) from exc
+    if message.data != carried.proof or len(message.fds) != 1:
+        message.close()
+        raise _void(what, None)
+    return message.fds[0]
+
+
+def _void(what: str, code: int | None) -> Error:
+    return Error(
+        f"unpickling {what}: its descriptor is gone. It was unpickled before (once is all), or not "
+        "in time (see conduit.multiprocessing.register), or the process that pickled it has ended, "
+        "or runs as another user",
+        ErrType.FAILED_TRANSFER,
+        code,
+    )
+
+
+def _reduce_descriptor(descriptor: Descriptor) -> tuple[Any, ...]:
+    return _rebuild_descriptor, (_carry(descriptor.fileno()), descriptor.name)
+
+
+def _rebuild_descriptor(carried: _Inherited | _Ticket, name: str) -> Descriptor:
+    # Renamed in one step: signal handlers run between those of Python.
+    taken = [_take(carried, f"a Descriptor {name!r}")]
+    [descriptor] = map(Descriptor, map(Descriptor.detach, taken), [name]) if name else taken
+    return descriptor
+
+
+def _reduce_conduit(conduit: Conduit) -> tuple[Any, ...]:
+    return _rebuild_conduit, (_carry(conduit.fileno()), conduit.name, conduit.timeout)
+
+
+def _rebuild_conduit(carried: _Inherited | _Ticket, name: str, timeout: float | None) -> Conduit:
+    with _take(carried, f"a Conduit {name!r}") as descriptor:
+        conduit = Conduit.from_conn(descriptor, name=name)
+    conduit.timeout = timeout
+    return conduit
+
+
+def _reduce_listener(listener: Listener) -> tuple[Any, ...]:
+    allow = listener._allow
+    # Before there is a descriptor on its way.
+    reduction.ForkingPickler.dumps(allow)
+    return _rebuild_listener, (_carry(listener.fileno()), listener.path, allow)
+
+
+def _rebuild_listener(
+    carried: _Inherited | _Ticket, path: str | bytes, allow: Callable[[Peer], bool]
+) -> Listener:
+    with _take(carried, f"a Listener at {path!r}") as descriptor:
+        listener = Listener.from_conn(descriptor, path, allow=allow)
+    # The path stays the sender's to remove.
+    listener._place.release(unlink=False)
+    return listener
+
+
+def _reduce_socket(sock: socket.socket) -> tuple[Any, ...]:
+    return _rebuild_socket, (_carry(objects.fd_of(sock)), sock.gettimeout())
+
+
+def _rebuild_socket(carried: _Inherited | _Ticket, timeout: float | None) -> socket.socket:
+    with _take(carried, "a socket") as descriptor:
+        sock = descriptor.to_conn()
+    # Whether it waits at all is told by the descriptor, for all who share it.
+    if timeout and sock.gettimeout() is not None:
+        sock.settimeout(timeout)
+    return sock
+
+
+def _reduce_raw(file: io.FileIO) -> tuple[Any, ...]:
+    return _reduce_file(file, file.mode, 0)
+
+
+def _reduce_reader(file: io.BufferedReader) -> tuple[Any, ...]:
+    return _reduce_file(file, "rb")
+
+
+def _reduce_writer(file: io.BufferedWriter) -> tuple[Any, ...]:
+    return _reduce_file(file, "ab" if "a" in str(file.mode) else "wb")
+
+
+def _reduce_random(file: io.BufferedRandom) -> tuple[Any, ...]:
+    return _reduce_file(file, str(file.mode))
+
+
+def _reduce_duplex(file: objects.DuplexFile) -> tuple[Any, ...]:
+    return _reduce_file(file, None)
+
+
+def _reduce_file(file: Any, mode: str | None, buffering: int = -1) -> tuple[Any, ...]:
+    objects.prepare(file, keep=True)
+    return _rebuild_file, (_carry(objects.fd_of(file)), mode, buffering, objects.name_of(file))
+
+
+def _rebuild_file(
+    carried: _Inherited | _Ticket, mode: str | None, buffering: int, name: str
+) -> IO[bytes]:
+    with _take(carried, f"a file {name!r}") as descriptor:
+        offset = offset_of(descriptor.fileno())
+        file: IO[bytes] = descriptor.to_file(mode, buffering, name=name or None)
+    if mode in ("ab+", "a+b") and offset >= 0:
+        # To open it for appending went to the end, and where it reads is the sender's, too.
+        file.seek(offset)
+    return file
+
+
+def _reduce_temporary(wrapper: Any) -> tuple[Any, ...]:
+    # The name stays the sender's to remove, so what arrives is the file alone.
+    file = wrapper.file
+    return _REDUCERS[type(file)](file)
+
+
+def _refuse_text(file: io.TextIOWrapper) -> tuple[Any, ...]:
+    raise TypeError(
+        f"cannot pickle {file!r}: nothing tells the newline argument that it was opened with; "
+        "flush it, send its buffer (file.buffer), and make an io.TextIOWrapper of that again"
+    )
+
+
+_REDUCERS: dict[type[Any], Callable[[Any], tuple[Any, ...]]] = {
+    Descriptor: _reduce_descriptor,
+    Conduit: _reduce_conduit,
+    Listener: _reduce_listener,
+    socket.socket: _reduce_socket,
+    io.FileIO: _reduce_raw,
+    io.BufferedReader: _reduce_reader,
+    io.BufferedWriter: _reduce_writer,
+    io.BufferedRandom: _reduce_random,
+    objects.DuplexFile: _reduce_duplex,
+    io.TextIOWrapper: _refuse_text,
+    tempfile._TemporaryFileWrapper: _reduce_temporary,
+}
+
+
+def _close_all() -> None:
+    for shelf in _shelves[:]:
+        shelf.close()
+
+
+def _finish() -> None:
+    """Wait, at the end of a worker, until others have fetched what it sent; then close the rest.
+
+    Who waits for a result of this process has read it by now, but may not have unpickled it. At the
+    end of the main process all its children have ended, and nobody is left.
+    """
+    deadline = monotonic() + (LINGER if parent_process() else 0)
+    for shelf in _shelves[:]:
+        shelf.ended.wait(max(0, deadline - monotonic()))
+    with _lock:
+        _close_all()
+
+
+def _finish_at_exit(_: object = None) -> None:
+    # After the queues, at -5, have pickled what was put in them; before the temporary directory, at
+    # -100, is removed.
+    util.Finalize(None, _finish, exitpriority=-50)
+
+
+def _close_in_child() -> None:
+    # The threads do not exist here, and the parent goes on with what they serve.
+    _close_all()
+    _lock.release()
+    # What is done at the end is done by the process that asked for it.
+    _finish_at_exit()
+
+
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_close_in_child
+)
+# A process that multiprocessing starts first forgets what is to be done at its end.
+util.register_after_fork(_finish_at_exit, _finish_at_exit)
+_finish_at_exit()
+register()

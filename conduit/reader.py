@@ -1,0 +1,421 @@
+"""Reading protocols from a stream: bytes by number or up to a delimiter, and descriptors in order.
+
+Theory of operation
+===================
+
+A stream carries bytes, and descriptors tied to places among them. The system does not tell these
+places: one ``recvmsg(2)`` may return the end of one message and the beginning of the next with its
+descriptors. What it does keep is the order, and that no descriptor comes later than the byte it was
+sent with. So what was read ahead is two queues, and the protocol says how many of each a message
+has.
+
+**`ReadAhead`** is these queues, and does no input or output: `Reader` fills them from a blocking
+conduit, `conduit.aio.AsyncReader` from one that never waits. Bytes lie in two parts. ``_data`` is
+immutable, and a call that finds all it wants there costs one slice and moves ``_start``. What that
+does not answer goes to ``_tail``, a bytearray that grows until it does; what is left of it then is
+the next ``_data``. So each byte is copied a fixed number of times, however small the pieces are
+that it comes in, and is searched once.
+
+**Nothing is lost to an exception**, be it a deadline, a cancellation, or what a signal handler
+raises. CPython runs handlers when a call returns, when a loop goes back and when a function begins,
+and at no other instruction. A message therefore goes from ``recvmsg(2)`` into the list ``arrived``
+within one call, of ``extend(map(...))``: an assignment would come after a call that has returned.
+And what moves something from one place to another is a row of statements without a call or a loop.
+A result is taken out of the queues by the last of them.
+
+**Limits.** No more than ``limit`` bytes are read ahead. Descriptors are received only while no more
+than MAX_FDS wait to be taken, so that a whole message of them has room, and a peer cannot fill the
+table of this process.
+
+There is no lock. Two threads that read from one `Reader` at a time may get the same bytes twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import select
+import socket
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from conduit._conduit import Conduit, Descriptor, Message
+from conduit._syscalls import MAX_FDS, monotonic, socket_options
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    TransferTimeoutError,
+    WouldBlockError,
+    from_errno,
+    from_handler,
+)
+from conduit.mistakes import not_picklable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_CHUNK = 65536
+"""The most bytes to receive at once."""
+
+_SLICE = 0.01
+"""Seconds between two looks whether a conduit was closed, while its rest of a timeout passes."""
+
+
+class ReadAhead:
+    """What came on a stream and was not consumed. What comes is put into ``arrived``."""
+
+    __slots__ = ("_data", "_fds", "_limit", "_merged", "_searched", "_start", "_tail", "arrived")
+
+    def __init__(self, limit: int) -> None:
+        self.arrived: list[Message] = []
+        self._merged = 0
+        self._limit = limit
+        self._data = b""
+        self._start = 0
+        self._tail = bytearray()
+        # For what delimiter ``_tail`` was searched, and up to where in vain.
+        self._searched = (b"", 0)
+        self._fds: list[Descriptor] = []
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes there are."""
+        self._merge()
+        return len(self._data) - self._start + len(self._tail)
+
+    @property
+    def pending(self) -> int:
+        """How many descriptors there are."""
+        self._merge()
+        return len(self._fds)
+
+    @property
+    def came(self) -> int:
+        """How many messages have come in all."""
+        return self._merged + len(self.arrived)
+
+    def exactly(self, size: int) -> bytes | None:
+        """Consume so many bytes; None if there are fewer."""
+        if size < 0:
+            raise ValueError(f"a size is at least 0 bytes, not {size}")
+        data, start = self._data, self._start
+        end = start + size
+        if end <= len(data):
+            found = data[start:end]
+            self._start = end
+            return found
+        self._merge()
+        if len(self._spilled()) < size:
+            return None
+        return self._cut(size, size)
+
+    def until(self, delimiter: bytes) -> bytes | None:
+        """Consume the bytes up to a delimiter, and that; None if they do not end in the limit."""
+        if not delimiter:
+            raise ValueError("a delimiter is at least one byte")
+        data, start = self._data, self._start
+        end = data.find(delimiter, start)
+        if 0 <= end <= start + self._limit:
+            found = data[start:end]
+            self._start = end + len(delimiter)
+            return found
+        self._merge()
+        tail = self._spilled()
+        sought, start = self._searched
+        size = len(delimiter)
+        end = tail.find(delimiter, start if sought == delimiter else 0, self._limit + size)
+        if end >= 0:
+            return self._cut(end, end + size)
+        self._searched = delimiter, max(0, len(tail) - size + 1)
+        return None
+
+    def room_for(self, wanted: int | bytes) -> int:
+        """How many more bytes may come, where a size or a delimiter is wanted."""
+        if isinstance(wanted, int):
+            return max(wanted, self._limit) - self.buffered
+        return self._limit + len(wanted) - self.buffered
+
+    def take_fds(self, count: int) -> tuple[Descriptor, ...] | None:
+        """Consume so many descriptors; None if there are fewer."""
+        if count < 0:
+            raise ValueError(f"a count is at least 0 descriptors, not {count}")
+        if self.pending < count:
+            return None
+        taken = tuple(self._fds[:count])
+        del self._fds[:count]
+        return taken
+
+    def discard(self) -> None:
+        """Close the descriptors and forget the bytes. Raises as `Message.close`, at the end."""
+        self._merge()
+        fds = Message(b"", self._fds)
+        try:
+            fds.close()
+        finally:
+            self._fds, self._data, self._start, self._tail = [], b"", 0, bytearray()
+
+    def _merge(self) -> None:
+        """Let what has arrived join what was there."""
+        while self.arrived:
+            tail = self._spilled()
+            message = self.arrived[0]
+            fds = [*self._fds, *message.fds]
+            merged = self._merged + 1
+            tail += message.data
+            self._fds = fds
+            self._merged = merged
+            del self.arrived[0]
+
+    def _spilled(self) -> bytearray:
+        """Return ``_tail``, with what is left of ``_data`` in it."""
+        if self._data:
+            # There is nothing in the tail: what was left of it became the data.
+            tail = bytearray(self._data[self._start :])
+            self._tail = tail
+            self._data = b""
+            self._start = 0
+        return self._tail
+
+    def _cut(self, end: int, start: int) -> bytes:
+        """Return what is in ``_tail`` up to one place, and go on at another."""
+        found, rest, tail = bytes(self._tail[:end]), bytes(self._tail[start:]), bytearray()
+        self._data = rest
+        self._tail = tail
+        self._searched = b"", 0
+        return found
+
+
+class Reader:
+    """Reads a protocol from the stream of a conduit, which it neither owns nor closes.
+
+    Bytes are received ahead and kept, and so are the descriptors that come with them, in the order
+    in which they were sent. A descriptor is there at the latest with the byte it was sent with, and
+    maybe with an earlier one: the system glues the end of one message to the beginning of the next.
+    So the protocol must say how many belong to a message; take so many once it was read.
+
+    What interrupts a call (a deadline, an exception of a signal handler) loses nothing: what came
+    stays here, and the next call goes on with it. So it is after the end of the stream. A call
+    waits no longer than the ``timeout`` of the conduit, in all.
+
+    Nobody else may receive from the conduit meanwhile; sending is free. One thread at a time may
+    use a reader. `close`, or leaving it as a context manager, closes the descriptors that were not
+    taken; without that, each that is dropped gives a `ResourceWarning`.
+
+    Args:
+        conduit: a conduit over a stream.
+        limit: the most bytes to read ahead, and before a delimiter; at least 1. Descriptors have a
+            limit of their own: no more are received while over `MAX_FDS` were not taken.
+
+    Raises:
+        Error: ``FAILED_TRANSFER`` with ``EPROTOTYPE`` for a socket that keeps messages apart, of
+            which one that is longer than the room left would be lost; `Conduit.receive` is for
+            those. ``NO_FD`` if the conduit is closed.
+    """
+
+    def __init__(self, conduit: Conduit, *, limit: int = 65536) -> None:
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1 byte, not {limit}")
+        self._conduit = conduit
+        self._receive: Callable[[int], Message] = conduit.receive
+        self._limit = limit
+        self._ahead = ReadAhead(limit)
+        self._closed = self._gap = False
+        try:
+            kind = socket_options(conduit.fileno())[1]
+        except OSError as exc:
+            if isinstance(exc, Error) or from_handler(exc):
+                raise
+            raise self._error(exc.errno) from exc
+        if kind != socket.SOCK_STREAM:
+            raise self._error(
+                errno.EPROTOTYPE,
+                "a Reader is for streams, and this socket keeps messages apart: use receive()",
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.buffered} bytes, {self.pending} descriptors"
+        return f"<conduit.Reader over {self._conduit!r}: {state}>"
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes came and were not consumed. At the end of a stream, 0 is a clean end."""
+        return self._ahead.buffered
+
+    @property
+    def pending(self) -> int:
+        """How many descriptors came and were not taken.
+
+        If some are left when nothing is `buffered` and all of a message's were taken, the peer sent
+        more than its messages say.
+        """
+        return self._ahead.pending
+
+    def receive_exactly(self, size: int) -> bytes:
+        """Receive so many bytes.
+
+        A size may be larger than the limit; if it comes from the peer, check it first. Memory is
+        taken as bytes come.
+
+        Raises:
+            PeerClosedError: the stream ends before; it says after how many bytes.
+            TransferTimeoutError, WouldBlockError: they did not come in time.
+            Error: ``BAD_CTRL_MESG`` if too many descriptors were not taken (nothing is lost), or
+                this process had no room for one that came: then bytes that came with it are lost,
+                and what is behind them can no longer be received. ``NO_FD`` if the reader or the
+                conduit is closed. Else as `Conduit.receive`.
+            ValueError: a negative size.
+        """
+        deadline = None
+        while (found := self._ahead.exactly(size)) is None:
+            deadline = self._wait_and_receive(size, deadline)
+        return found
+
+    def receive_until(self, delimiter: bytes) -> bytes:
+        """Receive the bytes up to a delimiter, which is consumed and not returned.
+
+        Raises:
+            Error: ``FAILED_TRANSFER`` with ``EMSGSIZE`` if it does not come within the limit. What
+                came is kept. Else as `receive_exactly`.
+            ValueError: an empty delimiter.
+        """
+        deadline = None
+        while (found := self._ahead.until(delimiter)) is None:
+            deadline = self._wait_and_receive(delimiter, deadline)
+        return found
+
+    def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
+        """Return so many of the descriptors that came, in their order; they are the caller's.
+
+        This does not receive: read the bytes first that they were sent with.
+
+        Raises:
+            Error: ``BAD_CTRL_MESG`` if fewer have come; then none is taken. ``NO_FD`` if the reader
+                is closed.
+            ValueError: a negative count.
+        """
+        self._check_open()
+        taken = self._ahead.take_fds(count)
+        if taken is None:
+            raise Error(
+                f"{self._conduit._handle!r}: expected {count} descriptors with what was read, "
+                f"received {self.pending} (none taken)",
+                ErrType.BAD_CTRL_MESG,
+            )
+        return taken
+
+    def close(self) -> None:
+        """Close the descriptors that were not taken; the conduit stays open.
+
+        Bytes that were read ahead are dropped. A second `close` does nothing. `Error`
+        (``FAILED_CLOSE``) if the system reports a failure, after all were closed.
+        """
+        self._closed = True
+        self._ahead.discard()
+
+    def _wait_and_receive(self, wanted: int | bytes, deadline: float | None) -> float:
+        """Receive once more in a call that has waited until a deadline, which the first sets."""
+        if deadline is None:
+            # The conduit keeps to it itself, as it does to None and 0 each time.
+            timeout = self._conduit.timeout
+            deadline = monotonic() + timeout if timeout else math.inf
+        elif deadline < math.inf:
+            self._wait(wanted, deadline)
+        self._fetch(wanted)
+        return deadline
+
+    def _wait(self, wanted: int | bytes, deadline: float) -> None:
+        """Wait for what is left of a timeout; a receive would take all of it once more."""
+        while True:
+            left = deadline - monotonic()
+            poll = select.poll()
+            poll.register(self._conduit.fileno(), select.POLLIN)
+            if poll.poll(max(0, min(left, _SLICE)) * 1000):
+                return
+            if left <= 0:
+                raise self._error(errno.ETIMEDOUT, f"{self._had(wanted)} came, and are kept")
+
+    def _fetch(self, wanted: int | bytes, came: int | None = None) -> None:
+        """Receive once, for a call that waits for a size or a delimiter.
+
+        ``came`` is how many messages had come when the call looked; if more have since, it is to
+        look again.
+        """
+        self._check_open()
+        ahead = self._ahead
+        if came is not None and came != ahead.came:
+            return
+        room = ahead.room_for(wanted)
+        if room < 1:
+            raise self._error(
+                errno.EMSGSIZE,
+                f"{wanted!r} did not come within {self._limit} bytes, which are kept; receive "
+                "them by their number, or set another limit",
+            )
+        if ahead.pending > MAX_FDS:
+            raise Error(
+                f"{self._conduit._handle!r}: receiving: {ahead.pending} descriptors came and were "
+                "not taken; call take_fds() first, or close",
+                ErrType.BAD_CTRL_MESG,
+            )
+        if self._gap:
+            raise Error(
+                f"{self._conduit._handle!r}: receiving: bytes were lost with an earlier message "
+                "that this process had no room for; close and reconnect",
+                ErrType.BAD_CTRL_MESG,
+            )
+        try:
+            ahead.arrived.extend(map(self._receive, (min(room, _CHUNK),)))
+        except WouldBlockError:
+            raise  # As it is, and soon: an event loop meets it each time before it waits.
+        except Error as exc:
+            # Before any call, after which a handler might raise.
+            self._gap = exc.type is ErrType.BAD_CTRL_MESG
+            if from_handler(exc):
+                self._gap = False
+                raise
+            if isinstance(exc, PeerClosedError):
+                why = f"the peer closed its end after {self._had(wanted)}"
+                raise PeerClosedError(
+                    f"{self._conduit._handle!r}: receiving: {why}", exc.type, exc.errno
+                ) from exc
+            if isinstance(exc, TransferTimeoutError):
+                why = f"{self._had(wanted)} came, and are kept"
+                raise self._error(exc.errno, why) from exc
+            raise
+        if self._closed:
+            # By another thread, or a signal handler.
+            ahead.discard()
+            self._check_open()
+
+    def _had(self, wanted: int | bytes) -> str:
+        if isinstance(wanted, int):
+            return f"{self.buffered} of {wanted} bytes"
+        return f"{self.buffered} bytes without {wanted!r}"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Error(f"{self._conduit._handle!r}: its Reader is closed", ErrType.NO_FD)
+
+    def _error(self, code: int | None, why: str | None = None) -> Error:
+        what = f"{self._conduit._handle!r}: receiving"
+        return from_errno(code or errno.EINVAL, ErrType.FAILED_TRANSFER, what, why)

@@ -1,0 +1,259 @@
+"""So many bytes and no more, what stays when a call ends early, and messages in a loop."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+
+import pytest
+from drivers import only_blocking
+from helpers import (
+    Call,
+    content,
+    handling,
+    interrupt_once_polling,
+    is_open,
+    memory,
+    send,
+)
+
+from conduit import Conduit, Error, ErrType, PeerClosedError
+
+Ends = tuple[Conduit, Conduit]
+Wired = tuple[Conduit, socket.socket]
+
+only_streams = pytest.mark.parametrize(
+    "kind", [pytest.param(socket.SOCK_STREAM, id="stream")], indirect=True
+)
+only_packets = pytest.mark.parametrize(
+    "kind", [pytest.param(socket.SOCK_SEQPACKET, id="seqpacket")], indirect=True
+)
+
+
+@only_streams
+def test_descriptors_stay_with_the_message_whose_bytes_are_asked_for(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(memory(b"1"), data=b"first")
+    one.transfer(memory(b"2"), memory(b"3"), data=b"second")
+    with other.receive_exactly(5) as first, other.receive_exactly(6) as second:
+        assert (first.data, second.data) == (b"first", b"second")
+        assert [content(fd.fileno()) for fd in first.fds] == [b"1"]
+        assert [content(fd.fileno()) for fd in second.fds] == [b"2", b"3"]
+
+
+@only_streams
+def test_what_is_asked_for_is_gathered_however_it_was_sent(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(memory(b"1"), data=b"a")
+    one.transfer(data=b"bc")
+    one.transfer(memory(b"2"), data=b"def")
+    with other.receive_exactly(5) as message:
+        assert message.data == b"abcde"
+        assert [content(fd.fileno()) for fd in message.fds] == [b"1", b"2"]
+    assert other.receive().data == b"f"
+
+
+@only_streams
+def test_more_than_a_socket_holds_is_gathered_too(ends: Ends) -> None:
+    one, other = ends
+    payload = bytes(range(256)) * 8192
+    sending = Call(one.transfer, memory(b"1"), data=payload)
+    with other.receive_exactly(len(payload)) as message:
+        assert message.data == payload
+        assert len(message.fds) == 1
+    sending.result()
+
+
+@only_packets
+def test_packets_are_gathered_and_one_that_is_longer_is_refused(ends: Ends) -> None:
+    one, other = ends
+    for data in (b"ab", b"c", b"defg"):
+        one.transfer(data=data)
+    assert other.receive_exactly(3).data == b"abc"
+    with pytest.raises(Error) as caught:
+        other.receive_exactly(3)
+    assert caught.value.errno == errno.EMSGSIZE
+
+
+def test_no_bytes_are_there_at_once(ends: Ends) -> None:
+    _, other = ends
+    message = other.receive_exactly(0)
+    assert (message.data, message.fds) == (b"", ())
+    other.close()
+    with pytest.raises(Error) as caught:
+        other.receive_exactly(0)
+    assert caught.value.type is ErrType.NO_FD
+
+
+def test_a_size_that_cannot_be_is_a_value_error(ends: Ends) -> None:
+    with pytest.raises(ValueError, match="at least 0"):
+        ends[1].receive_exactly(-1)
+
+
+@only_streams
+def test_what_came_before_the_deadline_is_there_for_the_next_call(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(memory(b"1"), data=b"ab")
+    other.timeout = 0.05
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            other.receive_exactly(4)
+    with pytest.raises(Error, match="is to be taken first"):
+        other.receive()
+    with pytest.raises(ValueError, match="2 bytes have come already"):
+        other.receive_exactly(1)
+    one.transfer(memory(b"2"), data=b"cd")
+    with other.receive_exactly(4) as message:
+        assert message.data == b"abcd"
+        assert [content(fd.fileno()) for fd in message.fds] == [b"1", b"2"]
+    one.transfer(data=b"e")
+    assert other.receive().data == b"e"
+
+
+@only_streams
+@only_blocking
+def test_what_came_before_a_signal_handler_raised_is_there_for_the_next_call(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(memory(b"1"), data=b"ab")
+
+    def interrupt(*_: object) -> None:
+        raise KeyError("from the handler")
+
+    with handling(signal.SIGUSR1, interrupt):
+        interrupting = interrupt_once_polling(signal.SIGUSR1)
+        with pytest.raises(KeyError):
+            other.receive_exactly(3)
+    interrupting.result()
+    one.transfer(data=b"c")
+    with other.receive_exactly(3) as message:
+        assert message.data == b"abc"
+        assert len(message.fds) == 1
+
+
+@only_streams
+def test_closing_closes_what_had_come(ends: Ends) -> None:
+    one, other = ends
+    out, into = os.pipe()
+    one.transfer(into, data=b"ab")
+    other.timeout = 0.05
+    with pytest.raises(TimeoutError):
+        other.receive_exactly(4)
+    other.close()
+    assert os.read(out, 1) == b""
+    os.close(out)
+
+
+@only_streams
+def test_an_end_in_the_middle_says_how_many_bytes_came(ends: Ends) -> None:
+    one, other = ends
+    out, into = os.pipe()
+    one.transfer(into, data=b"ab")
+    one.close()
+    with pytest.raises(PeerClosedError, match="after 2 of 5 bytes"):
+        other.receive_exactly(5)
+    assert os.read(out, 1) == b""
+    os.close(out)
+    with pytest.raises(PeerClosedError) as caught:
+        other.receive_exactly(5)
+    assert "bytes" not in str(caught.value)
+
+
+@only_streams
+def test_more_descriptors_than_asked_for_close_all_that_came(wired: Wired) -> None:
+    link, peer = wired
+    out, into = os.pipe()
+    send(peer, [into], b"a")
+    send(peer, [into, into], b"b")
+    os.close(into)
+    with pytest.raises(Error) as caught:
+        link.receive_exactly(2, max_fds=2)
+    assert caught.value.type is ErrType.BAD_CTRL_MESG
+    assert os.read(out, 1) == b""
+    os.close(out)
+
+
+@only_blocking
+@only_streams
+def test_of_two_calls_that_end_early_both_leave_what_they_got(ends: Ends) -> None:
+    one, other = ends
+    other.timeout = 0.3
+    calls = [Call(other.receive_exactly, 10) for _ in range(2)]
+    for call in calls:
+        assert call.is_waiting()
+    one.transfer(memory(b"1"), data=b"ab")
+    one.transfer(memory(b"2"), data=b"cd")
+    for call in calls:
+        with pytest.raises(TimeoutError):
+            call.result()
+    with other.receive_exactly(4) as message:
+        assert sorted(message.data) == sorted(b"abcd")
+        assert len(message.fds) == 2
+
+
+# One direction
+
+
+def test_after_a_shutdown_the_peer_comes_to_the_end_and_may_still_send(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(data=b"last")
+    one.shutdown()
+    assert other.receive().data == b"last"
+    with pytest.raises(PeerClosedError):
+        other.receive()
+    other.transfer(data=b"answer")
+    assert one.receive().data == b"answer"
+    with pytest.raises(PeerClosedError):
+        one.transfer(data=b"more")
+
+
+def test_a_shutdown_for_reading_ends_what_waits(ends: Ends) -> None:
+    _, other = ends
+    waiting = Call(other.receive)
+    assert waiting.is_waiting()
+    other.shutdown(socket.SHUT_RD)
+    with pytest.raises(PeerClosedError):
+        waiting.result()
+
+
+def test_a_shutdown_that_fails_is_an_error(ends: Ends) -> None:
+    one, _ = ends
+    with pytest.raises(Error) as caught:
+        one.shutdown(7)
+    assert caught.value.errno == errno.EINVAL
+    one.close()
+    with pytest.raises(Error) as caught:
+        one.shutdown()
+    assert caught.value.type is ErrType.NO_FD
+
+
+# Messages in a loop
+
+
+def test_a_loop_brings_every_message_until_the_peer_closes(ends: Ends) -> None:
+    one, other = ends
+    seen = []
+    one.transfer(memory(b"1"), data=b"a")
+    one.transfer(memory(b"2"), data=b"b")
+    one.close()
+    for message in other:
+        with message:
+            seen.append((message.data, [content(fd.fileno()) for fd in message.fds]))
+    assert seen == [(b"a", [b"1"]), (b"b", [b"2"])]
+
+
+def test_a_loop_ends_with_what_is_no_end(wired: Wired) -> None:
+    link, peer = wired
+    refused = memory()
+    send(peer, [refused] * 2, b"x")
+    send(peer, [], b"y")
+    os.close(refused)
+    link.timeout = 0.05
+    messages = iter(link)
+    with next(messages) as message:
+        assert len(message.fds) == 2
+    assert next(messages).data == b"y"
+    with pytest.raises(TimeoutError):
+        next(messages)
+    assert is_open(link.fileno())
