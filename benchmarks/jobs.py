@@ -5,6 +5,7 @@ To add one, write a function that returns a `Comparison` and name it in ``compar
 
 import asyncio
 import importlib.util
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from rounds import Round, clocked, clocked_after
 
 import conduit
 from conduit.aio import AsyncConduit, AsyncReader
+from conduit.channel import Channel
 from conduit.reader import Reader
 
 FLOOR = "C floor"
@@ -74,9 +76,9 @@ class Setting:
         one, other = socket.socketpair()
         return self.stack.enter_context(one), self.stack.enter_context(other)
 
-    def conduits(self) -> tuple[conduit.Conduit, conduit.Conduit]:
+    def conduits(self, kind: int = socket.SOCK_STREAM) -> tuple[conduit.Conduit, conduit.Conduit]:
         """Return a connected pair, closed when the run is over."""
-        one, other = conduit.Conduit.pair()
+        one, other = conduit.Conduit.pair(type=kind)
         return self.stack.enter_context(one), self.stack.enter_context(other)
 
     def opened(self, path: str) -> int:
@@ -271,6 +273,45 @@ def shared(setting: Setting, count: int) -> Comparison:
     )
 
 
+def objects(setting: Setting, kind: int) -> Comparison:
+    """Compare sending a small dict with a descriptor in it with what one would write instead."""
+    stream = kind == socket.SOCK_STREAM
+    one, other = (Channel(end) for end in setting.conduits(kind))
+    here, there = setting.conduits(kind)
+
+    def ours(iterations: int) -> None:
+        fd = conduit.Descriptor(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(iterations):
+            one.send({"op": "open", "mode": "r", "file": fd})
+            fd = other.receive()["file"]
+        fd.close()
+
+    def by_hand(iterations: int) -> None:
+        fd = conduit.Descriptor(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(iterations):
+            body = json.dumps({"op": "open", "mode": "r", "file": 0}).encode()
+            if stream:
+                here.transfer(fd, data=len(body).to_bytes(4, "little") + body)
+                first = there.receive(4)
+                size = int.from_bytes(first.data, "little")
+                obj = json.loads(there.receive(size).data)
+            else:
+                here.transfer(fd, data=body)
+                first = there.receive()
+                obj = json.loads(first.data)
+            obj["file"] = first.fds[obj["file"]]
+            fd = obj["file"]
+        fd.close()
+
+    other_way = "json, transfer, receive"
+    return Comparison(
+        f"Channel, {'a stream' if stream else 'packets'}: a small dict with one descriptor",
+        {OURS: clocked(ours), other_way: clocked(by_hand)},
+        other_way,
+        [Bar(OURS, other_way, 1.5)],
+    )
+
+
 def on_a_loop(setting: Setting, loop: str) -> Comparison:
     fd = setting.opened(os.devnull)
     options, _, most = LOOPS[loop]
@@ -402,6 +443,8 @@ def comparisons(setting: Setting) -> list[Comparison]:
         one_socket(setting),
         one_file(setting, "rb"),
         one_file(setting, "r"),
+        objects(setting, socket.SOCK_SEQPACKET),
+        objects(setting, socket.SOCK_STREAM),
         *[
             on_a_loop(setting, loop)
             for loop, (_, module, _) in LOOPS.items()

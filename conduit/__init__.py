@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MAX_FDS",
+    "Channel",
     "Conduit",
     "Descriptor",
     "DescriptorTypeError",
@@ -35,9 +36,10 @@ __all__ = [
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
+    from conduit.channel import Channel
     from conduit.reader import Reader
 else:
-    _MODULES = {"Reader": "reader"}
+    _MODULES = {"Channel": "channel", "Reader": "reader"}
     """Where a name is that is imported once it is used."""
 
     def __getattr__(name: str) -> object:

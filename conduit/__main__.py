@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import logging
 import os
 import select
@@ -214,6 +215,7 @@ def _receive(path: str, command: list[str]) -> None:
 
 def _become(number: int, command: list[str]) -> NoReturn:
     os.dup2(number, 0)
+    _let_wait()
     # Python ignores these, and what it ignores would stay ignored in COMMAND.
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored, signal.SIG_DFL)
@@ -223,10 +225,35 @@ def _become(number: int, command: list[str]) -> NoReturn:
         raise CommandError(f"{command[0]}: {exc.strerror}", 126) from exc
 
 
+def _let_wait() -> None:
+    """Let a read of standard input wait, without a change to what its sender has.
+
+    Most programs take O_NONBLOCK for an end or a failure. It belongs to the open file, which is
+    shared; so this opens what has a path anew. A socket has none, and stays as it is.
+    """
+    flags = fcntl.fcntl(0, fcntl.F_GETFL)
+    if flags & os.O_NONBLOCK:
+        with contextlib.suppress(OSError):
+            # Not to wait for the writer of a fifo.
+            number = os.open("/proc/self/fd/0", (flags & os.O_ACCMODE) | os.O_NONBLOCK)
+            fcntl.fcntl(number, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+            os.dup2(number, 0)
+            os.close(number)
+
+
 def _copy(number: int) -> None:
     while data := _read(number):
         while data:
-            data = data[os.write(1, data) :]
+            data = data[_write(data) :]
+
+
+def _write(data: bytes) -> int:
+    while True:
+        try:
+            return os.write(1, data)
+        except BlockingIOError:
+            # As in reading: another program's pipe.
+            select.select([], [1], [])
 
 
 def _read(number: int) -> bytes:

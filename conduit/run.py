@@ -16,6 +16,9 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
+from conduit._conduit import Conduit
+from conduit.errors import Error
+from conduit.peer import Peer
 from conduit.takeover import Takeover
 
 _FIRST = 3
@@ -24,10 +27,14 @@ _FIRST = 3
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
 
+_LONGEST_NOTICE = 4096
+
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a COMMAND that must go."""
 
 _FORWARDED = (
+    signal.SIGTTIN,
+    signal.SIGTTOU,
     signal.SIGTERM,
     signal.SIGINT,
     signal.SIGHUP,
@@ -37,18 +44,45 @@ _FORWARDED = (
     signal.SIGWINCH,
 )
 
-# The shell's own pid becomes COMMAND's, which nobody knows before it exists.
-_STAGE = 'export LISTEN_PID=$$; exec "$@"'
+# Becomes COMMAND, whose pid nobody knows before. Python itself, since there need be no shell, and
+# shells drop variables whose names they do not like. A terminal is not to stop COMMAND for writing
+# from a group that is not the terminal's.
+_STAGE = """\
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+if os.isatty(1) or os.isatty(2):
+    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+_, kept, *words = sys.argv
+if not kept:
+    os.environ.pop("LC_CTYPE", None)
+os.environ["LISTEN_PID"] = str(os.getpid())
+try:
+    os.execvp(words[0], words)
+except OSError as exc:
+    os.write(2, b"conduit: " + os.fsencode(f"{words[0]}: {exc.strerror}\\n"))
+    os._exit(126)
+"""
 
 # Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes
 # without the line that says that COMMAND has ended by itself.
 _GUARD = f"""\
-exec >/dev/null 2>&1
-read -r line && exit
-kill -TERM "$1"
-left={_GRACE:.0f}
-while kill -0 "$1" && [ $left -gt 0 ]; do sleep 1; left=$((left - 1)); done
-kill -KILL "-$1"
+import os, signal, sys, time
+group = int(sys.argv[1])
+if os.read(0, 1):
+    sys.exit()
+try:
+    os.kill(group, signal.SIGTERM)
+    deadline = time.monotonic() + {_GRACE}
+    while time.monotonic() < deadline:
+        os.kill(group, 0)
+        time.sleep(0.1)
+except ProcessLookupError:
+    pass
+try:
+    os.killpg(group, signal.SIGKILL)
+except ProcessLookupError:
+    pass
 """
 
 
@@ -188,7 +222,7 @@ def _serve(
         poller.poll(None if ready else _milliseconds(min(deadline, assumed)))
         for number in signals.take():
             command.send(number)
-        said = notices.take()
+        said = notices.take(command.pid)
         if command.ended():
             if ready:
                 return command.code
@@ -221,21 +255,29 @@ def _milliseconds(deadline: float) -> float:
 
 def _who_serves(takeover: Takeover) -> str:
     old = takeover.predecessor
-    return "" if old is None else f"; the old one (pid {old.pid}) goes on serving"
+    if old is None:
+        return ""
+    return f"; the old one{f' (pid {old.pid})' if old.pid else ''} goes on serving"
 
 
 def _whom_it_follows(takeover: Takeover) -> str:
     old = takeover.predecessor
-    text = "" if old is None else f", taken over from pid {old.pid}"
+    text = ""
+    if old is not None:
+        # One in another pid namespace has no pid here.
+        text = f", taken over from pid {old.pid}" if old.pid else ", taken over"
     if takeover.dropped:
         text += f"; no longer listening: {', '.join(takeover.dropped)}"
     return text
 
 
 def _say(text: str) -> None:
+    # A terminal may want to stop who writes from the background.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     # Whoever read it may be gone; serving goes on.
     with contextlib.suppress(OSError):
         print(f"conduit: {text}", file=sys.stderr, flush=True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _tell(outer: str | None, text: str) -> None:
@@ -264,9 +306,12 @@ class _Signals:
             for number in (*_FORWARDED, signal.SIGCHLD)
             if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
         }
+        # Whoever started this may have blocked some.
+        self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
@@ -290,35 +335,60 @@ class _Signals:
 
 
 class _Notices:
-    """The socket at which COMMAND says that it is ready (sd_notify(3)); context manager."""
+    """The socket at which COMMAND says that it is ready (sd_notify(3)); context manager.
+
+    Where the system tells who sends, others reach it, too: COMMAND may change its user.
+    """
 
     def __enter__(self) -> Self:
+        told = sys.platform == "linux"
         self._directory = tempfile.TemporaryDirectory(prefix="conduit-")
         self.path = os.path.join(self._directory.name, "notify")
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._sock.setblocking(False)
         try:
-            self._sock.bind(self.path)
+            if told:
+                os.chmod(self._directory.name, 0o711)
+            self._conduit = Conduit.bind(self.path, mode=0o666 if told else 0o600)
+            self._conduit.timeout = 0
         except BaseException:
-            self.__exit__()
+            self._directory.cleanup()
             raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._sock.close()
+        self._conduit.close()
         self._directory.cleanup()
 
     def fileno(self) -> int:
-        return self._sock.fileno()
+        return self._conduit.fileno()
 
-    def take(self) -> bool:
-        """Read what came, and return whether it says READY=1."""
+    def take(self, command: int) -> bool:
+        """Read what came, and return whether COMMAND, of this pid, says READY=1."""
         ready = False
         # All of it, whatever it says: COMMAND would block when nobody reads.
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                ready |= b"READY=1" in self._sock.recv(4096).split(b"\n")
-        return ready
+        while True:
+            try:
+                with self._conduit.receive(_LONGEST_NOTICE) as message:
+                    said = b"READY=1" in message.data.split(b"\n")
+                    ready |= said and _speaks_for(message.sender, command)
+            except BlockingIOError:
+                return ready
+            except Error as exc:
+                _say(f"a notice that cannot be read: {exc}")
+
+
+def _speaks_for(sender: Peer | None, command: int) -> bool:
+    """Whether who sent a notice is this user or root, or a process of COMMAND."""
+    if sender is None or sender.uid in (0, os.geteuid()):
+        return True
+    pid = sender.pid
+    with contextlib.suppress(OSError):
+        if os.getpgid(pid) == command:
+            return True
+        while pid > 1 and pid != command:
+            with open(f"/proc/{pid}/stat", "rb") as status:
+                pid = int(status.read().rpartition(b")")[2].split()[1])
+        return pid == command
+    return False
 
 
 class _Command:
@@ -342,29 +412,16 @@ class _Command:
         environment["LISTEN_FDNAMES"] = ":".join(names)
         environment["NOTIFY_SOCKET"] = notify
         self.status: int | None = None
+        kept = "LC_CTYPE" if "LC_CTYPE" in environment else ""
         # Before COMMAND, which is not to run without a guard.
-        watched, self._guard = os.pipe()
-        try:
+        with _guard_ends() as (self._guard, ends):
             with _above(numbers, _FIRST + len(numbers)) as sources:
-                self.pid = _spawn(
-                    ["/bin/sh", "-c", _STAGE, "sh", *words],
-                    environment,
-                    enumerate(sources, _FIRST),
-                )
+                self.pid = _spawn(_STAGE, [kept, *words], environment, enumerate(sources, _FIRST))
             try:
-                self._guard_pid = _spawn(
-                    ["/bin/sh", "-c", _GUARD, "conduit-guard", str(self.pid)],
-                    environment,
-                    [(0, watched)],
-                )
-            except OSError:
+                self._guard_pid = _spawn(_GUARD, [str(self.pid)], environment, ends)
+            except BaseException:
                 os.killpg(self.pid, signal.SIGKILL)
                 raise
-        except BaseException:
-            os.close(self._guard)
-            raise
-        finally:
-            os.close(watched)
 
     @property
     def code(self) -> int:
@@ -382,6 +439,9 @@ class _Command:
         """Send it a signal, if it still runs."""
         if self.status is None:
             os.kill(self.pid, number)
+            if number == signal.SIGTERM:
+                # A stopped one, as by a terminal that it reads from, would not hear of it.
+                os.kill(self.pid, signal.SIGCONT)
 
     def ended(self) -> bool:
         """Return whether it has ended."""
@@ -391,6 +451,11 @@ class _Command:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == self.pid:
                     self.status = status
+                elif pid == self._guard_pid and self.status is None:
+                    # Killed; what it guards is not to serve unguarded.
+                    os.close(self._guard)
+                    with _guard_ends() as (self._guard, ends):
+                        self._guard_pid = _spawn(_GUARD, [str(self.pid)], dict(os.environ), ends)
                 if pid == 0:
                     break
         return self.status is not None
@@ -417,6 +482,22 @@ class _Command:
 
 
 @contextlib.contextmanager
+def _guard_ends() -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """The end of a pipe by which to let a guard go, and descriptors to start it with."""
+    with contextlib.ExitStack() as stack:
+        watched, told = os.pipe()
+        stack.callback(os.close, watched)
+        try:
+            # Who reads this process's output is not to wait for the guard as well.
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, null)
+            yield told, [(0, watched), (1, null), (2, null)]
+        except BaseException:
+            os.close(told)
+            raise
+
+
+@contextlib.contextmanager
 def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
     """Duplicates of descriptors, at ``lowest`` or above, for a while."""
     with contextlib.ExitStack() as stack:
@@ -428,15 +509,18 @@ def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
 
 
 def _spawn(
-    words: Sequence[str], environment: dict[str, str], descriptors: Iterable[tuple[int, int]]
+    program: str,
+    words: Sequence[str],
+    environment: dict[str, str],
+    descriptors: Iterable[tuple[int, int]],
 ) -> int:
-    """Start a process in a group of its own, with ``(number there, number here)`` descriptors.
+    """Start a program in Python in a group of its own, with ``(there, here)`` descriptors.
 
-    Forking in Python is no choice while a thread of `Takeover` runs.
+    Forking is no choice while a thread of `Takeover` runs.
     """
     return os.posix_spawn(
-        words[0],
-        list(words),
+        sys.executable,
+        [sys.executable, "-I", "-S", "-c", program, *words],
         environment,
         file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
         setpgroup=0,

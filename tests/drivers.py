@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self, TypeVar, cast
 
@@ -22,8 +23,8 @@ import pytest
 from helpers import ELSEWHERE
 
 import conduit
-from conduit import Reader
-from conduit.aio import AsyncConduit, AsyncListener, AsyncReader
+from conduit import Channel, Reader
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncListener, AsyncReader
 from conduit.errors import ErrType, from_errno
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Driver:
 
     Conduit: type[conduit.Conduit] = conduit.Conduit
     Listener: type[conduit.Listener] = conduit.Listener
+    Channel: type[Channel] = Channel
     Reader: type[Reader] = Reader
 
 
@@ -68,6 +70,7 @@ class LoopDriver(Driver):
         self._portal = stack.enter_context(portal)
         self.Conduit = cast(type[conduit.Conduit], _Conduits(self))
         self.Listener = cast(type[conduit.Listener], partial(_Listener, self))
+        self.Channel = cast(type[Channel], partial(_Channel, self))
         self.Reader = cast(type[Reader], partial(_Reader, self))
 
     def call(
@@ -217,6 +220,37 @@ class _Reader(_Face):
         # It waits as long as the conduit.
         self.timeout = self._link.timeout
         return super()._call(name, method, *args, **kw)
+
+
+class _Channel(_Face):
+    """What stands in for the class `Channel`; its timeout is that of what it is over."""
+
+    def __init__(self, driver: LoopDriver, link: _Face, **kwargs: Any) -> None:
+        inner = driver.run(AsyncChannel, link._inner, **kwargs)
+        super().__init__(driver, inner, inner._channel, None)
+        self.conduit = link
+
+    def _call(self, name: str, method: Callable[..., Awaitable[Any]], *args: Any, **kw: Any) -> Any:
+        self.timeout = self.conduit.timeout
+        return super()._call(name, method, *args, **kw)
+
+    @contextmanager
+    def receiving(self) -> Iterator[Any]:
+        context = self._inner.receiving()
+        obj = self._driver.call(context.__aenter__, self.conduit.timeout)
+        try:
+            yield obj
+        finally:
+            self._driver.call(context.__aexit__, None, *sys.exc_info())
+
+    def __iter__(self) -> Iterator[Any]:
+        async def following() -> list[Any]:
+            async for obj in self._inner:
+                return [obj]
+            return []
+
+        while found := self._driver.call(following, self.conduit.timeout):
+            yield found.pop()
 
 
 _PROCESS = os.getpid()

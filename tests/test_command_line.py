@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -11,16 +12,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import GENEROUS, Call, room_for
-from sides import is_at_eof, wait_until_process_polls
+from helpers import GENEROUS, Call, memory, room_for
+from sides import is_at_eof, needs_root, wait_until_process_polls
 
 import conduit
+from conduit import Conduit, Peer
 from conduit import run as module
 from conduit.__main__ import main
 from conduit.errors import TakeoverError
@@ -49,7 +53,7 @@ def is_socket(number):
 came, comes = os.pipe()
 os.set_blocking(comes, False)
 signal.set_wakeup_fd(comes)
-for number in (1, 2, 3, 10, 12, 15, 28):
+for number in (1, 2, 3, 10, 12, 15, 21, 22, 28):
     signal.signal(number, lambda *_: None)
 def words():
     rest = b""
@@ -314,6 +318,129 @@ def test_a_command_gets_its_sockets_as_from_systemd(bench: Bench, tmp_path: Path
     assert run.end()[0] == 0
 
 
+ENVIRONMENT = """\
+import os, sys
+os.write(1, repr(dict(os.environb)).encode())
+"""
+
+
+def test_a_command_gets_the_environment_as_it_is_and_four_variables_more(bench: Bench) -> None:
+    given = {"discovery.type": "single", "my-setting": "1", "ODD": "caf\udce9", "LC_ALL": "C"}
+    run = bench.run(command=[sys.executable, "-c", ENVIRONMENT], environment=given)
+    assert run.process.stdout is not None
+    got = ast.literal_eval(run.process.stdout.read())
+    assert run.end()[0] == 1
+    before = {**os.environ, **given}
+    names = {"LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"}
+    # Python itself sets it in the C locale (PEP 538).
+    after = {os.fsdecode(name): os.fsdecode(value) for name, value in got.items()}
+    assert set(after) - {"LC_CTYPE"} == (set(before) | names) - {"LC_CTYPE"}
+    assert all(after[name] == before[name] for name in set(before) - names)
+
+
+def test_a_command_that_is_no_program_says_so(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "program").write_text("nonsense")
+    (tmp_path / "program").chmod(0o755)
+    run = bench.run(command=[str(tmp_path / "program")])
+    assert "Exec format error" in run.await_line("Exec")
+    assert run.end()[0] == 126
+
+
+OTHER_USER = """\
+import os, socket, time
+os.setgid(65534), os.setuid(65534)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+time.sleep(1000)
+"""
+
+
+@needs_root
+def test_a_command_that_has_changed_its_user_says_that_it_is_ready(bench: Bench) -> None:
+    run = bench.run(command=[sys.executable, "-c", OTHER_USER])
+    run.await_line("serves")
+    run.process.terminate()
+    assert run.end()[0] == 128 + signal.SIGTERM
+
+
+def test_only_a_process_of_the_command_or_of_this_user_speaks_for_it() -> None:
+    me, stranger = os.getpid(), os.geteuid() + 12345
+    assert module._speaks_for(None, 1 << 22)
+    assert module._speaks_for(Peer(me, os.geteuid(), 0), 1 << 22)
+    assert module._speaks_for(Peer(me, stranger, 0), os.getpgid(0))
+    assert module._speaks_for(Peer(me, stranger, 0), os.getppid())
+    assert not module._speaks_for(Peer(me, stranger, 0), 1 << 22)
+    assert not module._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
+
+
+def test_what_a_command_says_at_length_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
+    with module._Notices() as notices:
+        with Conduit.connect(notices.path, type=socket.SOCK_DGRAM) as link:
+            link.transfer(data=b"STATUS=" + bytes(10_000))
+            link.transfer(memory(), data=b"READY=1")
+        assert notices.take(os.getpid())
+        assert not notices.take(os.getpid())
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_no_pid_is_told_that_means_nothing() -> None:
+    def follows(pid: int) -> tuple[str, str]:
+        old: Any = SimpleNamespace(predecessor=Peer(pid, 0, 0), dropped=())
+        return module._whom_it_follows(old), module._who_serves(old)
+
+    assert follows(5) == (", taken over from pid 5", "; the old one (pid 5) goes on serving")
+    assert follows(0) == (", taken over", "; the old one goes on serving")
+
+
+def children(pid: int) -> set[int]:
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def test_a_guard_that_is_killed_is_replaced(bench: Bench) -> None:
+    run, command = bench.serve()
+    pid = command.start["pid"]
+    [guard] = children(run.process.pid) - {pid}
+    os.kill(guard, signal.SIGKILL)
+    await_that(lambda: len(children(run.process.pid) - {pid, guard}) == 1)
+    run.process.kill()
+    await_gone(pid)
+
+
+WRITER = """\
+import os, socket, sys
+print("starting", flush=True)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+sys.stdin.read()
+"""
+
+
+def test_a_terminal_that_stops_who_writes_from_the_background_stops_nobody(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = os.openpty()
+    settings = termios.tcgetattr(theirs)
+    settings[3] |= termios.TOSTOP
+    termios.tcsetattr(theirs, termios.TCSANOW, settings)
+    words = ["run", "--control", str(tmp_path / "c"), "--listen", str(tmp_path / "s"), "--"]
+    # Where it has no terminal, it becomes the leader of this one's session.
+    leader = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    leader += "os.execv(sys.argv[1], sys.argv[1:])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", leader, sys.executable, "-P", "-m", "conduit", *words,
+         sys.executable, "-c", WRITER],
+        stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    while b"serves" not in said:
+        said += os.read(ours, 4096)
+    process.terminate()
+    process.wait(GENEROUS)
+    os.close(ours)
+    assert b"starting" in said
+
+
 def test_a_command_starts_with_default_signals(bench: Bench, tmp_path: Path) -> None:
     code, _ = bench.run(command=["/bin/sh", "-c", f"cat /proc/self/status >{tmp_path}/x"]).end()
     assert code == 1
@@ -364,6 +491,8 @@ def test_a_signal_that_ended_it_is_in_the_exit_code(bench: Bench, number: int) -
         signal.SIGQUIT,
         signal.SIGUSR1,
         signal.SIGUSR2,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
         signal.SIGWINCH,
     ],
 )
@@ -375,6 +504,21 @@ def test_a_signal_reaches_the_command(bench: Bench, number: int) -> None:
     assert command.hear() == {"signal": number}
     command.tell(3)
     assert run.end()[0] == 3
+
+
+def test_what_it_was_started_with_blocked_reaches_the_command(bench: Bench) -> None:
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGCHLD})
+    try:
+        run = bench.run()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    command = bench.command()
+    command.tell("ready")
+    run.await_line("serves")
+    run.process.terminate()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
+    assert run.end()[0] == 0
 
 
 def test_an_ignored_signal_stays_ignored(bench: Bench) -> None:
@@ -631,9 +775,9 @@ def test_a_command_that_cannot_be_guarded_does_not_run_on(
 ) -> None:
     commands: list[int] = []
 
-    def spawn_one(shell: str, *args: Any, **kwargs: Any) -> int:
-        # As if /bin/sh had just been removed.
-        pid = spawn(f"{tmp_path}/sh" if commands else shell, *args, **kwargs)
+    def spawn_one(python: str, *args: Any, **kwargs: Any) -> int:
+        # As if this Python had just been removed.
+        pid = spawn(f"{tmp_path}/python" if commands else python, *args, **kwargs)
         commands.append(pid)
         return pid
 
@@ -675,7 +819,7 @@ def test_a_directory_too_deep_for_a_socket_is_an_error_and_left_empty(
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with pytest.raises(OSError, match="path too long"):
+    with pytest.raises(OSError, match="the path has"):
         module.run(options(tmp_path, "true"))
     assert os.listdir(deep) == []
     assert os.listdir(tmp_path) == [deep.name]
@@ -762,11 +906,11 @@ def test_send_says_why_it_cannot(tmp_path: Path, words: list[str]) -> None:
     assert words[-1 if words[-1] == "no-such-file" else 0] in said.stderr
 
 
-def receiving(path: Path, *command: str) -> subprocess.Popen[bytes]:
+def receiving(path: Path, *command: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[bytes]:
     """Start `conduit receive`, and wait until it listens."""
     words = [sys.executable, "-P", "-m", "conduit", "receive", str(path)]
     words += ["--", *command] if command else []
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE)
     # The path is there a moment before the socket listens (SO_ACCEPTCON among its flags).
     await_that(
         lambda: any(
@@ -792,6 +936,61 @@ def test_receive_copies_what_arrives(tmp_path: Path) -> None:
     assert process.communicate(timeout=GENEROUS) == (content, b"")
     assert process.returncode == 0
     assert not (tmp_path / "s").exists()
+
+
+def test_receive_writes_all_to_a_pipe_that_does_not_block(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "file").write_bytes(content)
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    process = receiving(tmp_path / "s", stdout=into)
+    os.close(into)
+    assert conduit_says("send", str(tmp_path / "s"), str(tmp_path / "file")).returncode == 0
+    with open(out, "rb") as file:
+        # It cannot go on before this reads.
+        wait_until_process_polls(process.pid)
+        assert file.read() == content
+    assert process.communicate(timeout=GENEROUS)[1] == b""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["pipe", "fifo", "socket"])
+def test_a_command_that_receive_becomes_may_wait_for_its_input(tmp_path: Path, kind: str) -> None:
+    process = receiving(tmp_path / "s", "cat")
+    other: socket.socket | None = None
+    if kind == "pipe":
+        out, into = os.pipe()
+    elif kind == "fifo":
+        os.mkfifo(tmp_path / "fifo")
+        out = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        into = os.open(tmp_path / "fifo", os.O_WRONLY)
+    else:
+        sock, other = socket.socketpair()
+        out, into = sock.detach(), other.detach()
+    os.set_blocking(out, False)
+    mine = os.dup(out)
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        if kind == "socket":
+            # It has no path by which to be opened anew.
+            os.write(into, b"late")
+        link.transfer_fd(out)
+    if kind != "socket":
+        wait_until_asleep_in(process.pid, "cat")
+        os.write(into, b"late")
+    os.close(into)
+    said = process.communicate(timeout=GENEROUS)
+    assert said[0] == b"late"
+    assert not os.get_blocking(mine)
+    os.close(mine)
+
+
+def wait_until_asleep_in(pid: int, program: str) -> None:
+    """Return once a process has become a program, and waits."""
+    asleep = 0
+    while asleep < 200:
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        asleep = asleep + 1 if name.endswith(f"({program}") and rest.split()[0] == "S" else 0
+        os.sched_yield()
 
 
 def test_receive_waits_for_a_descriptor_that_does_not_block(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_an_example_of_the_readme_runs(code: str) -> None:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) == 7
+    assert len(readme_examples()) == 8
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,22 @@ def test_a_received_connection_goes_straight_into_the_loop(name: str, lines: int
     done = run_python((EXAMPLES / f"{name}.py").read_text())
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("b'hello\\n'") == lines
+
+
+def test_the_broker_gives_what_is_allowed_and_nothing_else() -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", EXAMPLES / "broker.py"],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    read, bound, not_opened, not_bound = done.stdout.splitlines()
+    assert read.endswith("for those who are given it")
+    assert int(bound.rpartition(" ")[2])
+    assert "shadow is not in" in not_opened
+    assert "port 22 is not allowed" in not_bound
 
 
 @pytest.mark.parametrize(

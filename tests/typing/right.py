@@ -1,13 +1,15 @@
 """A user's program, which is only type-checked: every precise type is asserted."""
 
 import io
+import pickle
 import socket
 from typing import IO, Any, BinaryIO, assert_type
 
 import conduit
 import conduit.multiprocessing
-from conduit import Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
-from conduit.aio import AsyncConduit, AsyncReader
+from conduit import Channel, Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
+from conduit.channel import close_descriptors
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -184,6 +186,36 @@ def errors(link: Conduit) -> None:
 
 assert_type(conduit.MAX_FDS, int)
 version: str = conduit.__version__
+
+
+def channels(link: Conduit, sock: socket.socket) -> None:
+    Channel(link, max_size=1000, max_fds=3)
+    Channel(link, dumps=pickle.dumps, loads=pickle.loads)
+    with Channel(link) as channel:
+        assert_type(channel, Channel)
+        assert_type(channel.conduit, Conduit)
+        assert_type(channel.fileno(), int)
+        assert_type(channel.closed, bool)
+        channel.send({"sock": sock}, keep=True)
+        assert_type(channel.receive(), Any)
+        with channel.receiving() as obj:
+            assert_type(obj, Any)
+            close_descriptors(obj)
+        for each in channel:
+            assert_type(each, Any)
+
+
+async def async_channels(link: AsyncConduit, sock: socket.socket) -> None:
+    AsyncChannel(Conduit(3), dumps=pickle.dumps, loads=pickle.loads, max_size=1, max_fds=1)
+    async with AsyncChannel(link) as channel:
+        assert_type(channel, AsyncChannel)
+        assert_type(channel.conduit, AsyncConduit)
+        await channel.send([sock], keep=True)
+        assert_type(await channel.receive(), Any)
+        async with channel.receiving() as obj:
+            assert_type(obj, Any)
+        async for each in channel:
+            assert_type(each, Any)
 
 
 def in_multiprocessing() -> None:

@@ -1,10 +1,11 @@
 """A wrong program, which is only type-checked: every checker finds each `# error`, and no more."""
 
 import io
+import json
 import socket
 
-from conduit import Conduit, Listener, Reader, multiprocessing, systemd
-from conduit.aio import AsyncConduit, AsyncReader
+from conduit import Channel, Conduit, Listener, Reader, multiprocessing, systemd
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -67,6 +68,18 @@ def results(link: Conduit) -> None:
     link.receive_file("r").write(b"bytes")  # error
     link.receive_fd().close()  # error
     print(text, reader)
+
+
+def channels(link: Conduit, sock: socket.socket) -> None:
+    Channel(sock)  # error
+    Channel(link, 1000)  # error
+    Channel(link, dumps=json.dumps, loads=json.loads)  # error
+    AsyncChannel(link, max_size="1")  # error
+    with Channel(link) as channel:
+        channel.send()  # error
+        channel.send(sock, True)  # error
+        channel.receive(1)  # error
+        channel.conduit = link  # error
 
 
 def in_multiprocessing() -> None:

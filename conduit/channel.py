@@ -1,0 +1,475 @@
+"""Objects with descriptors in them, there and back: for protocols of one's own.
+
+`codec` makes bytes and a list of descriptors of an object, `wire` makes frames of those, and a
+`Conduit` moves them. None but this file knows all three, and only the last does input or output.
+
+**Sending** needs no lock: a message is one frame, which the conduit sends whole and in its turn; of
+a message of several frames each has its number, and others may stand between them. Such a message
+is shared frame by frame, and its items are closed once the last has left, so that what fails
+leaves everything open. The peer is then told to close what it has: at once if the socket has room,
+else ahead of the next message.
+
+**Receiving** is done by one thread at a time, since the bytes of a stream come in an order. It has
+the lock while it waits in the conduit, which ends that at the deadline or when it is closed. What
+has come of a message stays in the `Assembler`, and whichever call ends it returns it. An RLock,
+since a signal handler that receives on the channel it interrupted would wait for itself: it is
+told so instead. Decoding, which runs code of others, is done without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import select
+import socket
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+from conduit._conduit import Conduit, Descriptor, Message, Send
+from conduit._syscalls import MAX_FDS, monotonic, socket_options
+from conduit.codec import Codec, JsonCodec
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    from_errno,
+    from_handler,
+    prefix_message,
+)
+from conduit.objects import prepare
+from conduit.wire import (
+    HEADER_SIZE,
+    MAX_PACKET,
+    Assembler,
+    abandonment,
+    close_fds,
+    message_frame,
+    sealed,
+    split,
+)
+
+MAX_SIZE = 16 * 1024 * 1024
+"""The most bytes of a message, unless a channel is told otherwise."""
+
+_STRIDE = 8
+"""How often one call receives before it lets others have their turn."""
+
+_SLICE = 0.05
+"""Seconds after which a wait looks whether the conduit was closed."""
+
+
+def close_descriptors(obj: Any) -> None:
+    """Close every `Descriptor` in an object, as `Channel.receive` returns it, that is still open.
+
+    It looks into dicts, lists and tuples. Raises, at the end, as `Message.close`.
+    """
+    found: list[Descriptor] = []
+    rest, seen = [obj], set()
+    while rest:
+        each = rest.pop()
+        if isinstance(each, Descriptor):
+            found.append(each)
+        elif isinstance(each, dict | list | tuple) and id(each) not in seen:
+            seen.add(id(each))
+            rest.extend(each.values() if isinstance(each, dict) else each)
+    Message(b"", found).close()
+
+
+class Channel:
+    """Sends and receives objects with descriptors in them, over a `Conduit` of its own.
+
+    Channel(conduit) speaks JSON. ``dumps`` and ``loads`` make it speak anything else: a function
+    from an object to bytes, and one back, as those of msgspec and msgpack. ``max_size`` is the most
+    bytes and ``max_fds`` the most descriptors of one message, sent or received; what is longer is
+    refused before there is memory for it.
+
+    An object is made of dicts, lists and what the codec knows. Tuples arrive as lists, and
+    dataclasses as dicts of their fields. Files, sockets, Descriptors and whatever else has a
+    ``fileno()`` may stand anywhere in them, and arrive as a `Descriptor` each.
+
+    On ``SOCK_SEQPACKET`` a message is a packet. It may have any number of descriptors, and be
+    longer than a packet. The peer may be any program that speaks the format of docs/channel.md.
+
+    The conduit is the channel's from then on, to use and to close; its ``timeout`` holds for `send`
+    and `receive`. Several threads may call either. `ValueError` for a conduit of datagrams, which
+    has no end and may have many senders, and for an impossible limit.
+    """
+
+    def __init__(
+        self,
+        conduit: Conduit,
+        *,
+        dumps: Callable[[Any], bytes] | None = None,
+        loads: Callable[[bytes], Any] | None = None,
+        max_size: int = MAX_SIZE,
+        max_fds: int = 4 * MAX_FDS,
+    ) -> None:
+        if not isinstance(conduit, Conduit):
+            raise TypeError(
+                f"a Channel is made over a Conduit, not a {type(conduit).__name__}; for a socket, "
+                "use Channel(Conduit.from_conn(sock))"
+            )
+        self._codec: Codec | JsonCodec = JsonCodec()
+        if dumps is not None and loads is not None:
+            self._codec = Codec(dumps, loads)
+        elif dumps is not loads:
+            raise TypeError(
+                "a codec is two functions, dumps and loads: give both, or none for JSON"
+            )
+        if not 1 <= max_size < 1 << 32:
+            raise ValueError(
+                f"max_size must be at least 1 byte and less than 4 GiB, not {max_size}"
+            )
+        if max_fds < 0:
+            raise ValueError(f"max_fds must be at least 0, not {max_fds}")
+        kind = socket_options(conduit.fileno())[1]
+        if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+            raise ValueError(f"{conduit!r} is of datagrams; a Channel needs a stream or SEQPACKET")
+        self._conduit = conduit
+        self._what = conduit._handle
+        self._receive_one = conduit.receive
+        self._max_size = max_size
+        self._max_fds = max_fds
+        self._packets = kind == socket.SOCK_SEQPACKET
+        # What makes a message of one frame.
+        self._one_size = min(max_size, MAX_PACKET - HEADER_SIZE) if self._packets else max_size
+        self._one_count = min(max_fds, MAX_FDS)
+        # Frames that tell the peer of messages that were given up; they go ahead of the next one.
+        self._owed: set[bytes] = set()
+        self._assembler = Assembler(stream=not self._packets, max_size=max_size, max_fds=max_fds)
+        self._renew_lock()
+        _channels.add(self)
+
+    def _renew_lock(self) -> None:
+        """Make a lock; a new one in a forked child, where a thread that had it is not."""
+        self._lock = threading.RLock()
+        # As `threading.Condition` asks it.
+        self._is_mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"<conduit.Channel over {self._conduit!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def conduit(self) -> Conduit:
+        """What it sends and receives on: for its ``timeout``, ``peer`` and ``name``."""
+        return self._conduit
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._conduit.closed
+
+    def fileno(self) -> int:
+        """Return the number of the socket, to wait for; nothing is received ahead of it."""
+        return self._conduit.fileno()
+
+    def close(self) -> None:
+        """Close the conduit, which ends the calls of other threads, and what came of a message."""
+        try:
+            self._conduit.close()
+        finally:
+            # A call that a signal handler interrupted to close it here is in the middle of that.
+            if not self._is_mine():
+                with self._lock:
+                    self._assembler.clear()
+
+    def send(self, obj: Any, *, keep: bool = False) -> None:
+        """Send an object, and move the descriptors in it, or share them with ``keep``.
+
+        What stands in it twice is sent twice and closed once. On success, all are closed here, as
+        by `Conduit.transfer`.
+
+        Raises `Error`, with everything open and the caller's, as `Conduit.transfer`; also
+        ``BAD_CTRL_MESG`` for a message beyond ``max_size`` or ``max_fds``. `ValueError` for an
+        object that nests too deep or holds itself, and what ``dumps`` raises (for JSON, `TypeError`
+        for what it does not know), before anything is sent.
+        """
+        body, items = self._codec.encode(obj)
+        if self._fits(body, items):
+            try:
+                return self._conduit.transfer(
+                    *items, data=message_frame(body, len(items)), keep=keep
+                )
+            except Error as exc:
+                # A body for which the socket is too small, though it is no longer than a packet may
+                # be, goes in a file.
+                if exc.errno != errno.EMSGSIZE or exc.sent:
+                    raise
+        with Parts(self, body, items, keep) as parts:
+            for some, data in parts:
+                self._conduit.transfer(*some, data=data, keep=True)
+        return None
+
+    def receive(self) -> Any:
+        """Receive an object, with a `Descriptor` of the caller's in each place of one.
+
+        Raises `Error` as `Conduit.receive`. ``BAD_CTRL_MESG``, with all closed that came with it:
+        for a message that does not decode, is beyond ``max_size`` or ``max_fds``, or does not have
+        the descriptors that it says. The next one can be received then; only a stream may be out of
+        step, if the peer does not speak the format, and says so from then on. `PeerClosedError` at
+        the end, also in the middle of a message.
+
+        What has come of a message when this is interrupted, by a deadline or a signal handler,
+        stays for the next call.
+        """
+        return self._receive_with_fds()[0]
+
+    @contextmanager
+    def receiving(self) -> Iterator[Any]:
+        """Receive an object as `receive` does, and close at the end what was not taken out of it.
+
+        That is each of its Descriptors that is still open then: not made into a file or a socket,
+        moved, or detached.
+        """
+        obj, fds = self._receive_with_fds()
+        with Message(b"", fds):
+            yield obj
+
+    def __iter__(self) -> Iterator[Any]:
+        """Receive objects until the peer closes; raises if it does in the middle of one."""
+        while True:
+            try:
+                obj = self.receive()
+            except PeerClosedError as exc:
+                if exc.__cause__ is not None:
+                    raise
+                return
+            yield obj
+
+    def _fits(self, body: bytes, items: Sequence[Any]) -> bool:
+        """Whether a message is sent in one frame."""
+        return len(body) <= self._one_size and len(items) <= self._one_count and not self._owed
+
+    def _receive_with_fds(self) -> tuple[Any, tuple[Descriptor, ...]]:
+        timeout = self._conduit.timeout
+        deadline = monotonic() + timeout if timeout else None
+        while (found := self._advance(timeout, deadline)) is None:
+            pass
+        return self._decode(*found)
+
+    def _decode(
+        self, body: bytes, fds: tuple[Descriptor, ...]
+    ) -> tuple[Any, tuple[Descriptor, ...]]:
+        """Return an object and its descriptors."""
+        try:
+            return self._codec.decode(body, fds), fds
+        except BaseException as exc:
+            close_fds(fds)
+            if from_handler(exc):
+                raise
+            raise Error(
+                f"{self._what!r}: a message does not decode (all closed): {exc}",
+                ErrType.BAD_CTRL_MESG,
+            ) from exc
+
+    def _advance(
+        self, timeout: float | None = None, deadline: float | None = None
+    ) -> tuple[bytes, tuple[Descriptor, ...]] | None:
+        """Receive a message, or some of it: then None. Waits if the conduit does."""
+        if self._is_mine():
+            raise from_errno(
+                errno.EDEADLK,
+                ErrType.FAILED_TRANSFER,
+                f"{self._what!r}: receiving",
+                "this thread is receiving on it already, and was interrupted by a signal handler "
+                "or the like, for which it cannot wait",
+            )
+        assembler = self._assembler
+        pieces = assembler.pieces
+        with self._lock:
+            for _ in range(_STRIDE):
+                if pieces:
+                    try:
+                        found = assembler.take()
+                    except Error as exc:
+                        prefix_message(exc, f"{self._what!r}: receiving")
+                        raise
+                    if found is not None:
+                        return found
+                if deadline is not None and timeout is not None:
+                    self._wait(timeout, deadline)
+                try:
+                    if assembler.broken:
+                        raise self._out_of_step()
+                    # One call, of C alone: no signal handler can run while what came is nobody's.
+                    pieces.extend(map(self._receive_one, (assembler.wanted,)))
+                except PeerClosedError as exc:
+                    if assembler.unfinished:
+                        raise self._cut_off() from exc
+                    raise
+                except Error as exc:
+                    if exc.type is ErrType.BAD_CTRL_MESG and not self._packets:
+                        # Its bytes are lost.
+                        assembler.break_off("descriptors did not arrive whole")
+                    raise
+        return None
+
+    def _out_of_step(self) -> Error:
+        return Error(
+            f"{self._what!r}: receiving: the stream is out of step, since this came before: "
+            f"{self._assembler.broken}; close it and connect anew",
+            ErrType.FAILED_TRANSFER,
+        )
+
+    def _cut_off(self) -> PeerClosedError:
+        self._assembler.clear()
+        return PeerClosedError(
+            f"{self._what!r}: receiving: the peer closed its end in the middle of a message (all "
+            "closed)",
+            ErrType.FAILED_TRANSFER,
+        )
+
+    def _wait(self, timeout: float, deadline: float) -> None:
+        """Wait until something comes, in a call that has waited before.
+
+        The first time, the conduit does. It would count its timeout anew.
+        """
+        left = deadline - monotonic()
+        if timeout - left < min(0.001, timeout / 100):
+            return
+        poll = select.poll()
+        poll.register(self._what.enter(), select.POLLIN)
+        try:
+            # That it was closed is for the conduit to say.
+            while not self._what.is_closed and not poll.poll(max(0.0, min(left, _SLICE)) * 1000):
+                left = deadline - monotonic()
+                if left <= 0:
+                    raise from_errno(
+                        errno.ETIMEDOUT,
+                        ErrType.FAILED_TRANSFER,
+                        f"{self._what!r}: receiving",
+                        "no whole message has come",
+                    )
+        finally:
+            self._what.leave()
+
+
+class Parts:
+    """A message that needs more than one frame, or a file for its body.
+
+    Iterating gives the frames to send, each with what to attach and to share. Leaving the block
+    closes the items, or, after a failure, tells the peer to close what it has of them.
+    """
+
+    def __init__(self, channel: Channel, body: bytes, items: Sequence[Any], keep: bool) -> None:
+        self._channel = channel
+        self._body = body
+        self._items = items
+        self._keep = keep
+        # No other of this process, or of one that it forked and that has the socket too.
+        self._number = int.from_bytes(os.urandom(8), "little") or 1
+        self._file: io.FileIO | None = None
+        self._begun = False
+
+    def __enter__(self) -> Self:
+        channel, size, count = self._channel, len(self._body), len(self._items)
+        what = f"{channel._what!r}: sending"
+        for much, most, kind in (
+            (size, channel._max_size, "bytes"),
+            (count, channel._max_fds, "descriptors"),
+        ):
+            if much > most:
+                raise Error(
+                    f"{what}: the message has {much} {kind}, and at most {most} are allowed",
+                    ErrType.BAD_CTRL_MESG,
+                )
+        if not self._keep:
+            # All that refuses to be moved does so here: frame by frame, it is only shared.
+            for item in self._items:
+                if not isinstance(item, Descriptor):
+                    prepare(item, False)
+        if channel._packets:
+            try:
+                self._file = sealed(self._body)
+            except OSError as exc:
+                if from_handler(exc):
+                    raise
+                raise Error(
+                    f"{what}: a packet is too small for the message, and there is no file for it: "
+                    f"{exc}",
+                    ErrType.FAILED_TRANSFER,
+                    exc.errno,
+                ) from exc
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Sequence[Any], bytes]]:
+        owed = self._channel._owed
+        for frame in owed.copy():
+            yield (), frame
+            owed.discard(frame)
+        frames = split(self._body, self._items, self._number, self._file)
+        self._begun = len(frames) > 1
+        yield from frames
+        self._begun = False
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+        if exc is not None:
+            if self._begun:
+                self._abandon()
+        elif not self._keep:
+            self._close_items()
+
+    def _abandon(self) -> None:
+        """Tell the peer that no more will come: now if the socket has room, else later."""
+        channel = self._channel
+        frame = abandonment(self._number)
+        channel._owed.add(frame)
+        with suppress(Error):
+            send = Send(channel._conduit, (), frame, True)
+            if send.step():
+                send.cancel()
+            else:
+                channel._owed.discard(frame)
+
+    def _close_items(self) -> None:
+        failure: BaseException | None = None
+        for item in self._items:
+            try:
+                item.close()
+            except BaseException as exc:
+                if failure is None or from_handler(exc):
+                    failure = exc
+        if failure is None:
+            return
+        if from_handler(failure):
+            raise failure
+        raise Error(
+            f"{self._channel._what!r}: the message was sent, but not all in it was closed here: "
+            f"{failure}",
+            ErrType.FAILED_CLOSE,
+            failure.errno if isinstance(failure, OSError) else None,
+        ) from failure
+
+
+_channels: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    for channel in _channels:
+        channel._renew_lock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)

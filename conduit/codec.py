@@ -1,0 +1,247 @@
+"""Objects with descriptors in them, as bytes and a list: the body of a `Channel`'s message.
+
+In the bytes, a map with the one key ``$fd`` stands for a descriptor, and its value is the place of
+that in the list. A map of the program's own that has just one key, ``$fd`` with any number of
+dollars, gets one dollar more on the way, so that every object arrives as it was.
+
+`Codec` does this for any pair of functions, by a walk over the object. `JsonCodec` lets the
+encoder and the decoder of `json` find the places instead, which takes a fraction of that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from conduit._conduit import Descriptor
+from conduit.errors import from_handler
+
+MARK = "$fd"
+
+_SCALARS = frozenset([str, int, float, bool, type(None), bytes])
+
+
+def fields_of(obj: object) -> dict[str, Any] | None:
+    """Return the fields of an instance of a dataclass by name; None for any other object."""
+    if not hasattr(type(obj), "__dataclass_fields__"):
+        return None
+    # Here, since it takes long to import, and is there if there is such a class.
+    import dataclasses
+
+    return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
+
+
+def is_mark(key: object) -> bool:
+    """Whether a key is the mark of a descriptor, or one that was escaped."""
+    return isinstance(key, str) and key.endswith(MARK) and not key[: -len(MARK)].strip("$")
+
+
+def marked(obj: Any, items: list[Any]) -> Any:
+    """Return a copy of an object with a mark for whatever has a descriptor, which is appended."""
+    if type(obj) in _SCALARS:
+        return obj
+    if isinstance(obj, dict):
+        copy = {key: marked(value, items) for key, value in obj.items()}
+        if len(copy) == 1:
+            [(key, value)] = copy.items()
+            if is_mark(key):
+                return {f"${key}": value}
+        return copy
+    if isinstance(obj, list | tuple):
+        return [marked(value, items) for value in obj]
+    if hasattr(obj, "fileno"):
+        items.append(obj)
+        return {MARK: len(items) - 1}
+    fields = fields_of(obj)
+    return obj if fields is None else marked(fields, items)
+
+
+def take(left: list[Descriptor | None], index: object) -> Descriptor:
+    """Return the descriptor that a mark stands for, and leave None in its place.
+
+    Raises:
+        ValueError: there is none, or it was taken.
+    """
+    if type(index) is int and 0 <= index < len(left):
+        fd, left[index] = left[index], None
+        if fd is not None:
+            return fd
+    raise ValueError(
+        f"{index!r} is the place of none of its {len(left)} descriptors, or of one twice"
+    )
+
+
+def check_all_taken(left: list[Descriptor | None]) -> None:
+    """Check that each descriptor had its place, once all that have one were taken."""
+    unused = len(left) - left.count(None)
+    if unused:
+        raise ValueError(f"{unused} of its {len(left)} descriptors have no place in it")
+
+
+def unmarked(obj: Any, left: list[Descriptor | None]) -> Any:
+    """Return a decoded object with descriptors for marks; it may be changed for that."""
+    if isinstance(obj, dict):
+        if len(obj) == 1:
+            [(key, value)] = obj.items()
+            if key == MARK:
+                return take(left, value)
+            if is_mark(key):
+                return {key[1:]: unmarked(value, left)}
+        for key, value in obj.items():
+            if type(value) not in _SCALARS:
+                obj[key] = unmarked(value, left)
+    elif isinstance(obj, list):
+        for index, value in enumerate(obj):
+            if type(value) not in _SCALARS:
+                obj[index] = unmarked(value, left)
+    elif isinstance(obj, tuple):
+        return tuple([unmarked(value, left) for value in obj])
+    return obj
+
+
+def encode(obj: Any, dumps: Callable[[Any], bytes]) -> tuple[bytes, list[Any]]:
+    """Return an object as bytes, and what has a descriptor in it.
+
+    Raises:
+        ValueError: the object nests too deep, or holds itself.
+        TypeError: what ``dumps`` returns is not bytes.
+        Exception: what ``dumps`` raises.
+    """
+    items: list[Any] = []
+    try:
+        copy = marked(obj, items)
+    except RecursionError as exc:
+        raise _too_deep(exc) from None
+    body = dumps(copy)
+    if not isinstance(body, bytes | bytearray | memoryview):
+        raise TypeError(f"dumps() must return bytes, not {type(body).__name__}")
+    return bytes(body), items
+
+
+class Codec:
+    """The codec of two functions: an object to bytes, and back."""
+
+    def __init__(self, dumps: Callable[[Any], bytes], loads: Callable[[bytes], Any]) -> None:
+        self._dumps = dumps
+        self._loads = loads
+
+    def encode(self, obj: Any) -> tuple[bytes, list[Any]]:
+        """Return an object as bytes, and what has a descriptor in it; see `encode`."""
+        return encode(obj, self._dumps)
+
+    def decode(self, body: bytes, fds: tuple[Descriptor, ...]) -> Any:
+        """Return the object that bytes stand for, with its descriptors in their places.
+
+        Raises:
+            Exception: what ``loads`` raises; `ValueError` if a descriptor has no place, or two, or
+                a place no descriptor. The descriptors are all the caller's, then.
+        """
+        left: list[Descriptor | None] = [*fds]
+        obj = unmarked(self._loads(body), left)
+        check_all_taken(left)
+        return obj
+
+
+class JsonCodec:
+    """JSON: RFC 8259, in UTF-8, without NaN and infinities. See `Codec`."""
+
+    def __init__(self) -> None:
+        # To make one takes longer than to use it, and each is used by one call at a time: a list
+        # gives an object to one thread only, and to a signal handler another.
+        self._encoders: list[_Encoder] = []
+        self._decoders: list[_Decoder] = []
+
+    def encode(self, obj: Any) -> tuple[bytes, list[Any]]:
+        """Return an object as bytes, and what has a descriptor in it."""
+        try:
+            encoder = self._encoders.pop()
+        except IndexError:
+            encoder = _Encoder()
+        items: list[Any] = []
+        encoder.items = items
+        try:
+            text = encoder.encode(obj)
+        except RecursionError as exc:
+            raise _too_deep(exc) from None
+        encoder.items = []
+        self._encoders.append(encoder)
+        # Keys that end so are marks, unless the object has such keys itself.
+        if text.count('$fd":') != len(items):
+            return encode(obj, _Encoder().dumps)
+        return text.encode(), items
+
+    def decode(self, body: bytes, fds: tuple[Descriptor, ...]) -> Any:
+        """Return the object that bytes stand for, with its descriptors in their places."""
+        text = str(body, "utf-8").strip(" \t\r\n")
+        try:
+            decoder = self._decoders.pop()
+        except IndexError:
+            decoder = _Decoder()
+        left: list[Descriptor | None] = [*fds]
+        decoder.left = left
+        obj, end = decoder.decode(text)
+        decoder.left = []
+        self._decoders.append(decoder)
+        if end != len(text):
+            raise ValueError(f"what begins with character {end} is more than one object")
+        if left:
+            check_all_taken(left)
+        return obj
+
+
+class _Encoder:
+    """An encoder of JSON that collects what has a descriptor."""
+
+    def __init__(self) -> None:
+        self.items: list[Any] = []
+        self.encode = json.JSONEncoder(
+            separators=(",", ":"), allow_nan=False, default=self._default
+        ).encode
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return an object as bytes, in which no descriptor is left."""
+        return self.encode(obj).encode()
+
+    def _default(self, obj: Any) -> Any:
+        if hasattr(obj, "fileno"):
+            items = self.items
+            items.append(obj)
+            return {MARK: len(items) - 1}
+        fields = fields_of(obj)
+        if fields is None:
+            raise TypeError(f"Object of type {type(obj).__name__} is not JSON serializable")
+        return fields
+
+
+class _Decoder:
+    """A decoder of JSON that puts descriptors in their places."""
+
+    def __init__(self) -> None:
+        self.left: list[Descriptor | None] = []
+        self.decode = json.JSONDecoder(
+            object_pairs_hook=self._map, parse_constant=_refuse_constant
+        ).raw_decode
+
+    def _map(self, pairs: list[tuple[str, Any]]) -> Any:
+        if len(pairs) == 1:
+            key, value = pairs[0]
+            if key == MARK:
+                return take(self.left, value)
+            if is_mark(key):
+                return {key[1:]: value}
+        result = dict(pairs)
+        # The value that is dropped might hold a descriptor.
+        if len(result) != len(pairs):
+            raise ValueError("a name stands twice in an object")
+        return result
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _too_deep(exc: RecursionError) -> Exception:
+    if from_handler(exc):
+        return exc
+    return ValueError("the object nests too deep, or holds itself")

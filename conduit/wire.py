@@ -1,0 +1,384 @@
+"""The frames that a `Channel` sends and receives: the format of docs/channel.md, without a socket.
+
+A message is one frame, a header and a body, with the descriptors of the message attached. Two
+things do not fit in one:
+
+- More descriptors than the system carries at once travel ahead, in frames of their own that have
+  the number of their message. Frames of several senders may so stand between each other, and no
+  sender has to keep others away while it sends several.
+- A body too long for a packet lies in a sealed file in memory, the first descriptor attached.
+
+`Assembler` is the receiving end. It is fed what was received, and nobody else: on a stream never
+more than the bytes it wants, so that bytes and descriptors of the next frame stay in the socket.
+
+**Signal handlers** may raise between any two lines here. What has come is in ``pieces`` until its
+frame is complete, and every change to that is one step: an append, a slice, a clear. `take` reads
+everything anew from there, so that one that was interrupted is just called again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from conduit._conduit import Descriptor, Message
+from conduit._syscalls import MAX_FDS
+from conduit.errors import Error, ErrType, from_handler
+
+VERSION = 1
+
+MESSAGE = 1
+"""A frame that ends a message: its body, and its last descriptors."""
+
+FDS = 2
+"""A frame of descriptors of a message whose end is still to come."""
+
+ABANDON = 3
+"""A frame that says that a message will have no end."""
+
+_MAY_IGNORE_KIND = 0x80
+"""Kinds from here on are skipped by who does not know them."""
+
+IN_FILE = 0x01
+"""Flag of a MESSAGE: the body is in the first descriptor attached, and not behind the header."""
+
+_MAY_IGNORE_FLAGS = 0xF0
+"""Flags that need not be known."""
+
+MAX_PACKET = 65536
+"""The most bytes of a frame in a packet. A longer body travels in a file."""
+
+_PIECE = 1 << 18
+"""The most bytes to ask for at once, for which there must be room."""
+
+_HEADER = struct.Struct("<IBBHIIQ")
+HEADER_SIZE = _HEADER.size
+_START = int.from_bytes(b"\xfdC" + bytes([VERSION, HEADER_SIZE]), "little")
+"""The first four bytes of a header: magic, version, and the size of the header."""
+
+_SEALS = 0
+if hasattr(fcntl, "F_SEAL_WRITE"):  # pragma: no branch - macOS has none
+    _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+"""Seals without which a file could change, or end early, while it is read."""
+
+
+def frame(
+    kind: int, count: int, total: int, body: bytes = b"", *, number: int = 0, in_file: int = 0
+) -> bytes:
+    """Return the bytes of a frame.
+
+    Args:
+        kind: MESSAGE, FDS or ABANDON.
+        count: how many descriptors are attached.
+        total: how many the whole message has; the file of the body is none of them.
+        body: the body, unless it is in a file.
+        number: which message it belongs to; 0 for one that has no other frame.
+        in_file: how many bytes of body are in the first descriptor attached, or 0.
+    """
+    flags = IN_FILE if in_file else 0
+    return _HEADER.pack(_START, kind, flags, count, total, in_file or len(body), number) + body
+
+
+def message_frame(body: bytes, count: int) -> bytes:
+    """Return a message as one frame, to which all of its descriptors are attached."""
+    return _HEADER.pack(_START, MESSAGE, 0, count, count, len(body), 0) + body
+
+
+def split(
+    body: bytes, items: Sequence[Any], number: int, file: io.FileIO | None
+) -> list[tuple[Sequence[Any], bytes]]:
+    """Return the frames of a message, each with the items to be attached to it.
+
+    Args:
+        body: the body.
+        items: whatever has a descriptor, as many as the message has.
+        number: 64 bits, not all 0, that no other message under way has.
+        file: a sealed file with the body, if it travels in one.
+    """
+    frames: list[tuple[Sequence[Any], bytes]] = []
+    total, begin = len(items), 0
+    room = MAX_FDS if file is None else MAX_FDS - 1
+    while total - begin > room:
+        some = items[begin : begin + MAX_FDS]
+        begin += len(some)
+        frames.append((some, frame(FDS, len(some), total, number=number)))
+    last = items[begin:]
+    if file is None:
+        frames.append((last, frame(MESSAGE, len(last), total, body, number=number)))
+    else:
+        in_file = len(body)
+        last = [file, *last]
+        frames.append((last, frame(MESSAGE, len(last), total, number=number, in_file=in_file)))
+    return frames
+
+
+def abandonment(number: int) -> bytes:
+    """Return the frame that says that a message will have no end."""
+    return frame(ABANDON, 0, 0, number=number)
+
+
+def sealed(body: bytes) -> io.FileIO:
+    """Return a file in memory that holds a body, and never changes again.
+
+    Raises:
+        OSError: there is no room for it, or no such files on this system.
+    """
+    if not _SEALS:  # pragma: no cover - macOS, which has no packets either
+        raise OSError(f"a message of {len(body)} bytes is too long for a packet")
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    # One call, of C alone: no signal handler can run while the number is nobody's.
+    file = next(map(io.FileIO, map(os.memfd_create, ("conduit-channel",), (flags,)), ("r+",)))
+    try:
+        left = memoryview(body)
+        while left:
+            left = left[file.write(left) :]
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def unsealed(file: Descriptor, size: int) -> bytes:
+    """Return the body that is in a file, which stays open.
+
+    Raises:
+        Error: ``BAD_CTRL_MESG``, unless it is a sealed file in memory of just that size: any other
+            could change while it is read, end early, or let the reader wait for ever.
+    """
+    fd = file.fileno()
+    try:
+        # Before all else: fstat() of a file that a peer serves (FUSE) may never return.
+        seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS) if _SEALS else 0
+        if seals & _SEALS != _SEALS or os.fstat(fd).st_size != size:
+            raise _bad(f"a body of {size} bytes was not in a sealed file of that size")
+        parts: list[bytes] = []
+        while size:
+            parts.append(os.pread(fd, size, sum([len(part) for part in parts])))
+            size -= len(parts[-1])
+        return b"".join(parts)
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise _bad(f"the file with the body cannot be read: {exc}") from exc
+
+
+def close_fds(fds: Sequence[Descriptor]) -> None:
+    """Close descriptors of which nobody wants to know whether that went well."""
+    with suppress(Error):
+        Message(b"", fds).close()
+
+
+def _bad(why: str) -> Error:
+    return Error(f"{why} (all closed)", ErrType.BAD_CTRL_MESG)
+
+
+class Assembler:
+    """Makes messages of what is received, a frame at a time.
+
+    What was received is appended to ``pieces``; on a stream, at most as many bytes as ``wanted``.
+    Then `take` says whether that ended a message.
+
+    Attributes:
+        pieces: what has come of a frame that is not complete.
+        wanted: how many bytes to receive at most.
+        broken: why nothing can be received any more, since a stream is out of step; or "".
+    """
+
+    def __init__(self, *, stream: bool, max_size: int, max_fds: int) -> None:
+        self.pieces: list[Message] = []
+        self.broken: str = ""
+        self._stream = stream
+        self._max_size = max_size
+        self._max_fds = max_fds
+        self.wanted: int = HEADER_SIZE if stream else MAX_PACKET
+        # Of messages whose end is to come, by number: what came with each frame.
+        self._ahead: dict[int, tuple[tuple[Descriptor, ...], ...]] = {}
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something has come of a message that is not complete."""
+        return bool(self.pieces or self._ahead)
+
+    def clear(self) -> None:
+        """Forget what has come of messages that are not complete, and close it."""
+        fds = [fd for piece in self.pieces for fd in piece.fds]
+        fds += [fd for parts in self._ahead.values() for part in parts for fd in part]
+        try:
+            if self._stream:
+                self.wanted = HEADER_SIZE
+            self.pieces.clear()
+            self._ahead.clear()
+        finally:
+            close_fds(fds)
+
+    def break_off(self, why: str) -> None:
+        """Receive nothing any more: a stream is out of step."""
+        self.broken = why
+        self.clear()
+
+    def take(self) -> tuple[bytes, tuple[Descriptor, ...]] | None:
+        """Return the body and the descriptors of a message, or None if there is more to come.
+
+        Raises:
+            Error: ``BAD_CTRL_MESG``: what came is no frame, or its message is not whole, or beyond
+                the limits. All that came of it is closed.
+        """
+        pieces = self.pieces
+        data = pieces[0].data
+        if len(data) < HEADER_SIZE:
+            if not self._stream:
+                raise self._no_frame(f"{len(data)} bytes are no message of a Channel")
+            pieces[:] = [_joined(pieces)]
+            data = pieces[0].data
+            if len(data) < HEADER_SIZE:
+                self.wanted = HEADER_SIZE - len(data)
+                return None
+        start, kind, flags, count, total, length, number = _HEADER.unpack_from(data)
+        header_size = HEADER_SIZE if start == _START else self._header_size(data)
+        if length > self._max_size:
+            raise self._no_frame(
+                f"a message of {length} bytes is longer than the {self._max_size} of max_size"
+            )
+        size = header_size if flags & IN_FILE else header_size + length
+        if len(data) == size:
+            body = data[header_size:]
+        elif not self._stream:
+            raise self._no_frame(f"{len(data)} bytes came, but {size} were announced")
+        else:
+            have = len(data)
+            if len(pieces) > 1:
+                have = sum([len(piece.data) for piece in pieces])
+            if have < size:
+                if len(pieces) > 1 or len(pieces[0].fds) > count:
+                    self._check_count(count, whole=False)
+                    self._compact()
+                self.wanted = min(size - have, _PIECE)
+                return None
+            if len(pieces) == 2 and len(data) == header_size:
+                body = pieces[1].data
+            else:
+                body = b"".join([piece.data for piece in pieces])[header_size:]
+        fds = pieces[0].fds
+        if len(pieces) > 1 and any(piece.fds for piece in pieces[1:]):
+            # Still these very objects if a signal handler has this done again.
+            pieces[:] = [_joined(pieces)]
+            fds = pieces[0].fds
+        if self._stream:
+            self.wanted = HEADER_SIZE
+        if len(fds) != count:
+            self._check_count(count, whole=True)
+        if kind == MESSAGE:
+            try:
+                pieces.clear()
+            finally:
+                parts = self._ahead.pop(number, ()) if self._ahead else ()
+            if flags or parts or total != count or total > self._max_fds:
+                return self._composed(flags, total, length, body, parts, fds)
+            return body, fds
+        if kind == FDS and number:
+            self._store(fds, total, number)
+        elif kind == ABANDON:
+            parts = self._ahead.pop(number, ())
+            close_fds([*fds, *[fd for part in parts for fd in part]])
+        elif kind < _MAY_IGNORE_KIND:
+            raise self._no_frame(f"a frame of unknown form (kind {kind}, number {number})")
+        else:
+            close_fds(fds)
+        pieces.clear()
+        return None
+
+    def _composed(
+        self,
+        flags: int,
+        total: int,
+        length: int,
+        body: bytes,
+        parts: tuple[tuple[Descriptor, ...], ...],
+        last: tuple[Descriptor, ...],
+    ) -> tuple[bytes, tuple[Descriptor, ...]]:
+        """Return a message of which descriptors came ahead, or the body in a file."""
+        fds = (*[fd for part in parts for fd in part], *last)
+        in_file = flags & IN_FILE
+        try:
+            if flags & ~(IN_FILE | _MAY_IGNORE_FLAGS):
+                raise _bad(f"a message has unknown flags ({flags:#x})")
+            if total > self._max_fds:
+                raise _bad(
+                    f"a message has {total} descriptors, more than the {self._max_fds} of max_fds"
+                )
+            if len(fds) - in_file != total or len(last) < in_file:
+                raise _bad(
+                    f"a message of {total} descriptors came with {len(fds) - in_file}: it is "
+                    "false, or too many were sent ahead of the end of messages (max_fds)"
+                )
+            if not in_file:
+                return body, fds
+            body = unsealed(last[0], length)
+        except BaseException:
+            close_fds(fds)
+            raise
+        close_fds(last[:1])
+        return body, (*[fd for part in parts for fd in part], *last[1:])
+
+    def _store(self, fds: tuple[Descriptor, ...], total: int, number: int) -> None:
+        """Keep what came ahead of the end of a message; if that is too much, none of it.
+
+        The end of the message tells, as an error, so that there is only one.
+        """
+        parts = self._ahead.get(number, ())
+        if not fds or (parts and parts[-1] is fds):
+            return
+        held = sum([len(part) for each in self._ahead.values() for part in each])
+        if total <= self._max_fds and held + len(fds) <= self._max_fds:
+            self._ahead[number] = (*parts, fds)
+        else:
+            self._ahead.pop(number, None)
+            close_fds([*fds, *[fd for part in parts for fd in part]])
+
+    def _header_size(self, data: bytes) -> int:
+        """Return the size of a header that is not of this very version, if it can be read."""
+        if data[:2] != _START.to_bytes(4, "little")[:2]:
+            raise self._no_frame("what came is no message of a Channel")
+        if data[2] != VERSION:
+            raise self._no_frame(
+                f"the peer speaks version {data[2]} of the format, and this is version {VERSION}"
+            )
+        if data[3] < HEADER_SIZE:
+            raise self._no_frame(f"a header of {data[3]} bytes is too short")
+        return data[3]
+
+    def _check_count(self, count: int, *, whole: bool) -> None:
+        """Check that a frame has as many descriptors as it says, or no more so far."""
+        came = sum([len(each.fds) for each in self.pieces])
+        if came > count or (whole and came < count):
+            raise self._no_frame(f"{came} descriptors came, but {count} were announced")
+
+    def _no_frame(self, why: str) -> Error:
+        """Return the error for what is no frame, once it is closed; a stream is out of step."""
+        if self._stream:
+            self.break_off(why)
+        else:
+            fds = self.pieces[0].fds
+            try:
+                self.pieces.clear()
+            finally:
+                close_fds(fds)
+        return _bad(why)
+
+    def _compact(self) -> None:
+        """Keep the pieces few, however small they come, and copy each byte seldom."""
+        pieces = self.pieces
+        while len(pieces) > 8 and len(pieces[-1].data) * 2 >= len(pieces[-2].data):
+            pieces[-2:] = [_joined(pieces[-2:])]
+
+
+def _joined(pieces: Sequence[Message]) -> Message:
+    return Message(
+        b"".join([each.data for each in pieces]), [fd for each in pieces for fd in each.fds]
+    )
