@@ -39,10 +39,11 @@ from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
 import conduit
 from conduit import systemd
-from conduit import takeover as module
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
-from conduit.takeover import Takeover
+from conduit.takeover import Takeover, protocol, sockets, succession
+from conduit.takeover import takeover as module
+from conduit.takeover.protocol import VERSIONS
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +137,7 @@ def running(start: Callable[[], Server], path: str) -> Server:
     server = start()
     assert server.call("enter", path, timeout=GENEROUS) is None
     server.call("listen", "http", "127.0.0.1", 0)
+    server.call("offer", "state")
     assert server.call("ready") == []
     return server
 
@@ -146,6 +148,7 @@ class Talk:
     def __init__(self, link: conduit.Conduit) -> None:
         self.link = link
         self.link.timeout = GENEROUS
+        self.channel = conduit.Channel(link)
 
     @classmethod
     def to(cls, path: str) -> Talk:
@@ -157,14 +160,16 @@ class Talk:
     def __exit__(self, *exc_info: object) -> None:
         self.link.close()
 
-    def say(self, kind: str, *items: Any, **fields: Any) -> None:
-        data = json.dumps({"kind": kind, **fields}).encode() + b"\n"
-        self.link.transfer(*items, data=data, keep=True)
+    def say(self, kind: str, **fields: Any) -> None:
+        self.channel.send({"kind": kind, **fields}, keep=True)
+
+    def hello(self, *versions: Any) -> None:
+        self.say("hello", versions=versions or VERSIONS)
 
     def hear(self) -> dict[str, Any]:
-        with self.link.receive() as message:
-            heard: dict[str, Any] = json.loads(message.data.partition(b"\n")[0])
-            return heard
+        """Receive a message, and close what is in it."""
+        with self.channel.receiving() as heard:
+            return dict(heard)
 
     def hear_all_until(self, kind: str) -> None:
         while self.hear()["kind"] != kind:
@@ -827,12 +832,13 @@ def test_what_a_newer_predecessor_adds_is_ignored(path: str) -> None:
         entering = Call(Takeover, path)
         with Talk(control.accept(GENEROUS)) as talk, socket.create_server(("127.0.0.1", 0)) as sock:
             assert talk.hear()["kind"] == "hello"
-            talk.say("hint", sock, of="something")
+            talk.say("hint", of=sock)
+            talk.say("welcome", version=1, since=3)
             row = {"name": "http", "tls": {"alpn": ["h2"]}}
-            talk.say("sockets", sock, sockets=[row], more=True)
-            talk.say("items", sock, items=[row])
-            talk.say("items", sock, items=[row])
-            talk.say("control", control, since=3)
+            talk.say("sockets", sockets=[{**row, "socket": sock}], more=sock)
+            for _ in range(2):
+                talk.say("items", items=[{**row, "fd": sock}])
+            talk.say("control", socket=control, since=3)
             with entering.result() as successor:
                 assert successor.names == ("http",)
                 with successor.listen("127.0.0.1", 0, name="http") as kept:
@@ -891,13 +897,13 @@ def test_an_address_that_a_drained_server_still_has_is_tried_again(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = threading.Event()
-    resolve = module._resolve
+    resolve = sockets.resolve
 
     def resolve_and_tell(*args: Any) -> Any:
         tried.set()
         return resolve(*args)
 
-    monkeypatch.setattr(module, "_resolve", resolve_and_tell)
+    monkeypatch.setattr(sockets, "resolve", resolve_and_tell)
     with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
         old.ready()
         with Takeover(path) as new:
@@ -912,7 +918,7 @@ def test_an_address_that_a_drained_server_still_has_is_tried_again(
 def test_an_address_that_stays_taken_is_an_error_in_the_end(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GREETING", 0.15)
+    monkeypatch.setattr(protocol, "GREETING", 0.15)
     with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
         old.ready()
         with Takeover(path) as new, pytest.raises(conduit.Error, match="already in use"):
@@ -951,44 +957,46 @@ def free(path: str) -> None:
     """Return once no takeover is under way any more."""
     while True:
         with Talk.to(path) as talk:
-            talk.say("hello", version=0)
+            talk.hello(0)
             reason = talk.hear()["reason"]
             if "under way" not in reason:
                 return
 
 
 def test_another_version_of_the_protocol_is_refused(running: Server, path: str) -> None:
-    for version in (0, 2, None, "1", [1]):
+    for versions in ([], [0, 2], None, 1, "1", [[1]], {"1": 1}):
         with Talk.to(path) as talk:
-            talk.say("hello", version=version)
+            talk.say("hello", versions=versions)
             answer = talk.hear()
             assert answer["kind"] == "refused"
             assert "speaks version 1 of the protocol" in answer["reason"]
+            assert (answer["version"], answer["versions"]) == (1, [1])
+            assert answer["pid"] == running.pid
+    with Talk.to(path) as talk:
+        talk.say("hello", versions=[1, 2], features=["x"])
+        assert talk.hear() == {"kind": "welcome", "version": 1, "pid": running.pid}
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\0",
-        b"\n",
-        b"\xff\xfe\n",
-        b"null\n",
-        b"[]\n",
-        b'"kind"\n',
-        b"{}\n",
-        b'{"kind": "ready"}\n',
-        b'{"kind": ["hello"]}\n',
-        b'{"kind": "hello"}\n',
-        b"{" * 1000,
-        pytest.param(b"[" * 100_000, id="deep"),
-    ],
-)
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\n", b"{" * 1000])
 def test_garbage_is_refused_and_harms_nothing(
     start: Callable[[], Server], running: Server, path: str, garbage: bytes
 ) -> None:
     with Talk.to(path) as talk, open(os.devnull) as extra:
         talk.link.transfer(extra, data=garbage, keep=True)
+        assert talk.hear()["kind"] == "refused"
+        with pytest.raises(conduit.PeerClosedError):
+            talk.hear()
+    take_over(start(), path)
+
+
+@pytest.mark.parametrize(
+    "garbage", [None, [], "kind", {}, {"kind": "ready"}, {"kind": ["hello"]}, {"kind": "hello"}]
+)
+def test_a_message_that_means_nothing_is_refused_and_harms_nothing(
+    start: Callable[[], Server], running: Server, path: str, garbage: Any
+) -> None:
+    with Talk.to(path) as talk:
+        talk.channel.send(garbage)
         assert talk.hear()["kind"] == "refused"
         with pytest.raises(conduit.PeerClosedError):
             talk.hear()
@@ -1028,14 +1036,14 @@ def test_who_comes_when_there_is_no_room_is_answered_once_there_is(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
-    monkeypatch.setattr(module._log, "warning", lambda text, exc: warnings.put(str(exc)))
+    monkeypatch.setattr(succession.log, "warning", lambda text, exc: warnings.put(str(exc)))
     with Takeover(path) as takeover, socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
         takeover.ready()
         with room_for(0):
             sock.connect(path)
             assert "RLIMIT_NOFILE" in warnings.get(timeout=GENEROUS)
         with Talk(conduit.Conduit.from_conn(sock)) as talk:
-            talk.say("hello", version=0)
+            talk.hello(0)
             assert talk.hear()["kind"] == "refused"
 
 
@@ -1063,8 +1071,8 @@ def test_one_that_has_handed_over_sends_nobody_away(path: str) -> None:
         old.ready()
         with Takeover(path) as new:
             new.ready()
-            talk.say("hello", version=module.VERSION)
             with pytest.raises(conduit.PeerClosedError):
+                talk.hello()
                 talk.hear()
 
 
@@ -1209,7 +1217,7 @@ def test_the_place_of_who_was_faster_to_listen_and_to_end_is_free(
 def test_a_name_at_which_somebody_never_listens_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GREETING", 0.05)
+    monkeypatch.setattr(protocol, "GREETING", 0.05)
     with socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
         sock.bind(f"\0{tmp_path}")
         with pytest.raises(conduit.Error, match="listening at") as caught:
@@ -1222,9 +1230,12 @@ def test_a_name_at_which_somebody_never_listens_is_an_error(
 STEPS_OF_A_SUCCESSOR: list[tuple[str, str, str]] = [
     ("before", "send", "hello"),
     ("after", "send", "hello"),
+    ("after", "receive", "welcome"),
     ("after", "receive", "sockets"),
     ("after", "receive", "state"),
     ("after", "receive", "control"),
+    ("before", "send", "received"),
+    ("after", "send", "received"),
     ("before", "send", "ready"),
     ("after", "send", "ready"),
     ("after", "receive", "confirmed"),
@@ -1264,20 +1275,33 @@ def test_a_successor_killed_after_its_last_word_has_taken_over(
     assert running.call("wait", GENEROUS) is True
 
 
-STEPS_BY_HAND = ["connected", "hello", "sockets", "state", "control", "ready", "confirmed"]
+STEPS_BY_HAND = [
+    "connected",
+    "hello",
+    "welcome",
+    "sockets",
+    "state",
+    "control",
+    "received",
+    "ready",
+    "confirmed",
+]
 
 
 def go_to(talk: Talk, step: str) -> None:
     """Speak as a successor up to a step."""
     if step == "connected":
         return
-    talk.say("hello", version=module.VERSION)
+    talk.hello()
     if step == "hello":
         return
-    for kind in ("sockets", "state", "control"):
+    for kind in ("welcome", "sockets", "state", "control"):
         assert talk.hear()["kind"] == kind
         if step == kind:
             return
+    talk.say("received")
+    if step == "received":
+        return
     talk.say("ready")
     if step == "confirmed":
         assert talk.hear()["kind"] == "confirmed"
@@ -1289,15 +1313,18 @@ def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving
     path: str, step: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.offer(b"state")
         old.ready()
         with Talk.to(path) as talk:
             if how == "hangs":
-                monkeypatch.setattr(old, "_timeout", 0.05)
-                monkeypatch.setattr(module, "_GREETING", 0.05)
+                monkeypatch.setattr(old._succession, "timeout", 0.05)
+                monkeypatch.setattr(protocol, "GREETING", 0.05)
             go_to(talk, step)
             if how == "no":
                 talk.say("refused", reason="no")
-            if how == "closes":
+                with contextlib.suppress(conduit.PeerClosedError):
+                    talk.hear_all_until("refused")
+            elif how == "closes":
                 talk.link.close()
             else:
                 talk.hear_all_until("refused")
@@ -1321,7 +1348,7 @@ def test_a_successor_that_reads_nothing_is_given_up_at_the_deadline(path: str) -
         old.offer(bytes(30_000))
         old.ready()
         with Talk.to(path) as talk:
-            talk.say("hello", version=module.VERSION)
+            talk.hello()
             free(path)
         assert not old.wait(0)
 
@@ -1370,8 +1397,10 @@ def about_to_follow(path: str) -> Iterator[tuple[Takeover, Talk]]:
     with conduit.Listener(path, type=SEQPACKET) as control:
         entering = Call(Takeover, path)
         with Talk(control.accept(GENEROUS)) as talk:
-            assert talk.hear() == {"kind": "hello", "version": module.VERSION}
-            talk.say("control", control)
+            assert talk.hear() == {"kind": "hello", "versions": [1], "pid": os.getpid()}
+            talk.say("welcome", version=1)
+            talk.say("control", socket=control)
+            assert talk.hear()["kind"] == "received"
             with entering.result() as successor:
                 yield successor, talk
 
@@ -1396,9 +1425,10 @@ def test_what_a_predecessor_says_after_its_end_is_closed_and_means_nothing(path:
         assert talk.hear()["kind"] == "ready"
         talk.say("confirmed")
         assert talk.hear()["kind"] == "done"
-        talk.say("sockets", into)
-        os.close(into)
+        with open(into, "wb") as file:
+            talk.say("sockets", sockets=[{"name": "x", "socket": file}])
         assert call.result() == ()
+        assert successor.predecessor_line is None
         assert is_at_eof(out)
         assert not successor.wait(0)
 
@@ -1407,7 +1437,7 @@ def test_a_predecessor_that_stops_answering_stays_the_owner(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with about_to_follow(path) as (successor, _):
-        monkeypatch.setattr(module, "_GREETING", 0.05)
+        monkeypatch.setattr(protocol, "GREETING", 0.05)
         with pytest.raises(TakeoverError, match=r"does not hand over: .*deadline passed"):
             successor.ready()
 
@@ -1416,12 +1446,15 @@ def test_a_predecessor_that_stops_answering_stays_the_owner(
 
 STEPS_OF_A_PREDECESSOR: list[tuple[str, str, str]] = [
     ("after", "receive", "hello"),
+    ("after", "send", "welcome"),
     ("after", "send", "sockets"),
     ("after", "send", "state"),
     ("after", "send", "control"),
+    ("after", "receive", "received"),
     ("after", "receive", "ready"),
     ("after", "send", "confirmed"),
     ("after", "receive", "done"),
+    ("after", "send", "over"),
 ]
 
 
@@ -1432,12 +1465,13 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     address = address_of(running)
     found = running.call("identities")["http"]
     successor, third = start(), start()
+    is_early = step[2] in ("hello", "welcome")
     running.call("fail_at", *step)
-    assert successor.call("enter", path) == (None if step[2] == "hello" else running.pid)
-    if step[2] in ("hello", "sockets", "state", "control"):
+    assert successor.call("enter", path) == (None if is_early else running.pid)
+    if step[2] in ("hello", "welcome", "sockets", "state", "control", "received"):
         assert running.process.wait(GENEROUS) == -signal.SIGKILL
     got, name = successor.call("listen", "http", *address)
-    assert (got == found) == (step[2] != "hello")
+    assert (got == found) != is_early
     assert name == address
     assert successor.call("ready") == []
     assert running.process.wait(GENEROUS) == -signal.SIGKILL
@@ -1486,7 +1520,7 @@ def test_a_predecessor_that_ends_the_conversation_before_it_stops_listening_is_d
 def test_a_predecessor_that_never_says_a_word_is_given_up(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GREETING", 0.05)
+    monkeypatch.setattr(protocol, "GREETING", 0.05)
     with conduit.Listener(path, type=SEQPACKET) as control:
         entering = Call(Takeover, path)
         answering = Call(close_each_from, control)
@@ -1502,34 +1536,55 @@ def close_each_from(control: conduit.Listener) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "message"),
+    "message",
     [
-        (0, {"kind": "sockets"}),
-        (0, {"kind": "sockets", "sockets": [{"name": "x"}]}),
-        (2, {"kind": "sockets", "sockets": [{"name": "x"}]}),
-        (1, {"kind": "sockets", "sockets": [{}]}),
-        (1, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (1, {"kind": "sockets", "sockets": [{"name": ["x"]}]}),
-        (1, {"kind": "sockets", "sockets": [{"name": "x"}]}),
-        (0, {"kind": "items", "items": [{"name": "x"}]}),
-        (1, {"kind": "items", "items": [{"name": 1}]}),
-        (0, {"kind": "control"}),
-        (1, {"kind": "control"}),
-        (1, {"kind": "state", "padding": "x" * 100_000}),
-        (0, {"kind": "refused"}),
-        (0, {}),
+        {"kind": "sockets"},
+        {"kind": "sockets", "sockets": {"a": 1}},
+        {"kind": "sockets", "sockets": [{"name": "x"}]},
+        {"kind": "sockets", "sockets": [["x", None, None]]},
+        {"kind": "sockets", "sockets": [{"socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": ["x"], "socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": 5}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "path": 5}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "inode": 7}]},
+        {"kind": "items", "items": [{"name": "x"}]},
+        {"kind": "items", "items": [{"name": 1, "fd": "FD"}]},
+        {"kind": "state"},
+        {"kind": "state", "file": 5},
+        {"kind": "state", "file": "SOCKET", "x": "FD"},
+        {"kind": "control"},
+        {"kind": "control", "socket": "FD"},
+        {"kind": "control", "socket": "SOCKET"},
+        {"kind": "welcome"},
+        {"kind": "confirmed", "x": "FD"},
+        {"kind": "refused"},
+        {},
+        [],
+        None,
+        "x" * (1 << 21),
     ],
+    ids=lambda message: str(message)[:60],
 )
-def test_a_predecessor_that_talks_nonsense_is_an_error(
-    path: str, count: int, message: dict[str, Any]
-) -> None:
-    with conduit.Listener(path, type=SEQPACKET) as control, open(os.devnull) as no_socket:
+def test_a_predecessor_that_talks_nonsense_is_an_error(path: str, message: Any) -> None:
+    def filled(obj: Any) -> Any:
+        if isinstance(obj, dict):
+            return {key: filled(value) for key, value in obj.items()}
+        if isinstance(obj, list):
+            return [filled(value) for value in obj]
+        return {"FD": no_socket, "SOCKET": sock}.get(obj, obj) if isinstance(obj, str) else obj
+
+    with (
+        conduit.Listener(path, type=SEQPACKET) as control,
+        open(os.devnull) as no_socket,
+        socket.create_server(("127.0.0.1", 0)) as sock,
+    ):
         entering = Call(Takeover, path)
         with Talk(control.accept(GENEROUS)) as talk:
             assert talk.hear()["kind"] == "hello"
-            data = json.dumps(message).encode() + b"\n"
-            talk.link.transfer(*[no_socket] * count, data=data, keep=True)
-            with pytest.raises(conduit.Error):
+            talk.say("welcome", version=1)
+            talk.channel.send(filled(message), keep=True)
+            with pytest.raises(TakeoverError):
                 entering.result()
         assert os.path.exists(path)
 
@@ -1538,7 +1593,8 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
     def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
         assert talk.hear()["kind"] == "hello"
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            talk.say("sockets", sock, sockets=[{"name": name}])
+            talk.say("welcome", version=1)
+            talk.say("sockets", sockets=[{"name": name, "socket": sock}])
             return identity(sock)
 
     with conduit.Listener(path, type=SEQPACKET) as control:
@@ -1547,23 +1603,61 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
             say_sockets(talk, "x")
         with Talk(control.accept(GENEROUS)) as talk:
             second = say_sockets(talk, "x")
-            talk.say("control", control)
+            talk.say("control", socket=control)
             with entering.result() as successor:
                 with successor.listen("127.0.0.1", 0, name="x") as sock:
                     assert identity(sock) == second
 
 
-@pytest.mark.parametrize("step", STEPS_BY_HAND[2:])
-def test_a_predecessor_that_closes_in_the_middle_leaves_all_to_the_successor(
-    path: str, step: str
+@pytest.mark.parametrize("step", STEPS_BY_HAND)
+def test_a_predecessor_that_closes_in_the_middle_leaves_all_to_one_that_received_all(
+    path: str, tmp_path: Path, step: str
 ) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"), Talk.to(path) as talk:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix, name="x"), Talk.to(path) as talk:
+        old.offer(b"state")
         old.ready()
         go_to(talk, step)
         old.close()
         with pytest.raises(conduit.PeerClosedError):
             talk.hear_all_until("refused")
-        assert os.path.exists(path)
+        follows = STEPS_BY_HAND.index(step) >= STEPS_BY_HAND.index("received")
+        assert os.path.exists(path) is follows
+        assert os.path.exists(unix) is follows
+
+
+def test_a_successor_that_received_too_little_starts_over_with_what_came(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        gone = stack.enter_context(socket.socket(socket.AF_UNIX))
+        gone.bind(unix)
+        inode = os.stat(unix)
+        os.unlink(unix)
+        control = stack.enter_context(conduit.Listener(path, type=SEQPACKET))
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk:
+            assert talk.hear()["kind"] == "hello"
+            with borrowed(talk.link.fileno()) as sock:
+                sock.shutdown(socket.SHUT_RD)
+            talk.say("welcome", version=1)
+            row = {"name": "u", "path": unix, "inode": [inode.st_dev, inode.st_ino]}
+            rows = [{"name": "t", "socket": tcp}, {**row, "socket": gone}]
+            talk.say("sockets", sockets=rows)
+            talk.say("control", socket=control)
+            control.close()
+        new = stack.enter_context(entering.result())
+        assert new.predecessor is not None
+        with new.listen("127.0.0.1", 0, name="t") as kept, new.listen(unix, name="u") as fresh:
+            assert identity(kept) == identity(tcp)
+            assert identity(fresh) != identity(gone)
+            assert new.ready() == ("u",)
+        assert new.predecessor_line is None
+        with Takeover(path) as third:
+            assert third.ready() == ("t", "u")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_successor_is_the_owner_when_the_predecessor_closes_first(path: str) -> None:
@@ -1637,20 +1731,11 @@ def test_close_does_not_unsay_that_somebody_follows(path: str) -> None:
 def test_one_that_is_closed_while_it_hands_over_is_followed(
     path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real_close, end_conversation = conduit.Listener.close, module._Channel.close
+    real_close = conduit.Listener.close
     closing: list[Call[None]] = []
 
     def close_first(control: conduit.Listener, *, unlink: bool = True) -> None:
         if not closing:
-            talks = list(old._talks)
-
-            def end_when_handed_over(channel: Any) -> None:
-                if threading.current_thread() not in talks:
-                    for talk in talks:
-                        talk.join(GENEROUS)
-                end_conversation(channel)
-
-            monkeypatch.setattr(module._Channel, "close", end_when_handed_over)
             closing.append(Call(old.close))
             while not old.closed:
                 os.sched_yield()
@@ -1666,6 +1751,40 @@ def test_one_that_is_closed_while_it_hands_over_is_followed(
             assert os.path.exists(path)
             monkeypatch.undo()
     assert caplog.messages == []
+
+
+# The line that stays open.
+
+
+def test_a_conduit_between_the_two_is_open_until_the_old_one_closes(path: str) -> None:
+    with Takeover(path) as old:
+        assert old.successor is None
+        assert old.predecessor_line is None
+        old.ready()
+        with Takeover(path) as new:
+            assert new.predecessor_line is None
+            new.ready()
+            assert old.wait(GENEROUS)
+            down, up = old.successor, new.predecessor_line
+            assert down is not None
+            assert up is not None
+            assert (down.timeout, up.timeout) == (None, None)
+            with socket.create_server(("127.0.0.1", 0)) as sock:
+                down.transfer(sock, data=b"here", keep=True)
+                with up.receive() as message:
+                    assert message.data == b"here"
+                    assert message.fds[0].is_same_file(sock)
+            up.transfer(data=b"thanks")
+            assert down.receive().data == b"thanks"
+            with Takeover(path) as third:
+                third.ready()
+                assert new.wait(GENEROUS)
+                assert new.successor is not None
+            old.close()
+            assert down.closed
+            with pytest.raises(conduit.PeerClosedError):
+                up.receive()
+        assert up.closed
 
 
 def test_to_be_ready_a_second_time_does_nothing(path: str) -> None:
@@ -1779,7 +1898,7 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
 
 @pytest.fixture
 def on_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TYPE", socket.SOCK_STREAM)
+    monkeypatch.setattr(module, "TYPE", socket.SOCK_STREAM)
 
 
 @pytest.mark.usefixtures("on_a_stream")
@@ -1970,48 +2089,199 @@ def test_closing_cancelled_by_asyncio_itself_closes(path: str, loop: Loop) -> No
     assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("loop", LOOPS[:2])
-def test_entering_cancelled_by_asyncio_itself_leaves_nothing_behind(path: str, loop: Loop) -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+def test_entering_can_be_cancelled_and_leaves_nothing_behind(path: str, loop: Loop) -> None:
     async def main() -> None:
-        task = asyncio.create_task(enter())
-        link = await to_thread.run_sync(control.accept, GENEROUS)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with Talk(link) as talk:
-            talk.say("control", control)
-            await to_thread.run_sync(hear_the_end, talk)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(enter)
+            with Talk(await to_thread.run_sync(control.accept, GENEROUS)) as talk:
+                await to_thread.run_sync(talk.hear)
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(hear_the_end, talk)
 
     async def enter() -> None:
         async with AsyncTakeover(path):
             raise AssertionError
 
     def hear_the_end(talk: Talk) -> None:
-        talk.hear()
         with pytest.raises(conduit.PeerClosedError):
             talk.hear()
 
     with conduit.Listener(path, type=SEQPACKET) as control:
         run(loop, main)
+    assert no_thread_is_left()
 
 
-@pytest.mark.parametrize("loop", LOOPS[:2])
-def test_entering_that_fails_once_it_was_cancelled_fails_silently(path: str, loop: Loop) -> None:
+def no_thread_is_left() -> bool:
+    """Wait until no thread of a takeover runs any more."""
+    while any("takeover" in thread.name for thread in threading.enumerate()):
+        os.sched_yield()
+    return True
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_listening_can_be_cancelled_and_done_again(
+    path: str, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, undone = threading.Event(), threading.Event(), threading.Event()
+    bind, undo = sockets.bind, Takeover._undo
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        assert may_end.wait(GENEROUS)
+        return bind(*args)
+
+    def undo_and_tell(*args: Any) -> None:
+        undo(*args)
+        undone.set()
+
     async def main() -> None:
-        task = asyncio.create_task(enter())
-        link = await to_thread.run_sync(control.accept, GENEROUS)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with Talk(link) as talk:
-            talk.say("refused", reason="no")
+        async with AsyncTakeover(path) as takeover:
+            for host, port in ((str(tmp_path / "unix"), None), ("127.0.0.1", 0)):
+                for event in (begun, may_end, undone):
+                    event.clear()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(listen, takeover, host, port)
+                    await to_thread.run_sync(begun.wait)
+                    tasks.cancel_scope.cancel()
+                may_end.set()
+                await to_thread.run_sync(undone.wait)
+                assert os.listdir(tmp_path) == [Path(path).name]
+                (await takeover.listen(host, port, name="x")).close()
+                takeover.takeover._undo(takeover_module_opened("x"))
 
-    async def enter() -> None:
-        async with AsyncTakeover(path):
-            raise AssertionError
+    async def listen(takeover: AsyncTakeover, host: str, port: int | None) -> None:
+        await takeover.listen(host, port, name="x")
+        raise AssertionError
 
-    with conduit.Listener(path, type=SEQPACKET) as control:
-        run(loop, main)
+    def takeover_module_opened(name: str) -> Any:
+        return module._Opened(name, socket.socket(), None)
+
+    monkeypatch.setattr(sockets, "bind", slow)
+    monkeypatch.setattr(Takeover, "_undo", undo_and_tell)
+    run(loop, main)
+
+
+def test_what_came_can_be_asked_for_again_when_nobody_got_it(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.ready()
+        with Takeover(path) as new:
+            new._undo(new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0))
+            with new.listen("127.0.0.1", 0, name="x") as kept:
+                assert identity(kept) == identity(sock)
+            assert new.ready() == ()
+        with Takeover(f"{path}2") as other:
+            opened = new._inherited
+            assert not opened.sockets
+            other.ready()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("last", ["ready", "done"])
+def test_ready_can_be_cancelled_until_its_last_word(path: str, loop: Loop, last: str) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            control = stack.enter_context(conduit.Listener(path, type=SEQPACKET))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow)
+                talk = stack.enter_context(Talk(await to_thread.run_sync(control.accept, GENEROUS)))
+                await to_thread.run_sync(speak, control, talk)
+                tasks.cancel_scope.cancel()
+        assert outcome == ["cancelled" if last == "ready" else "owner"]
+
+    def speak(control: conduit.Listener, talk: Talk) -> None:
+        talk.hear()
+        talk.say("welcome", version=1)
+        talk.say("control", socket=control)
+        talk.hear_all_until("ready")
+        if last == "done":
+            talk.say("confirmed")
+            assert talk.hear()["kind"] == "done"
+
+    async def follow() -> None:
+        async with AsyncTakeover(path) as takeover:
+            try:
+                assert await takeover.ready() == ()
+                outcome.append("owner")
+            except anyio.get_cancelled_exc_class():
+                outcome.append("cancelled")
+                raise
+
+    outcome: list[str] = []
+    run(loop, main)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_cancelled_before_it_begins_does_nothing(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await takeover.ready()
+            assert scope.cancelled_caught
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await takeover.listen("127.0.0.1", 0, name="x")
+            assert scope.cancelled_caught
+            (await takeover.listen("127.0.0.1", 0, name="x")).close()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                async with AsyncTakeover(f"{path}2"):
+                    raise AssertionError
+            assert scope.cancelled_caught
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_closing_what_an_async_takeover_is_about_ends_its_waits(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover, anyio.create_task_group() as tasks:
+            await takeover.ready()
+
+            async def wait() -> None:
+                assert await takeover.wait() is False
+
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            takeover.takeover.close()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_waiting_without_room_for_a_descriptor_is_an_error(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            with room_for(0), pytest.raises(conduit.Error, match="waiting: Too many open files"):
+                await takeover.wait()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_async_takeover_hands_over_all_that_a_blocking_one_does(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as old:
+            with socket.create_server(("127.0.0.1", 0)) as made:
+                old.adopt(made, "http")
+                old.keep("made", made)
+                old.offer(lambda: b"state")
+                await old.ready()
+                async with AsyncTakeover(path) as new:
+                    with new.adopt(socket.socket(), "http") as kept:
+                        assert identity(kept) == identity(made)
+                    assert new.names == ("made",)
+                    with new.take("made") or kept as taken:
+                        assert os.fstat(taken.fileno()) == os.fstat(made.fileno())
+                    await new.ready()
+                    assert new.state == b"state"
+                    assert await old.wait()
+
+    run(loop, main)
 
 
 # Addresses
