@@ -403,6 +403,8 @@ def test_a_guard_that_is_killed_is_replaced(bench: Bench) -> None:
     os.kill(guard, signal.SIGKILL)
     await_that(lambda: len(children(run.process.pid) - {pid, guard}) == 1)
     run.process.kill()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
     await_gone(pid)
 
 
