@@ -446,6 +446,8 @@ class Conduit:
         not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
         `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
+    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
+        """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
     def receive_exactly(self, size: int, max_fds: int = ...) -> Message:
         """Receive so many bytes, never one more, and the descriptors that came with them.
 

@@ -1094,6 +1094,21 @@ cdef class Conduit:
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
+        cdef long long deadline = 0
+        return self._message(max_data, max_fds, self._seconds(), &deadline)
+
+    def _receive_by(
+        self, max_data: int, max_fds: int, deadline: float | None = None
+    ) -> Message:
+        """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
+        cdef long long at = 0
+        cdef double seconds = self._seconds()
+        if deadline is not None:
+            at = <long long>(<double>deadline * 1e9)
+        return self._message(max_data, max_fds, seconds, &at)
+
+    cdef Message _message(self, max_data, max_fds, double seconds, long long *deadline):
+        """Receive one message; the deadline is set by the first wait, or was by an earlier one."""
         cdef RecvResult result
         cdef bytes payload
         cdef ssize_t got
@@ -1105,7 +1120,8 @@ cdef class Conduit:
             raise mistakes.not_a_limit(max_data, max_fds)
         payload = PyBytes_FromStringAndSize(NULL, max_data)
         got = self._receive(
-            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result
+            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result,
+            seconds, deadline,
         )
         try:
             message._fds = fds = PyTuple_New(result.count)
@@ -1137,6 +1153,8 @@ cdef class Conduit:
         cdef list early
         cdef Py_ssize_t wanted = index(size), left = 0, count
         cdef Message message
+        cdef double seconds = self._seconds()
+        cdef long long deadline = 0
         if wanted < 0:
             raise ValueError(f"size must be at least 0 bytes, not {size}")
         self._handle.fileno()
@@ -1154,7 +1172,7 @@ cdef class Conduit:
                 if not left:
                     break
                 piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
-                early.append(self.receive(piece, max(max_fds - count, 0)))
+                early.append(self._message(piece, max(max_fds - count, 0), seconds, &deadline))
         except BaseException as exc:
             lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
                 exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0
@@ -1187,18 +1205,18 @@ cdef class Conduit:
         """Receive a plain transfer; the fd is the caller's."""
         cdef char nul = 0
         cdef RecvResult result
-        self._receive(&nul, 1, 1, 1, &result)
+        cdef long long deadline = 0
+        self._receive(&nul, 1, 1, 1, &result, self._seconds(), &deadline)
         return result.fds[0]
 
     cdef ssize_t _receive(
-        self, void *data, size_t size, int least, int most, RecvResult *result
+        self, void *data, size_t size, int least, int most, RecvResult *result, double seconds,
+        long long *deadline,
     ) except -1:
         """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
         cdef bint reset = False
-        cdef double seconds = self._seconds()
-        cdef long long deadline = 0
         cdef int fd = handle.enter()
         try:
             if self.early is not None:
@@ -1221,7 +1239,7 @@ cdef class Conduit:
                     continue
                 if got == -EAGAIN and reset:
                     got = -ECONNRESET
-                handle.retry(got, POLLIN, seconds, &deadline, "receiving")
+                handle.retry(got, POLLIN, seconds, deadline, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:

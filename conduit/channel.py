@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import select
 import socket
 import threading
 import weakref
@@ -58,9 +57,6 @@ MAX_SIZE = 16 * 1024 * 1024
 
 _STRIDE = 8
 """How often one call receives before it lets others have their turn."""
-
-_SLICE = 0.05
-"""Seconds after which a wait looks whether the conduit was closed."""
 
 
 def close_descriptors(obj: Any) -> None:
@@ -132,7 +128,7 @@ class Channel:
             raise ValueError(f"{conduit!r} is of datagrams; a Channel needs a stream or SEQPACKET")
         self._conduit = conduit
         self._what = conduit._handle
-        self._receive_one = conduit.receive
+        self._receive_one = conduit._receive_by
         self._max_size = max_size
         self._max_fds = max_fds
         self._packets = kind == socket.SOCK_SEQPACKET
@@ -259,7 +255,7 @@ class Channel:
     def _receive_with_fds(self) -> tuple[Any, tuple[Descriptor, ...]]:
         timeout = self._conduit.timeout
         deadline = monotonic() + timeout if timeout else None
-        while (found := self._advance(timeout, deadline)) is None:
+        while (found := self._advance(deadline)) is None:
             pass
         return self._decode(*found)
 
@@ -279,7 +275,7 @@ class Channel:
             ) from exc
 
     def _advance(
-        self, timeout: float | None = None, deadline: float | None = None
+        self, deadline: float | None = None
     ) -> tuple[bytes, tuple[Descriptor, ...]] | None:
         """Receive a message, or some of it: then None. Waits if the conduit does."""
         if self._is_mine():
@@ -302,13 +298,13 @@ class Channel:
                         raise
                     if found is not None:
                         return found
-                if deadline is not None and timeout is not None:
-                    self._wait(timeout, deadline)
                 try:
                     if assembler.broken:
                         raise self._out_of_step()
                     # One call, of C alone: no signal handler can run while what came is nobody's.
-                    pieces.extend(map(self._receive_one, (assembler.wanted,)))
+                    pieces.extend(
+                        map(self._receive_one, (assembler.wanted,), (MAX_FDS,), (deadline,))
+                    )
                 except PeerClosedError as exc:
                     if assembler.unfinished:
                         raise self._cut_off() from exc
@@ -334,30 +330,6 @@ class Channel:
             "closed)",
             ErrType.FAILED_TRANSFER,
         )
-
-    def _wait(self, timeout: float, deadline: float) -> None:
-        """Wait until something comes, in a call that has waited before.
-
-        The first time, the conduit does. It would count its timeout anew.
-        """
-        left = deadline - monotonic()
-        if timeout - left < min(0.001, timeout / 100):
-            return
-        poll = select.poll()
-        poll.register(self._what.enter(), select.POLLIN)
-        try:
-            # That it was closed is for the conduit to say.
-            while not self._what.is_closed and not poll.poll(max(0.0, min(left, _SLICE)) * 1000):
-                left = deadline - monotonic()
-                if left <= 0:
-                    raise from_errno(
-                        errno.ETIMEDOUT,
-                        ErrType.FAILED_TRANSFER,
-                        f"{self._what!r}: receiving",
-                        "no whole message has come",
-                    )
-        finally:
-            self._what.leave()
 
 
 class Parts:

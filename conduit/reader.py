@@ -33,8 +33,6 @@ There is no lock. Two threads that read from one `Reader` at a time may get the 
 from __future__ import annotations
 
 import errno
-import math
-import select
 import socket
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -57,9 +55,6 @@ if TYPE_CHECKING:
 
 _CHUNK = 65536
 """The most bytes to receive at once."""
-
-_SLICE = 0.01
-"""Seconds between two looks whether a conduit was closed, while its rest of a timeout passes."""
 
 
 class ReadAhead:
@@ -217,7 +212,7 @@ class Reader:
         if limit < 1:
             raise ValueError(f"limit must be at least 1 byte, not {limit}")
         self._conduit = conduit
-        self._receive: Callable[[int], Message] = conduit.receive
+        self._receive: Callable[[int, int, float | None], Message] = conduit._receive_by
         self._limit = limit
         self._ahead = ReadAhead(limit)
         self._closed = self._gap = False
@@ -332,33 +327,20 @@ class Reader:
         self._closed = True
         self._ahead.discard()
 
-    def _wait_and_receive(self, wanted: int | bytes, deadline: float | None) -> float:
-        """Receive once more in a call that has waited until a deadline, which the first sets."""
-        if deadline is None:
-            # The conduit keeps to it itself, as it does to None and 0 each time.
-            timeout = self._conduit.timeout
-            deadline = monotonic() + timeout if timeout else math.inf
-        elif deadline < math.inf:
-            self._wait(wanted, deadline)
-        self._fetch(wanted)
+    def _wait_and_receive(self, wanted: int | bytes, deadline: float | None) -> float | None:
+        """Receive once more in a call that waits until a deadline, which the first sets."""
+        if deadline is None and (timeout := self._conduit.timeout):
+            deadline = monotonic() + timeout
+        self._fetch(wanted, deadline=deadline)
         return deadline
 
-    def _wait(self, wanted: int | bytes, deadline: float) -> None:
-        """Wait for what is left of a timeout; a receive would take all of it once more."""
-        while True:
-            left = deadline - monotonic()
-            poll = select.poll()
-            poll.register(self._conduit.fileno(), select.POLLIN)
-            if poll.poll(max(0, min(left, _SLICE)) * 1000):
-                return
-            if left <= 0:
-                raise self._error(errno.ETIMEDOUT, f"{self._had(wanted)} came, and are kept")
-
-    def _fetch(self, wanted: int | bytes, came: int | None = None) -> None:
+    def _fetch(
+        self, wanted: int | bytes, came: int | None = None, deadline: float | None = None
+    ) -> None:
         """Receive once, for a call that waits for a size or a delimiter.
 
         ``came`` is how many messages had come when the call looked; if more have since, it is to
-        look again.
+        look again. Without a ``deadline``, the timeout of the conduit holds.
         """
         self._check_open()
         ahead = self._ahead
@@ -384,7 +366,8 @@ class Reader:
                 ErrType.BAD_CTRL_MESG,
             )
         try:
-            ahead.arrived.extend(map(self._receive, (min(room, _CHUNK),)))
+            size = min(room, _CHUNK)
+            ahead.arrived.extend(map(self._receive, (size,), (MAX_FDS,), (deadline,)))
         except WouldBlockError:
             raise  # As it is, and soon: an event loop meets it each time before it waits.
         except Error as exc:

@@ -325,7 +325,7 @@ os.write(1, repr(dict(os.environb)).encode())
 
 
 def test_a_command_gets_the_environment_as_it_is_and_four_variables_more(bench: Bench) -> None:
-    given = {"discovery.type": "single", "my-setting": "1", "ODD": "caf\udce9", "LC_ALL": "C"}
+    given = {"discovery.type": "single", "my-setting": "1", "ODD": "name\udce9", "LC_ALL": "C"}
     run = bench.run(command=[sys.executable, "-c", ENVIRONMENT], environment=given)
     assert run.process.stdout is not None
     got = ast.literal_eval(run.process.stdout.read())
@@ -403,6 +403,8 @@ def test_a_guard_that_is_killed_is_replaced(bench: Bench) -> None:
     os.kill(guard, signal.SIGKILL)
     await_that(lambda: len(children(run.process.pid) - {pid, guard}) == 1)
     run.process.kill()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
     await_gone(pid)
 
 

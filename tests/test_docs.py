@@ -20,6 +20,9 @@ EXAMPLES = [
 ]
 
 
+RUN = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__')"
+
+
 def index() -> dict[str, str]:
     """The last column of each row, by its ID."""
     rows = re.findall(rf"^\| ({ROW}) \|[^|]*\| (.*) \|$", INDEX, re.MULTILINE)
@@ -75,6 +78,8 @@ def test_every_row_is_explained_to_users() -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_each_example_runs_without_a_warning(example: str) -> None:
-    done = run_python(example)
+def test_each_example_runs_without_a_warning(example: str, tmp_path: Path) -> None:
+    # As a file, which a process that is spawned imports.
+    (tmp_path / "example.py").write_text(example)
+    done = run_python(RUN, str(tmp_path / "example.py"))
     assert (done.returncode, done.stderr) == (0, "")

@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 
 import pytest
 from drivers import only_blocking
@@ -110,6 +111,29 @@ def test_what_came_before_the_deadline_is_there_for_the_next_call(ends: Ends) ->
         assert [content(fd.fileno()) for fd in message.fds] == [b"1", b"2"]
     one.transfer(data=b"e")
     assert other.receive().data == b"e"
+
+
+@only_streams
+def test_a_deadline_is_that_of_the_whole_call_however_slowly_a_peer_sends(wired: Wired) -> None:
+    link, peer = wired
+    link.timeout = 0.2
+    ended = threading.Event()
+
+    def drip() -> int:
+        sent = 0
+        while not ended.wait(0.02):
+            peer.sendall(b"x")
+            sent += 1
+        return sent
+
+    dripping = Call(drip)
+    try:
+        with pytest.raises(TimeoutError):
+            link.receive_exactly(1 << 20)
+    finally:
+        ended.set()
+        sent = dripping.result()
+    assert link.receive_exactly(sent).data == b"x" * sent
 
 
 @only_streams

@@ -728,7 +728,9 @@ def test_a_forked_child_has_nothing_of_what_is_on_its_way() -> None:
 
         def child() -> None:
             assert module._shelves == []
-            assert open_descriptors().items() <= before.items()
+            # Where uvloop was used, it makes a pipe anew in each child.
+            new = {what for fd, what in open_descriptors().items() if before.get(fd) != what}
+            assert all(what.startswith("pipe:") for what in new)
             with sent(descriptor) as own:
                 assert own.is_same_file(descriptor), "and can send itself"
             with ForkingPickler.loads(pickled) as arrived:
