@@ -30,10 +30,12 @@ from helpers import (
     PORTABLE,
     Call,
     borrowed,
+    handling,
     is_private,
     needs_descriptors,
     open_descriptors,
     room_for,
+    run_python,
 )
 from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
@@ -1891,6 +1893,373 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
     third.process.wait(GENEROUS)
     with Takeover(path) as fourth:
         assert fourth.predecessor is None
+
+
+# Without a thread: the program's own loop calls step().
+
+
+@contextlib.contextmanager
+def stepping(takeover: Takeover) -> Iterator[None]:
+    """A loop that calls step() whenever there is something to do, until one serves."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not (ended.is_set() or takeover.wait(0)):
+            if select.select([takeover.fileno()], [], [], 0.01)[0]:
+                takeover.step()
+
+    call = Call(loop)
+    try:
+        yield
+    finally:
+        ended.set()
+        call.result()
+
+
+def test_without_a_thread_the_program_answers_successors(path: str) -> None:
+    before = threading.active_count()
+    with Takeover(path, thread=False) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.offer(lambda: b"state")
+        old.step()
+        old.ready()
+        assert threading.active_count() == before
+        assert is_private(old.fileno())
+        assert not readable(old.fileno())
+        with stepping(old), Takeover(path, thread=False) as new:
+            with new.listen("127.0.0.1", 0, name="http") as kept:
+                assert identity(kept) == identity(sock)
+            assert new.ready() == ()
+            assert new.state == b"state"
+            assert readable_soon(old.fileno())
+            assert old.wait(GENEROUS)
+            assert old.successor is not None
+            with stepping(new), Takeover(path) as third:
+                third.ready()
+        old.close()
+        assert old.fileno() == -1
+        old.step()
+    assert threading.active_count() == before
+
+
+def test_without_a_thread_waiting_answers_successors(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        assert old.wait(0.01) is False
+        waiting = Call(old.wait)
+        with Takeover(path) as new:
+            new.ready()
+            assert waiting.result() is True
+
+
+def test_a_step_while_another_is_under_way_does_nothing(path: str) -> None:
+    def allow(peer: conduit.Peer) -> bool:
+        old.step()
+        steps.append(old.wait(0))
+        return True
+
+    steps: list[bool] = []
+    with Takeover(path, thread=False, allow=allow) as old:
+        old.ready()
+        with stepping(old), Takeover(path) as new:
+            new.ready()
+    assert steps == [False]
+
+
+def test_without_a_thread_a_deadline_that_has_passed_is_noticed_by_a_step(path: str) -> None:
+    with Takeover(path, thread=False, timeout=0.05) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            assert talk.hear()["kind"] == "welcome"
+            while old._succession._chosen is not None:
+                old.step()
+            talk.hear_all_until("refused")
+
+
+@needs_descriptors(2500)
+def test_a_step_does_not_wait_for_one_that_reads_nothing(path: str) -> None:
+    with Takeover(path, thread=False) as old, contextlib.ExitStack() as stack:
+        for number in range(1000):
+            stack.enter_context(old.listen(f"@{path}{number}", name=f"{number} {'x' * 250}"))
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            names: list[str] = []
+            while len(names) < 1000:
+                with talk.channel.receiving() as message:
+                    names += [row["name"] for row in message.get("sockets", ())]
+                step_as_long_as_there_is_something_to_do(old)
+            while (kind := talk.hear()["kind"]) != "control":
+                assert kind == "sockets"
+            talk.say("received")
+            step_as_long_as_there_is_something_to_do(old)
+            assert old._succession._chosen is not None
+            assert old._succession._chosen.talk.conversation.received
+
+
+def step_as_long_as_there_is_something_to_do(takeover: Takeover) -> None:
+    while readable(takeover.fileno()):
+        takeover.step()
+
+
+def test_a_program_that_chose_no_thread_forks_without_a_warning(path: str) -> None:
+    code = """
+import os, sys
+from conduit.takeover import Takeover
+with Takeover(sys.argv[1], thread=False) as takeover:
+    takeover.ready()
+    pid = os.fork()
+    if not pid:
+        assert takeover.closed
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.path.exists(sys.argv[1])
+"""
+    done = run_python(code, path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_room_for_a_thread_nothing_is_left_behind(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(conduit.Error, match="no room for the thread") as caught:
+        Takeover(path)
+    assert caught.value.errno == errno.EAGAIN
+    assert not os.path.exists(path)
+    with Takeover(path, thread=False):
+        assert os.path.exists(path)
+
+
+CLOSED_BY_A_HANDLER = """
+import logging, os, signal, socket, sys, tempfile
+from conduit.takeover import Takeover
+
+logging.disable()
+
+THREAD, FROM, TO = sys.argv[1] == "thread", int(sys.argv[2]), int(sys.argv[3])
+
+def attempt(place):
+    # A handler closes the takeover at one line of those that are run; 8 if there are not so many.
+    directory = tempfile.mkdtemp()
+    path = directory + "/control"
+    old = Takeover(path, thread=THREAD)
+    lines = 0
+    done = []
+
+    def trace(frame, event, arg):
+        return look if "takeover" in frame.f_code.co_filename else None
+
+    def look(frame, event, arg):
+        nonlocal lines
+        if event == "line" and not done:
+            lines += 1
+            if lines == place:
+                done.append(place)
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGTERM)
+        return look
+
+    signal.signal(signal.SIGTERM, lambda *_: old.close())
+    signal.alarm(20)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.settrace(trace)
+    try:
+        with old.listen("127.0.0.1", 0, name="x"):
+            old.keep("x", 0)
+            old.ready()
+            if not THREAD:
+                client.connect(path)
+                client.send(b"nonsense")
+            old.wait(0.01)
+            old.step()
+            old.wait(0.01)
+    except OSError:
+        # It is closed, and says so.
+        pass
+    sys.settrace(None)
+    old.close()
+    client.close()
+    left = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)]
+    if os.listdir(directory) or len(left) != BEFORE:
+        print(place, os.listdir(directory), left, BEFORE, flush=True)
+        os._exit(1)
+    os.rmdir(directory)
+    os._exit(0 if done else 8)
+
+BEFORE = len([fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)])
+for place in range(FROM, TO):
+    pid = os.fork()
+    if not pid:
+        attempt(place)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 8:
+        sys.exit(0 if place > 40 else "so few lines")
+    if status:
+        sys.exit(f"closing at line {place} ended with {status}")
+sys.exit("there is no end")
+"""
+
+
+@pytest.mark.parametrize("driver_of_it", ["thread", "step"])
+def test_a_handler_may_close_it_at_any_line(driver_of_it: str) -> None:
+    done = run_python(CLOSED_BY_A_HANDLER, driver_of_it, "1", "2000")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_handlers_exception_in_a_step_stays_itself(path: str) -> None:
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def allow(peer: conduit.Peer) -> bool:
+        signal.raise_signal(signal.SIGUSR1)
+        return True
+
+    def state() -> bytes:
+        signal.raise_signal(signal.SIGUSR1)
+        return b"state"
+
+    with handling(signal.SIGUSR1, interrupt), Takeover(path, thread=False, allow=allow) as old:
+        old.offer(state)
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            with pytest.raises(Interrupt):
+                old.step()
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+        old._succession._allow = lambda peer: True
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("control")
+            talk.say("received")
+            talk.say("ready")
+            with pytest.raises(Interrupt):
+                step_as_long_as_there_is_something_to_do(old)
+        assert not old.wait(0)
+
+
+def test_a_function_of_the_programs_may_close_it(path: str) -> None:
+    def allow(peer: conduit.Peer) -> bool:
+        old.close()
+        return True
+
+    with Takeover(path, allow=allow) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hello()
+                talk.hear()
+    assert no_thread_is_left()
+
+
+def test_closing_does_not_wait_for_a_function_of_the_programs(path: str) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def allow(peer: conduit.Peer) -> bool:
+        asked.set()
+        return may_answer.wait(GENEROUS)
+
+    with Takeover(path, allow=allow) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            assert asked.wait(GENEROUS)
+            old.close()
+            may_answer.set()
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+    assert no_thread_is_left()
+
+
+def test_state_that_is_asked_for_while_it_is_closed_goes_nowhere(path: str) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def state() -> bytes:
+        asked.set()
+        assert may_answer.wait(GENEROUS)
+        return b"state"
+
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            call = Call(new.ready)
+            assert asked.wait(GENEROUS)
+            old.close()
+            may_answer.set()
+            assert call.result() == ()
+            assert not old.wait(0)
+            assert os.path.exists(path)
+    assert no_thread_is_left()
+
+
+def test_an_allow_that_cannot_answer_is_told_in_the_log_and_the_answering_goes_on(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def allow(peer: conduit.Peer) -> bool:
+        return True
+
+    with Takeover(path, allow=allow) as old:  # type: ignore[arg-type]
+        old.ready()
+        for _ in range(2):
+            with Talk.to(path) as talk, pytest.raises(conduit.PeerClosedError):
+                talk.hello()
+                talk.hear()
+    assert "cannot be a coroutine function" in caplog.text
+
+
+@needs_descriptors(600)
+def test_the_oldest_of_many_that_say_nothing_makes_room(path: str) -> None:
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        old.ready()
+        first = stack.enter_context(Talk.to(path))
+        first.hello()
+        assert first.hear()["kind"] == "welcome"
+        silent = [stack.enter_context(Talk.to(path)) for _ in range(200)]
+        with pytest.raises(conduit.PeerClosedError):
+            silent[0].hear()
+        assert len(old._succession._sessions) <= succession._MOST
+        first.hear_all_until("control")
+        first.say("received")
+        first.say("ready")
+        first.hear_all_until("confirmed")
+        first.say("done")
+        first.hear_all_until("over")
+        assert old.wait(GENEROUS)
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import sys, gevent
+from conduit.takeover import Takeover
+
+with Takeover(sys.argv[1]) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+    old.ready()
+    beats = []
+    gevent.spawn(lambda: [beats.append(1) or gevent.sleep(0.01) for _ in range(1000)])
+    with Takeover(sys.argv[1]) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+        assert kept.getsockname() == sock.getsockname()
+        new.ready()
+        assert old.wait(20)
+        assert new.wait(0.1) is False
+    assert len(beats) > 3, beats
+"""
+
+
+def test_with_gevent_the_thread_is_a_greenlet_that_blocks_nobody(path: str) -> None:
+    pytest.importorskip("gevent")
+    done = run_python(GEVENT, path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # The wire where there are no packets: a stream, each message with its length before it.

@@ -122,7 +122,7 @@ def test_a_refusal_has_a_reason_of_some_length_the_versions_and_the_pid() -> Non
     assert len(fields["reason"]) == protocol.LONGEST_REASON
     assert fields["version"] in fields["versions"]
     assert fields["pid"] > 0
-    with pytest.raises(TakeoverError, match="refuses: None$"):
+    with pytest.raises(TakeoverError, match=r"refuses: None$"):
         Conversation(Side.SUCCESSOR).hear({"kind": "refused", "pid": "x"})
 
 
