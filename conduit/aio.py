@@ -6,15 +6,31 @@ coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fai
 
 Nothing here waits inside a system call, and nothing is awaited after one that received: a
 cancelled receive has either not taken the message out of the socket or returned it.
+
+How a call waits
+================
+
+A call that must wait stands in a line, one for each direction of a socket, as a waiter of its loop.
+The first of those who receive has the loop watch the socket, the others wait to be woken by the
+one before; those who send are ordered by the handle, together with threads. Waiters are woken from
+anywhere: by a task, a thread, a signal handler that closes.
+
+anyio has all of that, but not for calls of several loops. Its lock stays taken when a loop ends
+with a task in it, and closing waits for that task for ever; it watches a number that something else
+in the loop has watched already. Here, a waiter whose loop has ended is found as it is woken, and
+what it holds is let go of; and what others may have watched is watched through a duplicate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import errno
 import io
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -28,14 +44,13 @@ except ModuleNotFoundError as _missing:
         "conduit.aio needs anyio: pip install 'net-conduit[async]'", name=_missing.name
     ) from _missing
 from anyio import to_thread
-from anyio.lowlevel import checkpoint
 
 from conduit import mistakes, objects
 from conduit._conduit import PAUSE, QUEUED, Conduit, Descriptor, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.channel import MAX_SIZE, Channel, Parts
-from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError
+from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError, from_handler
 from conduit.listener import REST, SHORTAGES, Listener
 from conduit.peer import Peer
 from conduit.reader import Reader
@@ -63,64 +78,263 @@ _PAUSE = 0.01
 """Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
 
 
+class _AsyncioWaiter:
+    """A call that waits on asyncio or uvloop, and is woken from anywhere.
+
+    That is told once: a call woken while it does not wait does not wait the next time.
+    """
+
+    __slots__ = ("_future", "_woken", "holds", "loop")
+
+    refusals: tuple[type[Exception], ...] = (OSError, RuntimeError)
+    """What the loop raises that does not watch a descriptor: one of a transport, or no room."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+        self._woken = False
+        # What is to be done once it waits no more, by itself or by whom it would keep waiting.
+        self.holds: list[Callable[[], object]] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its loop has ended, and it will never run."""
+        return self.loop.is_closed()
+
+    def wake(self, here: object = None) -> None:
+        """Wake it; at once if ``here`` is its loop. RuntimeError if that has ended."""
+        if here is self.loop:
+            self._wake()
+        else:
+            self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._future is None or self._future.done():
+            self._woken = True
+        else:
+            self._future.set_result(None)
+
+    async def wait(self, fd: int = -1, writing: bool = False) -> None:
+        """Wait until it is woken, or a descriptor may be ready."""
+        if self._woken:
+            self._woken = False
+            return
+        loop, watched = self.loop, fd >= 0
+        self._future = loop.create_future()
+        try:
+            if watched:
+                remove = loop.remove_writer if writing else loop.remove_reader
+
+                def ready() -> None:
+                    # Now, or the loop would find it ready once more before the task runs.
+                    nonlocal watched
+                    watched = False
+                    remove(fd)
+                    self._wake()
+
+                (loop.add_writer if writing else loop.add_reader)(fd, ready)
+            await self._future
+        finally:
+            self._future = None
+            if watched:
+                # A loop that has ended watches nothing.
+                with suppress(RuntimeError):
+                    remove(fd)
+
+
+class _TrioWaiter:
+    """A call that waits on trio; otherwise as `_AsyncioWaiter`."""
+
+    __slots__ = ("_scope", "_trio", "_woken", "holds", "loop", "refusals")
+
+    has_ended = False
+    """Trio ends no loop before its tasks."""
+
+    def __init__(self) -> None:
+        self._trio = trio = sys.modules["trio"]
+        # Another task waits for it, or it was said to be closed.
+        self.refusals = (OSError, trio.BusyResourceError, trio.ClosedResourceError)
+        self.loop = trio.lowlevel.current_trio_token()
+        self._scope: Any = None
+        self._woken = False
+        self.holds: list[Callable[[], object]] = []
+
+    def wake(self, here: object = None) -> None:
+        """Wake it; at once if ``here`` is its loop. RuntimeError if that has ended."""
+        if here is self.loop:
+            self._wake()
+        else:
+            self.loop.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self._scope is None:
+            self._woken = True
+        else:
+            self._scope.cancel()
+
+    async def wait(self, fd: int = -1, writing: bool = False) -> None:
+        """Wait until it is woken, or a descriptor may be ready."""
+        if self._woken:
+            self._woken = False
+            return
+        try:
+            with self._trio.CancelScope() as self._scope:
+                if fd < 0:
+                    await self._trio.sleep_forever()
+                elif writing:
+                    await self._trio.lowlevel.wait_writable(fd)
+                else:
+                    await self._trio.lowlevel.wait_readable(fd)
+        finally:
+            self._scope = None
+
+
+_Waiter = _AsyncioWaiter | _TrioWaiter
+
+
+def _new_waiter() -> _Waiter:
+    return _TrioWaiter() if _runs_on_trio() else _AsyncioWaiter()
+
+
+def _runs_on_trio() -> bool:
+    # Asked first, since trio may be a guest of asyncio.
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+async def _sleep(seconds: float) -> None:
+    """Sleep on the loop that runs. anyio's own may open files at its first call: it imports."""
+    if _runs_on_trio():
+        await sys.modules["trio"].sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+async def checkpoint() -> None:
+    """Let other tasks run."""
+    await _sleep(0)
+
+
+class _Watched:
+    """The descriptor that loops watch for those who wait for a socket.
+
+    It is a handle's own, or a duplicate where the program, or another conduit, may have the same
+    number watched: a loop has one callback for a number, and no way to ask for it.
+    """
+
+    __slots__ = ("_duplicate", "_handle", "shared")
+
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        self._handle = handle
+        self._duplicate: Handle | None = None
+        self.shared = shared
+
+    def handle(self) -> Handle:
+        """Return the handle of it. `Error` (``BAD_CLONE``) if there is no room for a duplicate."""
+        if not self.shared:
+            return self._handle
+        if self._duplicate is None:
+            self._duplicate = Handle.duplicate(self._handle.fileno(), "conduit", "")
+        return self._duplicate
+
+    def close(self) -> None:
+        """Close the duplicate, once nobody waits."""
+        if self._duplicate is not None:
+            self._duplicate.close()
+
+
 class _Direction:
     """The calls of one direction of a socket: when other tasks are due, and how one waits.
 
-    Waiting for the socket is within a call of its handle, so that the descriptor is no other
-    file's before the task that was woken runs.
+    Those that wait stand in ``_waiting`` in the order in which they came. They may be of several
+    loops, of which one may end without them; what such a call holds is let go of for it.
     """
 
-    __slots__ = ("_handle", "_passed", "_queued", "_wait_for")
+    __slots__ = ("_passed", "_waiting", "_watched", "_writing")
 
-    def __init__(self, handle: Handle, wait: Callable[[Any], Awaitable[None]]) -> None:
-        self._handle = handle
-        self._wait_for = wait
-        self._queued = 0
+    def __init__(self, watched: _Watched, writing: bool) -> None:
+        self._watched = watched
+        self._writing = writing
+        self._waiting: deque[_Waiter] = deque()
         self._passed = 0
 
     def free(self) -> bool:
         """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
         self._passed += 1
-        return self._passed < _STRIDE and not self._queued
+        return self._passed < _STRIDE and not self._waiting
 
     async def let_others_run(self) -> bool:
         """Let other tasks run if they are due; whether that was so, and nobody waits since."""
-        if self._passed < _STRIDE or self._queued:
+        if self._passed < _STRIDE or self._waiting:
             return False
         self._passed = 0
         await checkpoint()
-        return not self._queued
+        return not self._waiting
 
-    async def wait(self, sent: int = 0) -> None:
-        """Wait until the socket may be ready; ``sent`` is what has left of a message."""
+    def join(self) -> _Waiter:
+        """Stand in the line of those who wait, until `leave`."""
+        while self._waiting and self._waiting[0].has_ended:
+            self.leave(self._waiting[0])
+        waiter = _new_waiter()
+        self._waiting.append(waiter)
+        return waiter
+
+    def leave(self, waiter: _Waiter) -> None:
+        """Leave the line, with what it holds; nothing if that was done for it."""
+        with suppress(ValueError):
+            self._waiting.remove(waiter)
+        while waiter.holds:
+            waiter.holds.pop()()
+
+    async def wait(self, waiter: _Waiter, sent: int = 0) -> None:
+        """Wait until the socket may be ready; ``sent`` is what has left of a message.
+
+        That is within a call of the handle, so that the descriptor is no other file's before the
+        task that was woken runs.
+        """
         self._passed = 0
-        fd = self._handle.enter()
+        handle = self._watched.handle()
+        fd = handle.enter()
+        waiter.holds.append(handle.leave)
         try:
-            await self._wait_for(fd)
-        except anyio.ClosedResourceError:
+            await waiter.wait(fd, self._writing)
+        except waiter.refusals as exc:
+            if from_handler(exc):
+                raise
             raise Error(
-                f"{self._handle!r}: waiting ended, since it was closed meanwhile",
-                ErrType.NO_FD,
+                f"{handle!r}: cannot wait, since the event loop does not watch its number: {exc}",
+                ErrType.FAILED_TRANSFER,
+                getattr(exc, "errno", None),
                 sent=sent,
-            ) from None
+            ) from exc
         finally:
-            self._handle.leave()
+            # It is no longer there if its loop has ended.
+            if waiter.holds:
+                waiter.holds.pop()()
+
+    def wake_all(self) -> None:
+        """Let the calls that wait find the conduit closed."""
+        for waiter in self._waiting.copy():
+            try:
+                waiter.wake()
+            except RuntimeError:
+                self.leave(waiter)
 
     async def end(self) -> None:
-        """Let the calls that wait end, once the conduit is closed and they are woken."""
+        """Let the calls of this loop end, once the conduit is closed and they are woken."""
         await checkpoint()
-        while self._queued:
+        here = _new_waiter().loop
+        while any(waiter.loop is here for waiter in self._waiting):
             await checkpoint()
 
 
 class _Receiving(_Direction):
     """The calls that receive, or accept: those that wait are served in their order."""
 
-    __slots__ = ("_turn",)
+    __slots__ = ()
 
-    def __init__(self, handle: Handle) -> None:
-        super().__init__(handle, anyio.wait_readable)
-        self._turn = anyio.Lock(fast_acquire=True)
+    def __init__(self, watched: _Watched) -> None:
+        super().__init__(watched, writing=False)
 
     async def call(self, attempt: Callable[[], _T]) -> _T:
         """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
@@ -138,23 +352,36 @@ class _Receiving(_Direction):
                 return attempt()
             except WouldBlockError:
                 pass
-        first = not self._queued
-        self._queued += 1
+        waiter = self.join()
         try:
-            async with self._turn:
-                if self._passed >= _STRIDE:
-                    self._passed = 0
-                    await checkpoint()
-                elif first:
-                    # The caller has just tried in vain.
-                    await self.wait()
-                while True:
-                    try:
-                        return attempt()
-                    except WouldBlockError:
-                        await self.wait()
+            # The first has just tried in vain.
+            tried = self._waiting[0] is waiter
+            while self._waiting[0] is not waiter:
+                await waiter.wait()
+            if self._passed >= _STRIDE:
+                self._passed = 0
+                await checkpoint()
+                tried = False
+            while True:
+                if tried:
+                    await self.wait(waiter)
+                try:
+                    return attempt()
+                except WouldBlockError:
+                    tried = True
         finally:
-            self._queued -= 1
+            first = bool(self._waiting) and self._waiting[0] is waiter
+            self.leave(waiter)
+            if first:
+                self._wake_next(waiter.loop)
+
+    def _wake_next(self, here: object) -> None:
+        while self._waiting:
+            try:
+                return self._waiting[0].wake(here)
+            except RuntimeError:
+                self.leave(self._waiting[0])
+        return None
 
 
 class _Sending(_Direction):
@@ -162,44 +389,26 @@ class _Sending(_Direction):
 
     __slots__ = ()
 
-    def __init__(self, handle: Handle) -> None:
-        super().__init__(handle, anyio.wait_writable)
+    def __init__(self, watched: _Watched) -> None:
+        super().__init__(watched, writing=True)
 
     async def finish(self, send: Send) -> None:
         """Send the message, or what has not left of it."""
-        self._queued += 1
-        turn: anyio.Event | None = None
-        wake: Callable[[], object] | None = None
+        waiter = self.join()
+        waiter.holds.append(send.cancel)
         try:
             if self._passed >= _STRIDE:
                 self._passed = 0
                 await checkpoint()
-            while events := send.step(wake):
+            while events := send.step(waiter.wake):
                 if events == PAUSE:
-                    await anyio.sleep(_PAUSE)
-                elif events != QUEUED:
-                    await self.wait(send.sent)
-                elif turn is None:
-                    turn, wake = _event()
+                    await _sleep(_PAUSE)
+                elif events == QUEUED:
+                    await waiter.wait()
                 else:
-                    await turn.wait()
+                    await self.wait(waiter, send.sent)
         finally:
-            self._queued -= 1
-            send.cancel()
-
-
-def _event() -> tuple[anyio.Event, Callable[[], object]]:
-    """Return an event of the running loop, and what sets it from any thread."""
-    import asyncio
-
-    event = anyio.Event()
-    try:
-        soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio
-
-        soon = trio.lowlevel.current_trio_token().run_sync_soon
-    return event, partial(soon, event.set)
+            self.leave(waiter)
 
 
 def _wake(fd: int) -> None:
@@ -228,11 +437,19 @@ class AsyncConduit:
             conduit = Conduit(conduit, name)
         conduit.timeout = 0
         self._conduit = conduit
-        self._sending = _Sending(conduit._handle)
-        self._receiving = _Receiving(conduit._handle)
+        self._watched = _Watched(conduit._handle, shared=True)
+        self._sending = _Sending(self._watched)
+        self._receiving = _Receiving(self._watched)
         # Looked up once: of a call that need not wait, a look-up is a measurable part.
         self._transfer_fd = conduit.transfer_fd
         self._receive_fd = conduit.receive_fd
+
+    @classmethod
+    def _own(cls, conduit: Conduit) -> Self:
+        """Make one of a conduit of which nobody else has the number."""
+        self = cls(conduit)
+        self._watched.shared = False
+        return self
 
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Self:
@@ -246,18 +463,18 @@ class AsyncConduit:
         That may be a socket of asyncio (``writer.get_extra_info("socket")``), anyio or trio. The
         loop goes on reading what it had; give up that object before using this one.
         """
-        return cls(Conduit.from_conn(conn, name=name))
+        return cls._own(Conduit.from_conn(conn, name=name))
 
     @classmethod
     def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Self, Self]:
         """Return two connected conduits; see `Conduit.pair`."""
         first, second = Conduit.pair(type=type)
-        return cls(first), cls(second)
+        return cls._own(first), cls._own(second)
 
     @classmethod
     def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Self:
         """Return a datagram socket bound at a path, to receive on; see `Conduit.bind`."""
-        return cls(Conduit.bind(path, mode=mode, name=name))
+        return cls._own(Conduit.bind(path, mode=mode, name=name))
 
     @classmethod
     async def connect(
@@ -276,9 +493,11 @@ class AsyncConduit:
         while True:
             await checkpoint()
             try:
-                return cls(Conduit.connect(path, type=type, timeout=0, wait=wait, name=name))
+                conduit = Conduit.connect(path, type=type, timeout=0, wait=wait, name=name)
             except WouldBlockError:
-                await anyio.sleep(_PAUSE)
+                await _sleep(_PAUSE)
+            else:
+                return cls._own(conduit)
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncConduit over {self._conduit!r}>"
@@ -310,7 +529,11 @@ class AsyncConduit:
         return self._conduit.peer
 
     def fileno(self) -> int:
-        """Return the number of the socket; see `Conduit.fileno`."""
+        """Return the number of the socket; see `Conduit.fileno`.
+
+        The event loop watches it while calls wait, and watches a number for one only: to have it
+        watched for yourself, duplicate it, or borrow it with another `AsyncConduit`.
+        """
         return self._conduit.fileno()
 
     def close(self) -> None:
@@ -318,9 +541,13 @@ class AsyncConduit:
 
         It is there because a transfer closes what it moved, and a conduit can be moved, too.
         """
-        if not self._conduit.closed:
-            _wake(self._conduit.fileno())
+        try:
             self._conduit.close()
+        finally:
+            # Also if it is closed: a signal handler may have ended that call before this.
+            self._sending.wake_all()
+            self._receiving.wake_all()
+            self._watched.close()
 
     async def aclose(self) -> None:
         """Close what the conduit made, and end the calls of other tasks that wait.
@@ -628,7 +855,7 @@ class AsyncListener:
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
         self._listener = Listener(path, mode=mode, backlog=backlog, type=type, allow=allow)
-        self._accepting = _Receiving(self._listener._handle)
+        self._accepting = _Receiving(_Watched(self._listener._handle))
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncListener over {self._listener!r}>"
@@ -666,10 +893,10 @@ class AsyncListener:
                 conduit = await self._accepting.call(attempt)
             except Error as exc:
                 if exc.errno in SHORTAGES:
-                    await anyio.sleep(REST)
+                    await _sleep(REST)
                 raise
             if conduit is not None:
-                return AsyncConduit(conduit)
+                return AsyncConduit._own(conduit)
             # However many come who are refused, other tasks run in between.
             await checkpoint()
 
@@ -685,9 +912,10 @@ class AsyncListener:
 
         See `Listener.close`. It is closed even if this is cancelled.
         """
-        if not self._listener.closed:
-            _wake(self._listener.fileno())
+        try:
             self._listener.close()
+        finally:
+            self._accepting.wake_all()
         await self._accepting.end()
 
 

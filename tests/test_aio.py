@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import mmap
 import os
 import select
+import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import uvloop
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
 from helpers import (
@@ -26,6 +30,7 @@ from helpers import (
     content,
     drain,
     fill,
+    handling,
     is_open,
     memory,
     open_descriptors,
@@ -504,6 +509,251 @@ async def test_a_peers_end_wakes_both_directions(ends: Ends) -> None:
         await other.aclose()
     assert is_open(number)
     os.close(number)
+
+
+async def test_close_in_a_signal_handler_ends_those_who_wait(ends: Ends) -> None:
+    with handling(signal.SIGALRM, lambda *_: ends[0].close()):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with anyio.fail_after(GENEROUS), pytest.raises(Error, match="closed"):
+            await ends[0].receive()
+
+
+# Several loops
+
+
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    return uvloop.new_event_loop() if name == "uvloop" else asyncio.new_event_loop()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def ended_loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in which tasks can begin to wait, and that ends without them."""
+    loop = new_loop(request.param)
+    # What it says of them as they go is not of interest.
+    loop.set_exception_handler(lambda *_: None)
+    with contextlib.closing(loop):
+        yield loop
+
+
+def begin(loop: asyncio.AbstractEventLoop, call: Awaitable[object]) -> asyncio.Task[object]:
+    """Let a call begin to wait in a loop."""
+
+    async def run() -> object:
+        return await call
+
+    task = loop.create_task(run())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert not task.done()
+    return task
+
+
+def forget(task: asyncio.Task[object]) -> None:
+    """Say nothing as a task goes away that never ended."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("way", ["receive_fd", "transfer_fd"])
+def test_aclose_closes_though_tasks_wait_whose_loop_has_ended(
+    ended_loop: asyncio.AbstractEventLoop, anyio_backend: Any, way: str, count: int
+) -> None:
+    one, other = AsyncConduit.pair()
+    number, item = one.fileno(), memory()
+    if way == "transfer_fd":
+        fill(number)
+    args = [item] if way == "transfer_fd" else []
+    before = open_descriptors()
+    tasks = [begin(ended_loop, getattr(one, way)(*args)) for _ in range(count)]
+    ended_loop.close()
+
+    async def close() -> None:
+        with anyio.fail_after(GENEROUS):
+            await one.aclose()
+
+    anyio.run(close, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    assert not is_open(number)
+    assert is_open(item)
+    assert open_descriptors().keys() <= before.keys() - {number}
+    for task in tasks:
+        forget(task)
+    os.close(item)
+    other.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_waits_in_a_loop_that_ended_keeps_nobody_waiting(
+    ended_loop: asyncio.AbstractEventLoop, anyio_backend: Any, kept: bool
+) -> None:
+    one, other = AsyncConduit.pair()
+    items = [memory(b"%d" % place) for place in range(4)]
+    tasks = [begin(ended_loop, one.receive_fd()) for _ in range(2)]
+    fill(one.fileno())
+    tasks += [begin(ended_loop, one.transfer_fd(item)) for item in items[:2]]
+    ended_loop.close()
+    for task in tasks:
+        forget(task)
+    if not kept:
+        del tasks
+        gc.collect()
+
+    async def go_on() -> None:
+        with anyio.fail_after(GENEROUS):
+            async with one, other, anyio.create_task_group() as group:
+                group.start_soon(one.transfer_fd, items[2])
+                group.start_soon(other.transfer_fd, items[3])
+                while not (received := await other.receive()).fds:
+                    pass
+                with received:
+                    assert content(received.fds[0].fileno()) == b"2"
+                assert await take(one, "receive_fd") == b"3"
+
+    anyio.run(go_on, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    assert all(map(is_open, items[:2]))
+    close_all(items[:2])
+
+
+async def test_aclose_wakes_who_waits_in_the_loop_of_another_thread(ends: Ends) -> None:
+    told: list[Error] = []
+    waiting = threading.Event()
+
+    def wait_elsewhere() -> None:
+        async def wait() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(receive)
+                await all_blocked()
+                waiting.set()
+
+        async def receive() -> None:
+            with pytest.raises(Error) as caught:
+                await ends[0].receive()
+            told.append(caught.value)
+
+        anyio.run(wait)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, wait_elsewhere)
+        with anyio.fail_after(GENEROUS):
+            await anyio.to_thread.run_sync(waiting.wait)
+            await ends[0].aclose()
+    assert [error.type for error in told] == [ErrType.NO_FD] * 2
+
+
+async def test_loops_of_two_threads_receive_in_turn(ends: Ends) -> None:
+    got: list[bytes] = []
+
+    def receive_elsewhere() -> None:
+        async def receive() -> None:
+            with anyio.fail_after(GENEROUS):
+                got.extend([(await ends[1].receive(1)).data for _ in range(20)])
+
+        anyio.run(receive)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(anyio.to_thread.run_sync, receive_elsewhere)
+        for place in range(40):
+            await ends[0].transfer(data=b"%c" % place)
+            await checkpoint()
+    assert sorted(got) == [b"%c" % place for place in range(40)]
+
+
+# What else a loop watches
+
+
+@only_asyncio
+async def test_what_the_program_has_watched_is_left_alone(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    writable = asyncio.Event()
+    with mine, peer:
+        async with AsyncConduit(mine.fileno()) as link:
+            loop.add_reader(mine.fileno(), readable.set)
+            fill(mine.fileno())
+            loop.add_writer(mine.fileno(), writable.set)
+            number = memory()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(link.transfer_fd, number)
+                tasks.start_soon(link.receive)
+                await all_blocked()
+                peer.setblocking(False)
+                peer.send(b"x")
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        _, numbers, _, _ = socket.recv_fds(peer, 1, 1)
+                        close_all(numbers)
+                        await checkpoint()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    _, numbers, _, _ = socket.recv_fds(peer, 1, 1)
+                    close_all(numbers)
+            for event, remove in (readable, loop.remove_reader), (writable, loop.remove_writer):
+                event.clear()
+                peer.send(b"more")
+                with anyio.fail_after(GENEROUS):
+                    await event.wait()
+                remove(mine.fileno())
+
+
+async def test_two_conduits_over_one_number_both_wait(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    got: list[bytes] = []
+    with mine, peer:
+        link = Conduit(mine.fileno())
+        conduits = [AsyncConduit(mine.fileno()), AsyncConduit.from_file(mine), AsyncConduit(link)]
+
+        async def receive(conduit: AsyncConduit) -> None:
+            got.append((await conduit.receive(1)).data)
+
+        with anyio.fail_after(GENEROUS):
+            async with anyio.create_task_group() as tasks:
+                for conduit in conduits:
+                    tasks.start_soon(receive, conduit)
+                await all_blocked()
+                for _ in conduits:
+                    peer.send(b"x")
+        assert got == [b"x"] * 3
+        for conduit in conduits:
+            await conduit.aclose()
+
+
+@only_trio
+async def test_a_number_that_another_task_of_trio_waits_for_is_an_error_of_ours(
+    ends: Ends,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(trio.lowlevel.wait_readable, ends[0].fileno())
+        await all_blocked()
+        with pytest.raises(Error, match="does not watch its number") as caught:
+            await ends[0].receive()
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        tasks.cancel_scope.cancel()
+
+
+@only_asyncio
+async def test_a_loop_that_cannot_watch_is_an_error_of_ours(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    class Refusing(asyncio.SelectorEventLoop):
+        add_reader = add_writer = refuse  # type: ignore[assignment]
+
+    def run() -> None:
+        async def receive() -> None:
+            with pytest.raises(Error, match="does not watch its number") as caught:
+                await ends[0].receive()
+            assert caught.value.errno == errno.ENOSPC
+
+        with asyncio.Runner(loop_factory=Refusing) as runner:
+            with monkeypatch.context() as patch:
+                patch.setattr(Refusing, "add_reader", asyncio.SelectorEventLoop.add_reader)
+                runner.get_loop()
+            runner.run(receive())
+
+    await anyio.to_thread.run_sync(run)
 
 
 # Other tasks
