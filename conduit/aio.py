@@ -50,7 +50,14 @@ from conduit._conduit import PAUSE, QUEUED, Conduit, Descriptor, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.channel import MAX_SIZE, Channel, Parts
-from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError, from_handler
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    WouldBlockError,
+    from_handler,
+    prefix_message,
+)
 from conduit.listener import REST, SHORTAGES, Listener
 from conduit.peer import Peer
 from conduit.reader import Reader
@@ -411,6 +418,16 @@ class _Sending(_Direction):
             self.leave(waiter)
 
 
+async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
+    """Make an item ready to be sent, which may wait, in a worker thread."""
+    try:
+        await to_thread.run_sync(objects.prepare, item, keep, abandon_on_cancel=True)
+    except Error as exc:
+        if count > 1:
+            prefix_message(exc, f"item {place} of {count}")
+        raise
+
+
 def _wake(fd: int) -> None:
     """End the waits of other tasks for a descriptor that is about to be closed."""
     # Where no event loop runs, nobody waits.
@@ -572,7 +589,7 @@ class AsyncConduit:
         return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
-        """Send an open file; see `Conduit.transfer_file`."""
+        """Send an open file; see `Conduit.transfer_file` and `transfer`."""
         # A number, which transfer() takes, is none.
         objects.fd_of(file)
         await self.transfer(file, keep=keep)
@@ -585,7 +602,14 @@ class AsyncConduit:
     async def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
     ) -> None:
-        """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`."""
+        """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`.
+
+        What was written to a pipe, a terminal or a socket file is flushed in a worker thread, which
+        goes on with that if the call is cancelled: nothing is sent then, and nothing is lost.
+        """
+        for place, item in enumerate(items, 1):
+            if objects.may_wait(item):
+                await _prepare(item, keep, place, len(items))
         send = Send(self._conduit, items, data, keep)
         if not self._sending.free() or send.step():
             await self._sending.finish(send)

@@ -17,14 +17,14 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import pytest
 import trio
-import uvloop
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
+from drivers import LoopDriver
 from helpers import (
     GENEROUS,
     content,
@@ -51,6 +51,7 @@ from conduit import (
 )
 from conduit._conduit import Send
 from conduit.aio import AsyncConduit, AsyncListener
+from conduit.objects import may_wait
 
 pytestmark = pytest.mark.anyio
 
@@ -522,12 +523,20 @@ async def test_close_in_a_signal_handler_ends_those_who_wait(ends: Ends) -> None
 
 
 def new_loop(name: str) -> asyncio.AbstractEventLoop:
-    return uvloop.new_event_loop() if name == "uvloop" else asyncio.new_event_loop()
+    if name == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
-def ended_loop(request: pytest.FixtureRequest) -> Iterator[asyncio.AbstractEventLoop]:
+def ended_loop(
+    request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]
+) -> Iterator[asyncio.AbstractEventLoop]:
     """A loop in which tasks can begin to wait, and that ends without them."""
+    # The first loop of a kind opens what all later ones share.
+    start_loop(request.param)
     loop = new_loop(request.param)
     # What it says of them as they go is not of interest.
     loop.set_exception_handler(lambda *_: None)
@@ -1083,6 +1092,116 @@ async def test_a_number_is_no_file_and_no_socket(ends: Ends, keep: bool) -> None
     assert is_open(number)
     os.close(number)
     await assert_empty(ends[1])
+
+
+# What waits to be flushed
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, BinaryIO]]:
+    """The reading end of a pipe that takes no more, and a file to write to it with more."""
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+    with open(into, "wb", buffering=2 * len(UNWRITTEN)) as file:
+        file.write(UNWRITTEN)
+        yield out, file
+        with contextlib.suppress(OSError):
+            os.close(out)
+
+
+UNWRITTEN = bytes(range(256)) * 1000
+"""Four times what a pipe takes."""
+
+
+async def drain_pipe(out: int) -> bytes:
+    got = b""
+    with anyio.fail_after(GENEROUS):
+        while len(got) < len(UNWRITTEN):
+            try:
+                got += os.read(out, len(UNWRITTEN))
+            except BlockingIOError:
+                await anyio.sleep(0.001)
+    return got
+
+
+async def test_other_tasks_run_while_a_file_is_flushed_to_a_full_pipe(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ends[0].transfer_file, file)
+        # It could not go on unless this task could.
+        assert await drain_pipe(out) == UNWRITTEN
+        with await ends[1].receive_file("wb") as received:
+            received.write(b"the end")
+    assert file.closed
+    assert os.read(out, 10) == b"the end"
+
+
+async def test_a_file_whose_flush_is_cancelled_loses_nothing_and_is_sent_by_nobody(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    with anyio.move_on_after(0.02) as scope:
+        await ends[0].transfer_file(file)
+    assert scope.cancelled_caught
+    assert not file.closed
+    assert await drain_pipe(out) == UNWRITTEN
+    await assert_empty(ends[1])
+    await ends[0].transfer(file)
+    with await ends[1].receive_file("wb") as received:
+        received.write(b"the end")
+    assert os.read(out, 10) == b"the end"
+
+
+async def test_a_flush_that_fails_is_an_error_that_names_the_item(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    number = memory()
+    os.close(out)
+    for items, named in (((number, file), "item 2 of 2: "), ((file,), "<_io.BufferedWriter")):
+        with pytest.raises(Error, match="was not transferred: Broken pipe") as caught:
+            await ends[0].transfer(*items)
+        assert str(caught.value).startswith(named)
+        assert (caught.value.type, caught.value.errno) == (ErrType.FAILED_TRANSFER, errno.EPIPE)
+    assert not file.closed
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
+    os.close(number)
+
+
+def test_what_may_wait_to_be_flushed(tmp_path: Path) -> None:
+    out, into = os.pipe()
+    with open(out, "rb") as reader, open(into, "wb") as writer, open(into, "w", closefd=False) as t:
+        with open(tmp_path / "regular", "w") as regular, socket.socket() as sock:
+            waits = [file for file in (reader, writer, t, regular, sock, 1) if may_wait(file)]
+        assert waits == [writer, t]
+        with open(into, "wb", buffering=0, closefd=False) as raw:
+            assert not may_wait(raw)
+        with open(out, closefd=False) as text_reader:
+            assert not may_wait(text_reader)
+    for closed in (writer, t):
+        assert not may_wait(closed)
+
+
+def test_what_a_handler_raises_as_a_file_is_asked_for_its_fd_stays_itself() -> None:
+    class File:
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            raise AssertionError
+
+    def interrupt(*_: object) -> None:
+        raise OSError("from the handler")
+
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        pytest.raises(OSError, match="from the handler") as caught,
+    ):
+        may_wait(File())
+    assert not isinstance(caught.value, Error)
 
 
 # Numbers that change hands while a sender waits
