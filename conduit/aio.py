@@ -971,8 +971,24 @@ class AsyncListener:
         type: int = socket.SOCK_STREAM,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        self._listener = Listener(path, mode=mode, backlog=backlog, type=type, allow=allow)
-        self._accepting = _Receiving(_Watched(self._listener._handle))
+        self._listen(Listener(path, mode=mode, backlog=backlog, type=type, allow=allow))
+
+    def _listen(self, listener: Listener) -> None:
+        self._listener = listener
+        self._accepting = _Receiving(_Watched(listener._handle))
+
+    @classmethod
+    def from_conn(
+        cls,
+        conn: HasFileno,
+        path: StrOrBytesPath,
+        *,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> Self:
+        """Listen on a socket that listens at a path already; see `Listener.from_conn`."""
+        self = cls.__new__(cls)
+        self._listen(Listener.from_conn(conn, path, allow=allow))
+        return self
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncListener over {self._listener!r}>"
@@ -1024,15 +1040,20 @@ class AsyncListener:
     async def __anext__(self) -> AsyncConduit:
         return await self.accept()
 
-    async def aclose(self) -> None:
+    def close(self, *, unlink: bool = True) -> None:
+        """Close as `aclose` does, without letting other tasks run before it returns."""
+        try:
+            self._listener.close(unlink=unlink)
+        finally:
+            # Also if it is closed: a signal handler may have ended that call before this.
+            self._accepting.wake_all()
+
+    async def aclose(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.
 
-        See `Listener.close`. It is closed even if this is cancelled.
+        See `Listener.close`, also for ``unlink``. It is closed even if this is cancelled.
         """
-        try:
-            self._listener.close()
-        finally:
-            self._accepting.wake_all()
+        self.close(unlink=unlink)
         await self._accepting.end()
 
 

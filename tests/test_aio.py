@@ -512,11 +512,14 @@ async def test_a_peers_end_wakes_both_directions(ends: Ends) -> None:
     os.close(number)
 
 
-async def test_close_in_a_signal_handler_ends_those_who_wait(ends: Ends) -> None:
-    with handling(signal.SIGALRM, lambda *_: ends[0].close()):
+@pytest.mark.parametrize("what", ["receive", "accept"])
+async def test_close_in_a_signal_handler_ends_those_who_wait(path: str, what: str) -> None:
+    waits = AsyncConduit.bind(path) if what == "receive" else AsyncListener(path)
+    with handling(signal.SIGALRM, lambda *_: waits.close()):
         signal.setitimer(signal.ITIMER_REAL, 0.05)
         with anyio.fail_after(GENEROUS), pytest.raises(Error, match="closed"):
-            await ends[0].receive()
+            await getattr(waits, what)()
+    await waits.aclose()
 
 
 # Several loops
