@@ -225,94 +225,74 @@ async def checkpoint() -> None:
     await _sleep(0)
 
 
-class _Watched:
-    """The descriptor that loops watch for those who wait for a socket.
-
-    It is a handle's own, or a duplicate where the program, or another conduit, may have the same
-    number watched: a loop has one callback for a number, and no way to ask for it.
-    """
-
-    __slots__ = ("_duplicate", "_handle", "shared")
-
-    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
-        self._handle = handle
-        self._duplicate: Handle | None = None
-        self.shared = shared
-
-    def handle(self) -> Handle:
-        """Return the handle of it. `Error` (``BAD_CLONE``) if there is no room for a duplicate."""
-        if not self.shared:
-            return self._handle
-        if self._duplicate is None:
-            self._duplicate = Handle.duplicate(self._handle.fileno(), "conduit", "")
-        return self._duplicate
-
-    def close(self) -> None:
-        """Close the duplicate, once nobody waits."""
-        if self._duplicate is not None:
-            self._duplicate.close()
-
-
 class _Direction:
     """The calls of one direction of a socket: when other tasks are due, and how one waits.
 
-    Those that wait stand in ``_waiting`` in the order in which they came. They may be of several
+    Those that wait stand in ``waiting`` in the order in which they came. They may be of several
     loops, of which one may end without them; what such a call holds is let go of for it.
+
+    A loop has one callback for a number, and no way to ask for it. Where the program, or another
+    conduit, may have the same number watched, it is ``shared``, and each wait has a duplicate: one
+    that was kept would keep the connection open when the program closes what it lent.
     """
 
-    __slots__ = ("_passed", "_waiting", "_watched", "_writing")
+    __slots__ = ("_handle", "_writing", "passed", "shared", "waiting")
 
-    def __init__(self, watched: _Watched, writing: bool) -> None:
-        self._watched = watched
+    def __init__(self, handle: Handle, writing: bool, shared: bool) -> None:
+        self._handle = handle
         self._writing = writing
-        self._waiting: deque[_Waiter] = deque()
-        self._passed = 0
+        self.shared = shared
+        self.waiting: deque[_Waiter] = deque()
+        self.passed = 0
 
     def free(self) -> bool:
         """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
-        self._passed += 1
-        return self._passed < _STRIDE and not self._waiting
+        self.passed += 1
+        return self.passed < _STRIDE and not self.waiting
 
     async def let_others_run(self) -> bool:
         """Let other tasks run if they are due; whether that was so, and nobody waits since."""
-        if self._passed < _STRIDE or self._waiting:
+        if self.passed < _STRIDE or self.waiting:
             return False
-        self._passed = 0
+        self.passed = 0
         await checkpoint()
-        return not self._waiting
+        return not self.waiting
 
     def join(self) -> _Waiter:
         """Stand in the line of those who wait, until `leave`."""
-        while self._waiting and self._waiting[0].has_ended:
-            self.leave(self._waiting[0])
+        while self.waiting and self.waiting[0].has_ended:
+            self.leave(self.waiting[0])
         waiter = _new_waiter()
-        self._waiting.append(waiter)
+        self.waiting.append(waiter)
         return waiter
 
     def leave(self, waiter: _Waiter) -> None:
         """Leave the line, with what it holds; nothing if that was done for it."""
         with suppress(ValueError):
-            self._waiting.remove(waiter)
+            self.waiting.remove(waiter)
         while waiter.holds:
             waiter.holds.pop()()
 
     async def wait(self, waiter: _Waiter, sent: int = 0) -> None:
         """Wait until the socket may be ready; ``sent`` is what has left of a message.
 
-        That is within a call of the handle, so that the descriptor is no other file's before the
-        task that was woken runs.
+        What is watched is no other file's before the task that was woken runs.
         """
-        self._passed = 0
-        handle = self._watched.handle()
-        fd = handle.enter()
-        waiter.holds.append(handle.leave)
+        self.passed = 0
+        handle = self._handle
+        if self.shared:
+            handle = Handle.duplicate(handle.fileno(), "conduit", "")
+            fd, end = handle.fileno(), handle.close
+        else:
+            fd, end = handle.enter(), handle.leave
+        waiter.holds.append(end)
         try:
             await waiter.wait(fd, self._writing)
         except waiter.refusals as exc:
             if from_handler(exc):
                 raise
             raise Error(
-                f"{handle!r}: cannot wait, since the event loop does not watch its number: {exc}",
+                f"{self._handle!r}: cannot wait: the event loop does not watch its number: {exc}",
                 ErrType.FAILED_TRANSFER,
                 getattr(exc, "errno", None),
                 sent=sent,
@@ -324,7 +304,7 @@ class _Direction:
 
     def wake_all(self) -> None:
         """Let the calls that wait find the conduit closed."""
-        for waiter in self._waiting.copy():
+        for waiter in self.waiting.copy():
             try:
                 waiter.wake()
             except RuntimeError:
@@ -334,7 +314,7 @@ class _Direction:
         """Let the calls of this loop end, once the conduit is closed and they are woken."""
         await checkpoint()
         here = _new_waiter().loop
-        while any(waiter.loop is here for waiter in self._waiting):
+        while any(waiter.loop is here for waiter in self.waiting):
             await checkpoint()
 
 
@@ -343,8 +323,8 @@ class _Receiving(_Direction):
 
     __slots__ = ()
 
-    def __init__(self, watched: _Watched) -> None:
-        super().__init__(watched, writing=False)
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, False, shared)
 
     async def call(self, attempt: Callable[[], _T]) -> _T:
         """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
@@ -357,21 +337,20 @@ class _Receiving(_Direction):
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
         """Go on as `call` does, for who may not go ahead or has tried in vain."""
-        if await self.let_others_run():
+        if self.passed >= _STRIDE and await self.let_others_run():
             try:
                 return attempt()
             except WouldBlockError:
                 pass
+        # Who has nobody before it has just tried in vain.
+        tried = not self.waiting
         waiter = self.join()
         try:
-            # The first has just tried in vain.
-            tried = self._waiting[0] is waiter
-            while self._waiting[0] is not waiter:
+            while self.waiting[0] is not waiter:
                 await waiter.wait()
-            if self._passed >= _STRIDE:
-                self._passed = 0
+            if self.passed >= _STRIDE:
+                self.passed = 0
                 await checkpoint()
-                tried = False
             while True:
                 if tried:
                     await self.wait(waiter)
@@ -380,17 +359,17 @@ class _Receiving(_Direction):
                 except WouldBlockError:
                     tried = True
         finally:
-            first = bool(self._waiting) and self._waiting[0] is waiter
+            first = bool(self.waiting) and self.waiting[0] is waiter
             self.leave(waiter)
             if first:
                 self._wake_next(waiter.loop)
 
     def _wake_next(self, here: object) -> None:
-        while self._waiting:
+        while self.waiting:
             try:
-                return self._waiting[0].wake(here)
+                return self.waiting[0].wake(here)
             except RuntimeError:
-                self.leave(self._waiting[0])
+                self.leave(self.waiting[0])
         return None
 
 
@@ -399,16 +378,16 @@ class _Sending(_Direction):
 
     __slots__ = ()
 
-    def __init__(self, watched: _Watched) -> None:
-        super().__init__(watched, writing=True)
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, True, shared)
 
     async def finish(self, send: Send) -> None:
         """Send the message, or what has not left of it."""
         waiter = self.join()
         waiter.holds.append(send.cancel)
         try:
-            if self._passed >= _STRIDE:
-                self._passed = 0
+            if self.passed >= _STRIDE:
+                self.passed = 0
                 await checkpoint()
             while events := send.step(waiter.wake):
                 if events == PAUSE:
@@ -442,7 +421,9 @@ class AsyncConduit:
     """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
 
     AsyncConduit(conduit) takes over a blocking `Conduit`, which is from then on this one's to use
-    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does.
+    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does. Either
+    needs room for one more descriptor while a call waits: what the program has its loop watch is
+    left alone.
 
     Several tasks may receive on it, and send on it: each message goes to one of them, whole.
     Cancelling a call that receives loses nothing. Cancelling one that sends a long payload in
@@ -457,9 +438,8 @@ class AsyncConduit:
             conduit = Conduit(conduit, name)
         conduit.timeout = 0
         self._conduit = conduit
-        self._watched = _Watched(conduit._handle, shared=True)
-        self._sending = _Sending(self._watched)
-        self._receiving = _Receiving(self._watched)
+        self._sending = _Sending(conduit._handle, shared=True)
+        self._receiving = _Receiving(conduit._handle, shared=True)
         # Looked up once: of a call that need not wait, a look-up is a measurable part.
         self._transfer_fd = conduit.transfer_fd
         self._receive_fd = conduit.receive_fd
@@ -468,7 +448,7 @@ class AsyncConduit:
     def _own(cls, conduit: Conduit) -> Self:
         """Make one of a conduit of which nobody else has the number."""
         self = cls(conduit)
-        self._watched.shared = False
+        self._sending.shared = self._receiving.shared = False
         return self
 
     @classmethod
@@ -567,7 +547,6 @@ class AsyncConduit:
             # Also if it is closed: a signal handler may have ended that call before this.
             self._sending.wake_all()
             self._receiving.wake_all()
-            self._watched.close()
 
     async def aclose(self) -> None:
         """Close what the conduit made, and end the calls of other tasks that wait.
@@ -581,7 +560,10 @@ class AsyncConduit:
 
     async def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
-        if self._sending.free():
+        # As `free`, of which the call is a measurable part of this one, and of `receive_fd`.
+        sending = self._sending
+        sending.passed += 1
+        if sending.passed < _STRIDE and not sending.waiting:
             try:
                 return self._transfer_fd(fd, keep=keep)
             except WouldBlockError:
@@ -619,12 +601,14 @@ class AsyncConduit:
 
     async def receive_fd(self) -> int:
         """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
-        if self._receiving.free():
+        receiving = self._receiving
+        receiving.passed += 1
+        if receiving.passed < _STRIDE and not receiving.waiting:
             try:
                 return self._receive_fd()
             except WouldBlockError:
                 pass
-        return await self._receiving.queue(self._receive_fd)
+        return await receiving.queue(self._receive_fd)
 
     @overload
     async def receive_file(
@@ -975,7 +959,7 @@ class AsyncListener:
 
     def _listen(self, listener: Listener) -> None:
         self._listener = listener
-        self._accepting = _Receiving(_Watched(listener._handle))
+        self._accepting = _Receiving(listener._handle)
 
     @classmethod
     def from_conn(

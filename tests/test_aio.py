@@ -34,6 +34,7 @@ from helpers import (
     is_open,
     memory,
     open_descriptors,
+    room_for,
     run_python,
     same_file,
     send,
@@ -728,6 +729,28 @@ async def test_two_conduits_over_one_number_both_wait(kind: int) -> None:
         assert got == [b"x"] * 3
         for conduit in conduits:
             await conduit.aclose()
+
+
+async def test_a_borrowed_number_that_its_owner_closes_is_closed_for_the_peer(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer:
+        link = AsyncConduit(mine.fileno())
+        with anyio.move_on_after(0.01):
+            await link.receive()
+        mine.close()
+        with pytest.raises((BrokenPipeError, ConnectionRefusedError)):
+            peer.send(b"x")
+        assert not link.closed
+
+
+async def test_waiting_for_a_borrowed_number_needs_room_for_a_descriptor(ends: Ends) -> None:
+    link = AsyncConduit(ends[0].fileno())
+    with room_for(0), pytest.raises(Error, match="RLIMIT_NOFILE") as caught:
+        await link.receive()
+    assert (caught.value.type, caught.value.errno) == (ErrType.BAD_CLONE, errno.EMFILE)
+    await ends[1].transfer(data=b"there")
+    with room_for(0):
+        assert (await link.receive()).data == b"there"
 
 
 @only_trio
