@@ -129,20 +129,21 @@ class _AsyncioWaiter:
         if self._woken:
             self._woken = False
             return
-        loop, watched = self.loop, fd >= 0
+        loop, watched = self.loop, False
+        remove = loop.remove_writer if writing else loop.remove_reader
+
+        def ready() -> None:
+            # Now, or the loop would find it ready once more before the task runs.
+            nonlocal watched
+            watched = False
+            remove(fd)
+            self._wake()
+
         self._future = loop.create_future()
         try:
-            if watched:
-                remove = loop.remove_writer if writing else loop.remove_reader
-
-                def ready() -> None:
-                    # Now, or the loop would find it ready once more before the task runs.
-                    nonlocal watched
-                    watched = False
-                    remove(fd)
-                    self._wake()
-
+            if fd >= 0:
                 (loop.add_writer if writing else loop.add_reader)(fd, ready)
+                watched = True
             await self._future
         finally:
             self._future = None
@@ -260,8 +261,10 @@ class _Direction:
 
     def join(self) -> _Waiter:
         """Stand in the line of those who wait, until `leave`."""
-        while self.waiting and self.waiting[0].has_ended:
-            self.leave(self.waiting[0])
+        for waiter in self.waiting.copy():
+            if not waiter.has_ended:
+                break
+            self.leave(waiter)
         waiter = _new_waiter()
         self.waiting.append(waiter)
         return waiter
@@ -365,11 +368,12 @@ class _Receiving(_Direction):
                 self._wake_next(waiter.loop)
 
     def _wake_next(self, here: object) -> None:
-        while self.waiting:
+        # Of a copy: the loop of the next may run in another thread.
+        for waiter in self.waiting.copy():
             try:
-                return self.waiting[0].wake(here)
+                return waiter.wake(here)
             except RuntimeError:
-                self.leave(self.waiting[0])
+                self.leave(waiter)
         return None
 
 
