@@ -671,6 +671,39 @@ async def test_loops_of_two_threads_receive_in_turn(ends: Ends) -> None:
     assert sorted(got) == [b"%c" % place for place in range(40)]
 
 
+async def test_a_waiter_whose_loop_ends_is_passed_over(
+    ends: Ends, ended_loop: asyncio.AbstractEventLoop
+) -> None:
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append((await ends[1].receive(1)).data)
+
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await all_blocked()
+            # A loop runs in no thread that has one already.
+            task = await anyio.to_thread.run_sync(begin, ended_loop, ends[1].receive())
+            ended_loop.close()
+            forget(task)
+            tasks.start_soon(receive)
+            await all_blocked()
+            for data in (b"1", b"2"):
+                await ends[0].transfer(data=data)
+    assert got == [b"1", b"2"]
+
+
+async def test_who_is_woken_before_it_waits_does_not_wait() -> None:
+    waiter = aio._new_waiter()
+    waiter.wake(waiter.loop)
+    with anyio.fail_after(GENEROUS):
+        await waiter.wait()
+    with anyio.move_on_after(0.01) as scope:
+        await waiter.wait()
+    assert scope.cancelled_caught, "it was told once"
+
+
 # What else a loop watches
 
 
@@ -766,29 +799,40 @@ async def test_a_number_that_another_task_of_trio_waits_for_is_an_error_of_ours(
         tasks.cancel_scope.cancel()
 
 
-@only_asyncio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_loop_that_cannot_watch_is_an_error_of_ours(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    class Refusing(asyncio.SelectorEventLoop):
-        add_reader = add_writer = refuse  # type: ignore[assignment]
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+    with pytest.raises(Error, match="does not watch its number") as caught:
+        await ends[0].receive()
+    monkeypatch.undo()
+    assert (caught.value.type, caught.value.errno) == (ErrType.FAILED_TRANSFER, errno.ENOSPC)
+    await ends[1].transfer(data=b"later")
+    assert (await ends[0].receive()).data == b"later"
 
-    def run() -> None:
-        async def receive() -> None:
-            with pytest.raises(Error, match="does not watch its number") as caught:
-                await ends[0].receive()
-            assert caught.value.errno == errno.ENOSPC
 
-        with asyncio.Runner(loop_factory=Refusing) as runner:
-            with monkeypatch.context() as patch:
-                patch.setattr(Refusing, "add_reader", asyncio.SelectorEventLoop.add_reader)
-                runner.get_loop()
-            runner.run(receive())
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_what_a_handler_raises_as_a_call_begins_to_wait_stays_itself(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise OSError("from the handler")
 
-    await anyio.to_thread.run_sync(run)
+    def strike(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", strike)
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        pytest.raises(OSError, match="from the handler") as caught,
+    ):
+        await ends[0].receive()
+    monkeypatch.undo()
+    assert not isinstance(caught.value, Error)
 
 
 # Other tasks
