@@ -6,16 +6,32 @@ coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fai
 
 Nothing here waits inside a system call, and nothing is awaited after one that received: a
 cancelled receive has either not taken the message out of the socket or returned it.
+
+How a call waits
+================
+
+A call that must wait stands in a line, one for each direction of a socket, as a waiter of its loop.
+The first of those who receive has the loop watch the socket, the others wait to be woken by the
+one before; those who send are ordered by the handle, together with threads. Waiters are woken from
+anywhere: by a task, a thread, a signal handler that closes.
+
+anyio has all of that, but not for calls of several loops. Its lock stays taken when a loop ends
+with a task in it, and closing waits for that task for ever; it watches a number that something else
+in the loop has watched already. Here, a waiter whose loop has ended is found as it is woken, and
+what it holds is let go of; and what others may have watched is watched through a duplicate.
 """
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import errno
 import io
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -29,14 +45,22 @@ except ModuleNotFoundError as _missing:
         "conduit.aio needs anyio: pip install 'net-conduit[async]'", name=_missing.name
     ) from _missing
 from anyio import to_thread
-from anyio.lowlevel import checkpoint
 
 from conduit import mistakes, objects
 from conduit._conduit import PAUSE, QUEUED, Conduit, Descriptor, Message, Send
 from conduit._handle import Handle
 from conduit._syscalls import MAX_FDS
 from conduit.channel import MAX_SIZE, Channel, Parts
-from conduit.errors import Error, ErrType, PeerClosedError, WouldBlockError
+from conduit.errors import (
+    DescriptorTypeError,
+    Error,
+    ErrType,
+    PeerClosedError,
+    WouldBlockError,
+    from_errno,
+    from_handler,
+    prefix_message,
+)
 from conduit.listener import REST, SHORTAGES, Listener
 from conduit.peer import Peer
 from conduit.reader import Reader
@@ -64,64 +88,246 @@ _PAUSE = 0.01
 """Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
 
 
+class _AsyncioWaiter:
+    """A call that waits on asyncio or uvloop, and is woken from anywhere.
+
+    That is told once: a call woken while it does not wait does not wait the next time.
+    """
+
+    __slots__ = ("_future", "_woken", "holds", "loop")
+
+    refusals: tuple[type[Exception], ...] = (OSError, RuntimeError)
+    """What the loop raises that does not watch a descriptor: one of a transport, or no room."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+        self._woken = False
+        # What is to be done once it waits no more, by itself or by whom it would keep waiting.
+        self.holds: list[Callable[[], object]] = []
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its loop has ended, and it will never run."""
+        return self.loop.is_closed()
+
+    def wake(self, here: object = None) -> None:
+        """Wake it; at once if ``here`` is its loop. RuntimeError if that has ended."""
+        if here is self.loop:
+            self._wake()
+        else:
+            self.loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if self._future is None or self._future.done():
+            self._woken = True
+        else:
+            self._future.set_result(None)
+
+    async def wait(self, fd: int = -1, writing: bool = False) -> None:
+        """Wait until it is woken, or a descriptor may be ready."""
+        if self._woken:
+            self._woken = False
+            return
+        loop, watched = self.loop, False
+        remove = loop.remove_writer if writing else loop.remove_reader
+
+        def ready() -> None:
+            # Now, or the loop would find it ready once more before the task runs.
+            nonlocal watched
+            watched = False
+            remove(fd)
+            self._wake()
+
+        self._future = loop.create_future()
+        try:
+            if fd >= 0:
+                (loop.add_writer if writing else loop.add_reader)(fd, ready)
+                watched = True
+            await self._future
+        finally:
+            self._future = None
+            if watched:
+                # A loop that has ended watches nothing.
+                with suppress(RuntimeError):
+                    remove(fd)
+
+
+class _TrioWaiter:
+    """A call that waits on trio; otherwise as `_AsyncioWaiter`."""
+
+    __slots__ = ("_scope", "_trio", "_woken", "holds", "loop", "refusals")
+
+    has_ended = False
+    """Trio ends no loop before its tasks."""
+
+    def __init__(self) -> None:
+        self._trio = trio = sys.modules["trio"]
+        # Another task waits for it, or it was said to be closed.
+        self.refusals = (OSError, trio.BusyResourceError, trio.ClosedResourceError)
+        self.loop = trio.lowlevel.current_trio_token()
+        self._scope: Any = None
+        self._woken = False
+        self.holds: list[Callable[[], object]] = []
+
+    def wake(self, here: object = None) -> None:
+        """Wake it; at once if ``here`` is its loop. RuntimeError if that has ended."""
+        if here is self.loop:
+            self._wake()
+        else:
+            self.loop.run_sync_soon(self._wake)
+
+    def _wake(self) -> None:
+        if self._scope is None:
+            self._woken = True
+        else:
+            self._scope.cancel()
+
+    async def wait(self, fd: int = -1, writing: bool = False) -> None:
+        """Wait until it is woken, or a descriptor may be ready."""
+        if self._woken:
+            self._woken = False
+            return
+        try:
+            with self._trio.CancelScope() as self._scope:
+                if fd < 0:
+                    await self._trio.sleep_forever()
+                elif writing:
+                    await self._trio.lowlevel.wait_writable(fd)
+                else:
+                    await self._trio.lowlevel.wait_readable(fd)
+        finally:
+            self._scope = None
+
+
+_Waiter = _AsyncioWaiter | _TrioWaiter
+
+
+def _new_waiter() -> _Waiter:
+    return _TrioWaiter() if _runs_on_trio() else _AsyncioWaiter()
+
+
+def _runs_on_trio() -> bool:
+    # Asked first, since trio may be a guest of asyncio.
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_task()
+
+
+async def _sleep(seconds: float) -> None:
+    """Sleep on the loop that runs. anyio's own may open files at its first call: it imports."""
+    if _runs_on_trio():
+        await sys.modules["trio"].sleep(seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+async def checkpoint() -> None:
+    """Let other tasks run."""
+    await _sleep(0)
+
+
 class _Direction:
     """The calls of one direction of a socket: when other tasks are due, and how one waits.
 
-    Waiting for the socket is within a call of its handle, so that the descriptor is no other
-    file's before the task that was woken runs.
+    Those that wait stand in ``waiting`` in the order in which they came. They may be of several
+    loops, of which one may end without them; what such a call holds is let go of for it.
+
+    A loop has one callback for a number, and no way to ask for it. Where the program, or another
+    conduit, may have the same number watched, it is ``shared``, and each wait has a duplicate: one
+    that was kept would keep the connection open when the program closes what it lent.
     """
 
-    __slots__ = ("_handle", "_passed", "_queued", "_wait_for")
+    __slots__ = ("_handle", "_writing", "passed", "shared", "waiting")
 
-    def __init__(self, handle: Handle, wait: Callable[[Any], Awaitable[None]]) -> None:
+    def __init__(self, handle: Handle, writing: bool, shared: bool) -> None:
         self._handle = handle
-        self._wait_for = wait
-        self._queued = 0
-        self._passed = 0
+        self._writing = writing
+        self.shared = shared
+        self.waiting: deque[_Waiter] = deque()
+        self.passed = 0
 
     def free(self) -> bool:
         """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
-        self._passed += 1
-        return self._passed < _STRIDE and not self._queued
+        self.passed += 1
+        return self.passed < _STRIDE and not self.waiting
 
     async def let_others_run(self) -> bool:
         """Let other tasks run if they are due; whether that was so, and nobody waits since."""
-        if self._passed < _STRIDE or self._queued:
+        if self.passed < _STRIDE or self.waiting:
             return False
-        self._passed = 0
+        self.passed = 0
         await checkpoint()
-        return not self._queued
+        return not self.waiting
 
-    async def wait(self, sent: int = 0) -> None:
-        """Wait until the socket may be ready; ``sent`` is what has left of a message."""
-        self._passed = 0
-        fd = self._handle.enter()
+    def join(self) -> _Waiter:
+        """Stand in the line of those who wait, until `leave`."""
+        for waiter in self.waiting.copy():
+            if not waiter.has_ended:
+                break
+            self.leave(waiter)
+        waiter = _new_waiter()
+        self.waiting.append(waiter)
+        return waiter
+
+    def leave(self, waiter: _Waiter) -> None:
+        """Leave the line, with what it holds; nothing if that was done for it."""
+        with suppress(ValueError):
+            self.waiting.remove(waiter)
+        while waiter.holds:
+            waiter.holds.pop()()
+
+    async def wait(self, waiter: _Waiter, sent: int = 0) -> None:
+        """Wait until the socket may be ready; ``sent`` is what has left of a message.
+
+        What is watched is no other file's before the task that was woken runs.
+        """
+        self.passed = 0
+        handle = self._handle
+        if self.shared:
+            handle = Handle.duplicate(handle.fileno(), "conduit", "")
+            fd, end = handle.fileno(), handle.close
+        else:
+            fd, end = handle.enter(), handle.leave
+        waiter.holds.append(end)
         try:
-            await self._wait_for(fd)
-        except anyio.ClosedResourceError:
+            await waiter.wait(fd, self._writing)
+        except waiter.refusals as exc:
+            if from_handler(exc):
+                raise
             raise Error(
-                f"{self._handle!r}: waiting ended, since it was closed meanwhile",
-                ErrType.NO_FD,
+                f"{self._handle!r}: cannot wait: the event loop does not watch its number: {exc}",
+                ErrType.FAILED_TRANSFER,
+                getattr(exc, "errno", None),
                 sent=sent,
-            ) from None
+            ) from exc
         finally:
-            self._handle.leave()
+            # It is no longer there if its loop has ended.
+            if waiter.holds:
+                waiter.holds.pop()()
+
+    def wake_all(self) -> None:
+        """Let the calls that wait find the conduit closed."""
+        for waiter in self.waiting.copy():
+            try:
+                waiter.wake()
+            except RuntimeError:
+                self.leave(waiter)
 
     async def end(self) -> None:
-        """Let the calls that wait end, once the conduit is closed and they are woken."""
+        """Let the calls of this loop end, once the conduit is closed and they are woken."""
         await checkpoint()
-        while self._queued:
+        here = _new_waiter().loop
+        while any(waiter.loop is here for waiter in self.waiting):
             await checkpoint()
 
 
 class _Receiving(_Direction):
     """The calls that receive, or accept: those that wait are served in their order."""
 
-    __slots__ = ("_turn",)
+    __slots__ = ()
 
-    def __init__(self, handle: Handle) -> None:
-        super().__init__(handle, anyio.wait_readable)
-        self._turn = anyio.Lock(fast_acquire=True)
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, False, shared)
 
     async def call(self, attempt: Callable[[], _T]) -> _T:
         """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
@@ -134,28 +340,41 @@ class _Receiving(_Direction):
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
         """Go on as `call` does, for who may not go ahead or has tried in vain."""
-        if await self.let_others_run():
+        if self.passed >= _STRIDE and await self.let_others_run():
             try:
                 return attempt()
             except WouldBlockError:
                 pass
-        first = not self._queued
-        self._queued += 1
+        # Who has nobody before it has just tried in vain.
+        tried = not self.waiting
+        waiter = self.join()
         try:
-            async with self._turn:
-                if self._passed >= _STRIDE:
-                    self._passed = 0
-                    await checkpoint()
-                elif first:
-                    # The caller has just tried in vain.
-                    await self.wait()
-                while True:
-                    try:
-                        return attempt()
-                    except WouldBlockError:
-                        await self.wait()
+            while self.waiting[0] is not waiter:
+                await waiter.wait()
+            if self.passed >= _STRIDE:
+                self.passed = 0
+                await checkpoint()
+            while True:
+                if tried:
+                    await self.wait(waiter)
+                try:
+                    return attempt()
+                except WouldBlockError:
+                    tried = True
         finally:
-            self._queued -= 1
+            first = bool(self.waiting) and self.waiting[0] is waiter
+            self.leave(waiter)
+            if first:
+                self._wake_next(waiter.loop)
+
+    def _wake_next(self, here: object) -> None:
+        # Of a copy: the loop of the next may run in another thread.
+        for waiter in self.waiting.copy():
+            try:
+                return waiter.wake(here)
+            except RuntimeError:
+                self.leave(waiter)
+        return None
 
 
 class _Sending(_Direction):
@@ -163,44 +382,36 @@ class _Sending(_Direction):
 
     __slots__ = ()
 
-    def __init__(self, handle: Handle) -> None:
-        super().__init__(handle, anyio.wait_writable)
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, True, shared)
 
     async def finish(self, send: Send) -> None:
         """Send the message, or what has not left of it."""
-        self._queued += 1
-        turn: anyio.Event | None = None
-        wake: Callable[[], object] | None = None
+        waiter = self.join()
+        waiter.holds.append(send.cancel)
         try:
-            if self._passed >= _STRIDE:
-                self._passed = 0
+            if self.passed >= _STRIDE:
+                self.passed = 0
                 await checkpoint()
-            while events := send.step(wake):
+            while events := send.step(waiter.wake):
                 if events == PAUSE:
-                    await anyio.sleep(_PAUSE)
-                elif events != QUEUED:
-                    await self.wait(send.sent)
-                elif turn is None:
-                    turn, wake = _event()
+                    await _sleep(_PAUSE)
+                elif events == QUEUED:
+                    await waiter.wait()
                 else:
-                    await turn.wait()
+                    await self.wait(waiter, send.sent)
         finally:
-            self._queued -= 1
-            send.cancel()
+            self.leave(waiter)
 
 
-def _event() -> tuple[anyio.Event, Callable[[], object]]:
-    """Return an event of the running loop, and what sets it from any thread."""
-    import asyncio
-
-    event = anyio.Event()
+async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
+    """Make an item ready to be sent, which may wait, in a worker thread."""
     try:
-        soon: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
-    except RuntimeError:
-        import trio
-
-        soon = trio.lowlevel.current_trio_token().run_sync_soon
-    return event, partial(soon, event.set)
+        await to_thread.run_sync(objects.prepare, item, keep, abandon_on_cancel=True)
+    except Error as exc:
+        if count > 1:
+            prefix_message(exc, f"item {place} of {count}")
+        raise
 
 
 def _wake(fd: int) -> None:
@@ -214,7 +425,9 @@ class AsyncConduit:
     """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
 
     AsyncConduit(conduit) takes over a blocking `Conduit`, which is from then on this one's to use
-    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does.
+    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does. Either
+    needs room for one more descriptor while a call waits: what the program has its loop watch is
+    left alone.
 
     Several tasks may receive on it, and send on it: each message goes to one of them, whole.
     Cancelling a call that receives loses nothing. Cancelling one that sends a long payload in
@@ -229,11 +442,18 @@ class AsyncConduit:
             conduit = Conduit(conduit, name)
         conduit.timeout = 0
         self._conduit = conduit
-        self._sending = _Sending(conduit._handle)
-        self._receiving = _Receiving(conduit._handle)
+        self._sending = _Sending(conduit._handle, shared=True)
+        self._receiving = _Receiving(conduit._handle, shared=True)
         # Looked up once: of a call that need not wait, a look-up is a measurable part.
         self._transfer_fd = conduit.transfer_fd
         self._receive_fd = conduit.receive_fd
+
+    @classmethod
+    def _own(cls, conduit: Conduit) -> Self:
+        """Make one of a conduit of which nobody else has the number."""
+        self = cls(conduit)
+        self._sending.shared = self._receiving.shared = False
+        return self
 
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Self:
@@ -247,18 +467,18 @@ class AsyncConduit:
         That may be a socket of asyncio (``writer.get_extra_info("socket")``), anyio or trio. The
         loop goes on reading what it had; give up that object before using this one.
         """
-        return cls(Conduit.from_conn(conn, name=name))
+        return cls._own(Conduit.from_conn(conn, name=name))
 
     @classmethod
     def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Self, Self]:
         """Return two connected conduits; see `Conduit.pair`."""
         first, second = Conduit.pair(type=type)
-        return cls(first), cls(second)
+        return cls._own(first), cls._own(second)
 
     @classmethod
     def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Self:
         """Return a datagram socket bound at a path, to receive on; see `Conduit.bind`."""
-        return cls(Conduit.bind(path, mode=mode, name=name))
+        return cls._own(Conduit.bind(path, mode=mode, name=name))
 
     @classmethod
     async def connect(
@@ -277,9 +497,11 @@ class AsyncConduit:
         while True:
             await checkpoint()
             try:
-                return cls(Conduit.connect(path, type=type, timeout=0, wait=wait, name=name))
+                conduit = Conduit.connect(path, type=type, timeout=0, wait=wait, name=name)
             except WouldBlockError:
-                await anyio.sleep(_PAUSE)
+                await _sleep(_PAUSE)
+            else:
+                return cls._own(conduit)
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncConduit over {self._conduit!r}>"
@@ -311,7 +533,11 @@ class AsyncConduit:
         return self._conduit.peer
 
     def fileno(self) -> int:
-        """Return the number of the socket; see `Conduit.fileno`."""
+        """Return the number of the socket; see `Conduit.fileno`.
+
+        The event loop watches it while calls wait, and watches a number for one only: to have it
+        watched for yourself, duplicate it, or borrow it with another `AsyncConduit`.
+        """
         return self._conduit.fileno()
 
     def close(self) -> None:
@@ -319,9 +545,12 @@ class AsyncConduit:
 
         It is there because a transfer closes what it moved, and a conduit can be moved, too.
         """
-        if not self._conduit.closed:
-            _wake(self._conduit.fileno())
+        try:
             self._conduit.close()
+        finally:
+            # Also if it is closed: a signal handler may have ended that call before this.
+            self._sending.wake_all()
+            self._receiving.wake_all()
 
     async def aclose(self) -> None:
         """Close what the conduit made, and end the calls of other tasks that wait.
@@ -335,7 +564,10 @@ class AsyncConduit:
 
     async def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
-        if self._sending.free():
+        # As `free`, of which the call is a measurable part of this one, and of `receive_fd`.
+        sending = self._sending
+        sending.passed += 1
+        if sending.passed < _STRIDE and not sending.waiting:
             try:
                 return self._transfer_fd(fd, keep=keep)
             except WouldBlockError:
@@ -346,7 +578,7 @@ class AsyncConduit:
         return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
-        """Send an open file; see `Conduit.transfer_file`."""
+        """Send an open file; see `Conduit.transfer_file` and `transfer`."""
         # A number, which transfer() takes, is none.
         objects.fd_of(file)
         await self.transfer(file, keep=keep)
@@ -359,19 +591,28 @@ class AsyncConduit:
     async def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
     ) -> None:
-        """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`."""
+        """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`.
+
+        What was written to a pipe, a terminal or a socket file is flushed in a worker thread, which
+        goes on with that if the call is cancelled: nothing is sent then, and nothing is lost.
+        """
+        for place, item in enumerate(items, 1):
+            if objects.may_wait(item):
+                await _prepare(item, keep, place, len(items))
         send = Send(self._conduit, items, data, keep)
         if not self._sending.free() or send.step():
             await self._sending.finish(send)
 
     async def receive_fd(self) -> int:
         """Receive one descriptor and return its number; see `Conduit.receive_fd`."""
-        if self._receiving.free():
+        receiving = self._receiving
+        receiving.passed += 1
+        if receiving.passed < _STRIDE and not receiving.waiting:
             try:
                 return self._receive_fd()
             except WouldBlockError:
                 pass
-        return await self._receiving.queue(self._receive_fd)
+        return await receiving.queue(self._receive_fd)
 
     @overload
     async def receive_file(
@@ -505,6 +746,96 @@ class AsyncConduit:
     def shutdown(self, how: int = socket.SHUT_WR) -> None:
         """End one direction; see `Conduit.shutdown`."""
         self._conduit.shutdown(how)
+
+
+def detach_stream(
+    reader: asyncio.StreamReader | None, writer: asyncio.StreamWriter | asyncio.Transport
+) -> tuple[socket.socket, bytes]:
+    """Take a connection out of asyncio, or uvloop, to hand it to another process or loop.
+
+    What the writer holds must have left: it is no coroutine, so that nothing comes or goes between
+    the last message that the program has dealt with and this call. Where one may write faster than
+    the peer reads, flush before::
+
+        writer.transport.set_write_buffer_limits(0)
+        await writer.drain()
+        sock, unread = conduit.aio.detach_stream(reader, writer)
+
+    Called in the thread of the loop, while no other task reads from the reader. Afterwards the
+    reader is at its end and the writer closed: the loop neither reads nor writes any more, and the
+    connection stays open. If it raises, nothing has changed.
+
+    Args:
+        reader: the `asyncio.StreamReader`; None for a transport with a protocol of the program's
+            own, which has all that was read.
+        writer: its `asyncio.StreamWriter`, or a transport.
+
+    Returns:
+        the socket, a duplicate that is the caller's (close-on-exec; non-blocking, as its timeout
+        says), and the bytes that were read from it and not consumed: they come before whatever is
+        received from it.
+
+    Raises:
+        Error: ``NO_FD`` if the connection is closing, failed, or has no socket;
+            ``FAILED_TRANSFER`` if the writer still holds bytes; ``BAD_CLONE`` if the system gives
+            no duplicate, or it is a pipe's.
+        DescriptorTypeError: ``NO_FD``, if it is TLS, the state of which lives in this process, or
+            if ``writer`` is neither a stream nor a transport.
+    """
+    transport: Any = getattr(writer, "transport", writer)
+    if not hasattr(transport, "get_extra_info"):
+        raise DescriptorTypeError(
+            f"a {type(writer).__name__} is no asyncio.StreamWriter and no transport", ErrType.NO_FD
+        )
+    what = f"{transport!r} was not detached"
+    if transport.get_extra_info("sslcontext") is not None:
+        raise DescriptorTypeError(
+            f"{what}: the keys and the state of TLS live in this process, not in the descriptor",
+            ErrType.NO_FD,
+        )
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        raise DescriptorTypeError(f"{what}: it has no socket", ErrType.NO_FD)
+    failure = None if reader is None else reader.exception()
+    if failure is not None or transport.is_closing():
+        raise Error(f"{what}: {failure or 'it is closed'}", ErrType.NO_FD) from failure
+    if held := transport.get_write_buffer_size():
+        raise Error(
+            f"{what}: it holds {held} bytes to be written; call set_write_buffer_limits(0) of the "
+            "transport, and await writer.drain()",
+            ErrType.FAILED_TRANSFER,
+        )
+    try:
+        # uvloop's is no socket where the transport is a pipe's.
+        with Descriptor(os.dup(sock.fileno())) as duplicate:
+            detached = duplicate.to_conn()
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise from_errno(exc.errno or errno.EBADF, ErrType.BAD_CLONE, what) from exc
+    try:
+        unread = b"" if reader is None else _unread(reader)
+    except BaseException:
+        detached.close()
+        raise
+    # It is closed when the loop goes on, and not shut down.
+    transport.abort()
+    return detached, unread
+
+
+def _unread(reader: asyncio.StreamReader) -> bytes:
+    """Return what a reader has, after which it is at its end.
+
+    ``read()`` returns all until the end, and need not wait for that once it was told.
+    """
+    reader.feed_eof()
+    reading = reader.read()
+    try:
+        reading.send(None)
+    except StopIteration as done:
+        unread: bytes = done.value
+        return unread
+    raise RuntimeError("a reader at its end waits")  # pragma: no cover - in no asyncio of today
 
 
 class AsyncTakeover:
@@ -684,8 +1015,24 @@ class AsyncListener:
         type: int = socket.SOCK_STREAM,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        self._listener = Listener(path, mode=mode, backlog=backlog, type=type, allow=allow)
-        self._accepting = _Receiving(self._listener._handle)
+        self._listen(Listener(path, mode=mode, backlog=backlog, type=type, allow=allow))
+
+    def _listen(self, listener: Listener) -> None:
+        self._listener = listener
+        self._accepting = _Receiving(listener._handle)
+
+    @classmethod
+    def from_conn(
+        cls,
+        conn: HasFileno,
+        path: StrOrBytesPath,
+        *,
+        allow: Callable[[Peer], bool] | None = None,
+    ) -> Self:
+        """Listen on a socket that listens at a path already; see `Listener.from_conn`."""
+        self = cls.__new__(cls)
+        self._listen(Listener.from_conn(conn, path, allow=allow))
+        return self
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncListener over {self._listener!r}>"
@@ -723,10 +1070,10 @@ class AsyncListener:
                 conduit = await self._accepting.call(attempt)
             except Error as exc:
                 if exc.errno in SHORTAGES:
-                    await anyio.sleep(REST)
+                    await _sleep(REST)
                 raise
             if conduit is not None:
-                return AsyncConduit(conduit)
+                return AsyncConduit._own(conduit)
             # However many come who are refused, other tasks run in between.
             await checkpoint()
 
@@ -737,14 +1084,20 @@ class AsyncListener:
     async def __anext__(self) -> AsyncConduit:
         return await self.accept()
 
-    async def aclose(self) -> None:
+    def close(self, *, unlink: bool = True) -> None:
+        """Close as `aclose` does, without letting other tasks run before it returns."""
+        try:
+            self._listener.close(unlink=unlink)
+        finally:
+            # Also if it is closed: a signal handler may have ended that call before this.
+            self._accepting.wake_all()
+
+    async def aclose(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls of other tasks that wait, and remove the path.
 
-        See `Listener.close`. It is closed even if this is cancelled.
+        See `Listener.close`, also for ``unlink``. It is closed even if this is cancelled.
         """
-        if not self._listener.closed:
-            _wake(self._listener.fileno())
-            self._listener.close()
+        self.close(unlink=unlink)
         await self._accepting.end()
 
 

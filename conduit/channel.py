@@ -182,8 +182,14 @@ class Channel:
         finally:
             # A call that a signal handler interrupted to close it here is in the middle of that.
             if not self._is_mine():
-                with self._lock:
+                try:
+                    self._lock.acquire()
                     self._assembler.clear()
+                finally:
+                    try:  # noqa: SIM105 - see _advance
+                        self._lock.release()
+                    except RuntimeError:
+                        pass
 
     def send(self, obj: Any, *, keep: bool = False) -> None:
         """Send an object, and move the descriptors in it, or share them with ``keep``.
@@ -288,7 +294,8 @@ class Channel:
             )
         assembler = self._assembler
         pieces = assembler.pieces
-        with self._lock:
+        try:
+            self._lock.acquire()
             for _ in range(_STRIDE):
                 if pieces:
                     try:
@@ -314,6 +321,13 @@ class Channel:
                         # Its bytes are lost.
                         assembler.break_off("descriptors did not arrive whole")
                     raise
+        finally:
+            # No call comes between, in which a handler could raise; and not by a with statement,
+            # since from Python 3.14 on one can raise between what acquires and the block.
+            try:  # noqa: SIM105
+                self._lock.release()
+            except RuntimeError:
+                pass  # It was raised before the lock was acquired.
         return None
 
     def _out_of_step(self) -> Error:

@@ -236,7 +236,8 @@ def _new_address() -> str:
 def _share(fd: int) -> _Ticket:
     """Keep a duplicate of a descriptor until somebody fetches it."""
     key, proof = os.urandom(_KEY_SIZE), os.urandom(_KEY_SIZE)
-    with _lock:
+    try:
+        _lock.acquire()
         descriptor = _duplicate(fd)
         try:
             lifetime = _lifetime
@@ -247,6 +248,13 @@ def _share(fd: int) -> _Ticket:
         except BaseException:
             descriptor.close()
             raise
+    finally:
+        # Not by a with statement: from Python 3.14 on, a signal handler can raise between what
+        # acquires and the block, and so leave it locked for ever.
+        try:  # noqa: SIM105 - a call in which a handler could raise
+            _lock.release()
+        except RuntimeError:
+            pass
     return _Ticket(shelf.address, key, proof)
 
 

@@ -160,6 +160,26 @@ def prepare(obj: Any, keep: bool) -> None:
         ) from exc
 
 
+def may_wait(obj: Any) -> bool:
+    """Whether `prepare` may have to wait for another process, to flush what was written.
+
+    A regular file takes what it is given, as far as anything tells; a pipe, say, when it is read.
+    """
+    cls = type(obj)
+    if cls is _FileIO or cls is io.BufferedReader or not callable(getattr(obj, "flush", None)):
+        return False
+    writable = getattr(obj, "writable", None)
+    try:
+        if callable(writable) and not writable():
+            return False
+        return not stat.S_ISREG(os.fstat(fd_of(obj)).st_mode)
+    except (OSError, ValueError) as exc:
+        if from_handler(exc):
+            raise
+        # One that is closed, or has no descriptor, is refused by `prepare`.
+        return False
+
+
 def _recognise(obj: Any, keep: bool) -> tuple[Any, Callable[[Any], None]]:
     """Return what to prepare of an object of no common class, and the function that does it."""
     fd_of(obj)

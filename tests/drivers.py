@@ -69,7 +69,7 @@ class LoopDriver(Driver):
         portal = anyio.from_thread.start_blocking_portal(**LOOPS[loop])
         self._portal = stack.enter_context(portal)
         self.Conduit = cast(type[conduit.Conduit], _Conduits(self))
-        self.Listener = cast(type[conduit.Listener], partial(_Listener, self))
+        self.Listener = cast(type[conduit.Listener], _Listeners(self))
         self.Channel = cast(type[Channel], partial(_Channel, self))
         self.Reader = cast(type[Reader], partial(_Reader, self))
 
@@ -190,11 +190,24 @@ class _Conduits:
         return self._face(link, timeout)
 
 
-class _Listener(_Face):
-    """What stands in for the class `Listener`."""
+class _Listeners:
+    """What stands in for the class `Listener`: its constructors."""
 
-    def __init__(self, driver: LoopDriver, path: Any, **kwargs: Any) -> None:
-        inner = driver.run(AsyncListener, path, **kwargs)
+    def __init__(self, driver: LoopDriver) -> None:
+        self._driver = driver
+
+    def __call__(self, path: Any, **kwargs: Any) -> _Listener:
+        return _Listener(self._driver, self._driver.run(AsyncListener, path, **kwargs))
+
+    def from_conn(self, conn: Any, path: Any, **kwargs: Any) -> _Listener:
+        inner = self._driver.run(AsyncListener.from_conn, conn, path, **kwargs)
+        return _Listener(self._driver, inner)
+
+
+class _Listener(_Face):
+    """What stands in for a `Listener`."""
+
+    def __init__(self, driver: LoopDriver, inner: AsyncListener) -> None:
         super().__init__(driver, inner, inner._listener, None)
 
     def accept(self, timeout: float | None = None) -> Any:

@@ -5,30 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import mmap
 import os
 import select
+import signal
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 import pytest
 import trio
 from anyio.abc import SocketAttribute
 from anyio.lowlevel import checkpoint
+from drivers import LoopDriver
 from helpers import (
     GENEROUS,
     content,
     drain,
     fill,
+    handling,
     is_open,
     memory,
     open_descriptors,
+    room_for,
     run_python,
     same_file,
     send,
@@ -46,6 +52,7 @@ from conduit import (
 )
 from conduit._conduit import Send
 from conduit.aio import AsyncConduit, AsyncListener
+from conduit.objects import may_wait
 
 pytestmark = pytest.mark.anyio
 
@@ -506,6 +513,328 @@ async def test_a_peers_end_wakes_both_directions(ends: Ends) -> None:
     os.close(number)
 
 
+@pytest.mark.parametrize("what", ["receive", "accept"])
+async def test_close_in_a_signal_handler_ends_those_who_wait(path: str, what: str) -> None:
+    waits = AsyncConduit.bind(path) if what == "receive" else AsyncListener(path)
+    with handling(signal.SIGALRM, lambda *_: waits.close()):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with anyio.fail_after(GENEROUS), pytest.raises(Error, match="closed"):
+            await getattr(waits, what)()
+    await waits.aclose()
+
+
+# Several loops
+
+
+def new_loop(name: str) -> asyncio.AbstractEventLoop:
+    if name == "uvloop":
+        import uvloop
+
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def ended_loop(
+    request: pytest.FixtureRequest, start_loop: Callable[[str], LoopDriver]
+) -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop in which tasks can begin to wait, and that ends without them."""
+    # The first loop of a kind opens what all later ones share.
+    start_loop(request.param)
+    loop = new_loop(request.param)
+    # What it says of them as they go is not of interest.
+    loop.set_exception_handler(lambda *_: None)
+    with contextlib.closing(loop):
+        yield loop
+
+
+def begin(loop: asyncio.AbstractEventLoop, call: Awaitable[object]) -> asyncio.Task[object]:
+    """Let a call begin to wait in a loop."""
+
+    async def run() -> object:
+        return await call
+
+    task = loop.create_task(run())
+    loop.run_until_complete(asyncio.sleep(0.01))
+    assert not task.done()
+    return task
+
+
+def forget(task: asyncio.Task[object]) -> None:
+    """Say nothing as a task goes away that never ended."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("way", ["receive_fd", "transfer_fd"])
+def test_aclose_closes_though_tasks_wait_whose_loop_has_ended(
+    ended_loop: asyncio.AbstractEventLoop, anyio_backend: Any, way: str, count: int
+) -> None:
+    one, other = AsyncConduit.pair()
+    number, item = one.fileno(), memory()
+    if way == "transfer_fd":
+        fill(number)
+    args = [item] if way == "transfer_fd" else []
+    before = open_descriptors()
+    tasks = [begin(ended_loop, getattr(one, way)(*args)) for _ in range(count)]
+    ended_loop.close()
+
+    async def close() -> None:
+        with anyio.fail_after(GENEROUS):
+            await one.aclose()
+
+    anyio.run(close, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    assert not is_open(number)
+    assert is_open(item)
+    assert open_descriptors().keys() <= before.keys() - {number}
+    for task in tasks:
+        forget(task)
+    os.close(item)
+    other.close()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_waits_in_a_loop_that_ended_keeps_nobody_waiting(
+    ended_loop: asyncio.AbstractEventLoop, anyio_backend: Any, kept: bool
+) -> None:
+    one, other = AsyncConduit.pair()
+    items = [memory(b"%d" % place) for place in range(4)]
+    tasks = [begin(ended_loop, one.receive_fd()) for _ in range(2)]
+    fill(one.fileno())
+    tasks += [begin(ended_loop, one.transfer_fd(item)) for item in items[:2]]
+    ended_loop.close()
+    for task in tasks:
+        forget(task)
+    if not kept:
+        del tasks
+        gc.collect()
+
+    async def go_on() -> None:
+        with anyio.fail_after(GENEROUS):
+            async with one, other, anyio.create_task_group() as group:
+                group.start_soon(one.transfer_fd, items[2])
+                group.start_soon(other.transfer_fd, items[3])
+                while not (received := await other.receive()).fds:
+                    pass
+                with received:
+                    assert content(received.fds[0].fileno()) == b"2"
+                assert await take(one, "receive_fd") == b"3"
+
+    anyio.run(go_on, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    assert all(map(is_open, items[:2]))
+    close_all(items[:2])
+
+
+async def test_aclose_wakes_who_waits_in_the_loop_of_another_thread(ends: Ends) -> None:
+    told: list[Error] = []
+    waiting = threading.Event()
+
+    def wait_elsewhere() -> None:
+        async def wait() -> None:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(2):
+                    tasks.start_soon(receive)
+                await all_blocked()
+                waiting.set()
+
+        async def receive() -> None:
+            with pytest.raises(Error) as caught:
+                await ends[0].receive()
+            told.append(caught.value)
+
+        anyio.run(wait)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, wait_elsewhere)
+        with anyio.fail_after(GENEROUS):
+            await anyio.to_thread.run_sync(waiting.wait)
+            await ends[0].aclose()
+    assert [error.type for error in told] == [ErrType.NO_FD] * 2
+
+
+async def test_loops_of_two_threads_receive_in_turn(ends: Ends) -> None:
+    got: list[bytes] = []
+
+    def receive_elsewhere() -> None:
+        async def receive() -> None:
+            with anyio.fail_after(GENEROUS):
+                got.extend([(await ends[1].receive(1)).data for _ in range(20)])
+
+        anyio.run(receive)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(anyio.to_thread.run_sync, receive_elsewhere)
+        for place in range(40):
+            await ends[0].transfer(data=b"%c" % place)
+            await checkpoint()
+    assert sorted(got) == [b"%c" % place for place in range(40)]
+
+
+async def test_a_waiter_whose_loop_ends_is_passed_over(
+    ends: Ends, ended_loop: asyncio.AbstractEventLoop
+) -> None:
+    got: list[bytes] = []
+
+    async def receive() -> None:
+        got.append((await ends[1].receive(1)).data)
+
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(receive)
+            await all_blocked()
+            # A loop runs in no thread that has one already.
+            task = await anyio.to_thread.run_sync(begin, ended_loop, ends[1].receive())
+            ended_loop.close()
+            forget(task)
+            tasks.start_soon(receive)
+            await all_blocked()
+            for data in (b"1", b"2"):
+                await ends[0].transfer(data=data)
+    assert got == [b"1", b"2"]
+
+
+async def test_who_is_woken_before_it_waits_does_not_wait() -> None:
+    waiter = aio._new_waiter()
+    waiter.wake(waiter.loop)
+    with anyio.fail_after(GENEROUS):
+        await waiter.wait()
+    with anyio.move_on_after(0.01) as scope:
+        await waiter.wait()
+    assert scope.cancelled_caught, "it was told once"
+
+
+# What else a loop watches
+
+
+@only_asyncio
+async def test_what_the_program_has_watched_is_left_alone(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    writable = asyncio.Event()
+    with mine, peer:
+        async with AsyncConduit(mine.fileno()) as link:
+            loop.add_reader(mine.fileno(), readable.set)
+            fill(mine.fileno())
+            loop.add_writer(mine.fileno(), writable.set)
+            number = memory()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(link.transfer_fd, number)
+                tasks.start_soon(link.receive)
+                await all_blocked()
+                peer.setblocking(False)
+                peer.send(b"x")
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        _, numbers, _, _ = socket.recv_fds(peer, 1, 1)
+                        close_all(numbers)
+                        await checkpoint()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    _, numbers, _, _ = socket.recv_fds(peer, 1, 1)
+                    close_all(numbers)
+            for event, remove in (readable, loop.remove_reader), (writable, loop.remove_writer):
+                event.clear()
+                peer.send(b"more")
+                with anyio.fail_after(GENEROUS):
+                    await event.wait()
+                remove(mine.fileno())
+
+
+async def test_two_conduits_over_one_number_both_wait(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    got: list[bytes] = []
+    with mine, peer:
+        link = Conduit(mine.fileno())
+        conduits = [AsyncConduit(mine.fileno()), AsyncConduit.from_file(mine), AsyncConduit(link)]
+
+        async def receive(conduit: AsyncConduit) -> None:
+            got.append((await conduit.receive(1)).data)
+
+        with anyio.fail_after(GENEROUS):
+            async with anyio.create_task_group() as tasks:
+                for conduit in conduits:
+                    tasks.start_soon(receive, conduit)
+                await all_blocked()
+                for _ in conduits:
+                    peer.send(b"x")
+        assert got == [b"x"] * 3
+        for conduit in conduits:
+            await conduit.aclose()
+
+
+async def test_a_borrowed_number_that_its_owner_closes_is_closed_for_the_peer(kind: int) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer:
+        link = AsyncConduit(mine.fileno())
+        with anyio.move_on_after(0.01):
+            await link.receive()
+        mine.close()
+        with pytest.raises((BrokenPipeError, ConnectionRefusedError)):
+            peer.send(b"x")
+        assert not link.closed
+
+
+async def test_waiting_for_a_borrowed_number_needs_room_for_a_descriptor(ends: Ends) -> None:
+    link = AsyncConduit(ends[0].fileno())
+    with room_for(0), pytest.raises(Error, match="RLIMIT_NOFILE") as caught:
+        await link.receive()
+    assert (caught.value.type, caught.value.errno) == (ErrType.BAD_CLONE, errno.EMFILE)
+    await ends[1].transfer(data=b"there")
+    with room_for(0):
+        assert (await link.receive()).data == b"there"
+
+
+@only_trio
+async def test_a_number_that_another_task_of_trio_waits_for_is_an_error_of_ours(
+    ends: Ends,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(trio.lowlevel.wait_readable, ends[0].fileno())
+        await all_blocked()
+        with pytest.raises(Error, match="does not watch its number") as caught:
+            await ends[0].receive()
+        assert caught.value.type is ErrType.FAILED_TRANSFER
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_loop_that_cannot_watch_is_an_error_of_ours(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", refuse)
+    with pytest.raises(Error, match="does not watch its number") as caught:
+        await ends[0].receive()
+    monkeypatch.undo()
+    assert (caught.value.type, caught.value.errno) == (ErrType.FAILED_TRANSFER, errno.ENOSPC)
+    await ends[1].transfer(data=b"later")
+    assert (await ends[0].receive()).data == b"later"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_what_a_handler_raises_as_a_call_begins_to_wait_stays_itself(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise OSError("from the handler")
+
+    def strike(*_: object) -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", strike)
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        pytest.raises(OSError, match="from the handler") as caught,
+    ):
+        await ends[0].receive()
+    monkeypatch.undo()
+    assert not isinstance(caught.value, Error)
+
+
 # Other tasks
 
 
@@ -833,6 +1162,116 @@ async def test_a_number_is_no_file_and_no_socket(ends: Ends, keep: bool) -> None
     assert is_open(number)
     os.close(number)
     await assert_empty(ends[1])
+
+
+# What waits to be flushed
+
+
+@pytest.fixture
+def full_pipe() -> Iterator[tuple[int, BinaryIO]]:
+    """The reading end of a pipe that takes no more, and a file to write to it with more."""
+    out, into = os.pipe()
+    os.set_blocking(out, False)
+    with open(into, "wb", buffering=2 * len(UNWRITTEN)) as file:
+        file.write(UNWRITTEN)
+        yield out, file
+        with contextlib.suppress(OSError):
+            os.close(out)
+
+
+UNWRITTEN = bytes(range(256)) * 1000
+"""Four times what a pipe takes."""
+
+
+async def drain_pipe(out: int) -> bytes:
+    got = b""
+    with anyio.fail_after(GENEROUS):
+        while len(got) < len(UNWRITTEN):
+            try:
+                got += os.read(out, len(UNWRITTEN))
+            except BlockingIOError:
+                await anyio.sleep(0.001)
+    return got
+
+
+async def test_other_tasks_run_while_a_file_is_flushed_to_a_full_pipe(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ends[0].transfer_file, file)
+        # It could not go on unless this task could.
+        assert await drain_pipe(out) == UNWRITTEN
+        with await ends[1].receive_file("wb") as received:
+            received.write(b"the end")
+    assert file.closed
+    assert os.read(out, 10) == b"the end"
+
+
+async def test_a_file_whose_flush_is_cancelled_loses_nothing_and_is_sent_by_nobody(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    with anyio.move_on_after(0.02) as scope:
+        await ends[0].transfer_file(file)
+    assert scope.cancelled_caught
+    assert not file.closed
+    assert await drain_pipe(out) == UNWRITTEN
+    await assert_empty(ends[1])
+    await ends[0].transfer(file)
+    with await ends[1].receive_file("wb") as received:
+        received.write(b"the end")
+    assert os.read(out, 10) == b"the end"
+
+
+async def test_a_flush_that_fails_is_an_error_that_names_the_item(
+    ends: Ends, full_pipe: tuple[int, BinaryIO]
+) -> None:
+    out, file = full_pipe
+    number = memory()
+    os.close(out)
+    for items, named in (((number, file), "item 2 of 2: "), ((file,), "<_io.BufferedWriter")):
+        with pytest.raises(Error, match="was not transferred: Broken pipe") as caught:
+            await ends[0].transfer(*items)
+        assert str(caught.value).startswith(named)
+        assert (caught.value.type, caught.value.errno) == (ErrType.FAILED_TRANSFER, errno.EPIPE)
+    assert not file.closed
+    with contextlib.suppress(BrokenPipeError):
+        file.close()
+    os.close(number)
+
+
+def test_what_may_wait_to_be_flushed(tmp_path: Path) -> None:
+    out, into = os.pipe()
+    with open(out, "rb") as reader, open(into, "wb") as writer, open(into, "w", closefd=False) as t:
+        with open(tmp_path / "regular", "w") as regular, socket.socket() as sock:
+            waits = [file for file in (reader, writer, t, regular, sock, 1) if may_wait(file)]
+        assert waits == [writer, t]
+        with open(into, "wb", buffering=0, closefd=False) as raw:
+            assert not may_wait(raw)
+        with open(out, closefd=False) as text_reader:
+            assert not may_wait(text_reader)
+    for closed in (writer, t):
+        assert not may_wait(closed)
+
+
+def test_what_a_handler_raises_as_a_file_is_asked_for_its_fd_stays_itself() -> None:
+    class File:
+        def flush(self) -> None: ...
+
+        def fileno(self) -> int:
+            signal.raise_signal(signal.SIGUSR1)
+            raise AssertionError
+
+    def interrupt(*_: object) -> None:
+        raise OSError("from the handler")
+
+    with (
+        handling(signal.SIGUSR1, interrupt),
+        pytest.raises(OSError, match="from the handler") as caught,
+    ):
+        may_wait(File())
+    assert not isinstance(caught.value, Error)
 
 
 # Numbers that change hands while a sender waits

@@ -704,16 +704,31 @@ def test_leaving_after_rights_were_given_up_leaves_the_path(path: str) -> None:
     os.unlink(path)
 
 
-def test_a_listener_at_another_path_leaves_what_is_at_this_one(path: str) -> None:
-    with Listener(path) as there, Listener(path + "2") as other:
-        Listener.from_conn(other, path).close()
-        with Conduit.connect(path):
+def test_a_listener_at_another_path_leaves_what_is_at_this_one(path: str, driver: Driver) -> None:
+    with driver.Listener(path) as there, driver.Listener(path + "2") as other:
+        driver.Listener.from_conn(other, path).close()
+        with driver.Conduit.connect(path):
             there.accept().close()
 
 
+def test_a_path_stays_for_who_listens_at_it_further(path: str, kind: int, driver: Driver) -> None:
+    first = driver.Listener(path, type=kind)
+    with driver.Listener.from_conn(first, path, allow=lambda peer: False) as second:
+        first.close(unlink=False)
+        assert first.closed
+        with Conduit.connect(path, type=kind) as link:
+            with pytest.raises(TransferTimeoutError):
+                second.accept(0.05)
+            with pytest.raises(PeerClosedError):
+                link.receive()
+    assert not os.path.exists(path)
+
+
 @pytest.mark.parametrize("what", ["quiet", "tcp", "no socket"])
-def test_what_does_not_listen_at_a_path_is_no_listener(path: str, what: str) -> None:
-    with Listener(path) as there, contextlib.ExitStack() as stack:
+def test_what_does_not_listen_at_a_path_is_no_listener(
+    path: str, what: str, driver: Driver
+) -> None:
+    with driver.Listener(path) as there, contextlib.ExitStack() as stack:
         family = socket.AF_INET if what == "tcp" else socket.AF_UNIX
         sock = stack.enter_context(socket.socket(family))
         if what == "tcp":
@@ -721,7 +736,7 @@ def test_what_does_not_listen_at_a_path_is_no_listener(path: str, what: str) -> 
         elif what != "no socket":
             sock.bind(path + "2")
         with open("/dev/null") as null, pytest.raises(Error) as caught:
-            Listener.from_conn(null if what == "no socket" else sock, path)
+            driver.Listener.from_conn(null if what == "no socket" else sock, path)
         assert caught.value.type is ErrType.BAD_CLONE
         with Conduit.connect(path):
             there.accept().close()

@@ -1,5 +1,6 @@
 """A user's program, which is only type-checked: every precise type is asserted."""
 
+import asyncio
 import io
 import pickle
 import socket
@@ -8,7 +9,7 @@ from typing import IO, Any, BinaryIO, assert_type
 import conduit
 import conduit.multiprocessing
 from conduit import Channel, Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
-from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader, detach_stream
 from conduit.channel import close_descriptors
 
 
@@ -203,6 +204,15 @@ def channels(link: Conduit, sock: socket.socket) -> None:
             close_descriptors(obj)
         for each in channel:
             assert_type(each, Any)
+
+
+async def detached_streams() -> None:
+    reader, writer = await asyncio.open_connection("localhost", 80)
+    assert_type(detach_stream(reader, writer), tuple[socket.socket, bytes])
+    assert_type(detach_stream(None, writer), tuple[socket.socket, bytes])
+    loop = asyncio.get_running_loop()
+    transport, _ = await loop.create_connection(asyncio.Protocol, "localhost", 80)
+    detach_stream(None, transport)
 
 
 async def async_channels(link: AsyncConduit, sock: socket.socket) -> None:

@@ -5,7 +5,7 @@ import json
 import socket
 
 from conduit import Channel, Conduit, Listener, Reader, multiprocessing, systemd
-from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader, detach_stream
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -80,6 +80,10 @@ def channels(link: Conduit, sock: socket.socket) -> None:
         channel.send(sock, True)  # error
         channel.receive(1)  # error
         channel.conduit = link  # error
+
+
+def detached_streams(sock: socket.socket) -> None:
+    detach_stream(None, sock)  # error
 
 
 def in_multiprocessing() -> None:
