@@ -91,7 +91,9 @@ class Succession:
         self._sessions: dict[int, _Session] = {}
         self._chosen: _Session | None = None
         self._is_left = False
-        self._stepping = threading.Lock()
+        # Which thread is in `step`. A lock would stay held if a handler raised once it was taken.
+        self._stepper: dict[str, int] = {}
+        self._is_stepping = False
         self._selector = selectors.DefaultSelector()
         # It ends the waiting of `step`.
         self._selector.register(bell, selectors.EVENT_READ, _nothing)
@@ -108,8 +110,10 @@ class Succession:
 
     def step(self, timeout: float = 0) -> None:
         """Do what can be done, once something can or so many seconds have passed."""
-        if self._is_left or not self._stepping.acquire(blocking=False):
+        me = threading.get_ident()
+        if self._is_left or self._stepper.setdefault("is", me) != me or self._is_stepping:
             return
+        self._is_stepping = True
         try:
             for key, _ in self._selector.select(min(timeout, self._until_next())):
                 # What one does may close another.
@@ -121,7 +125,8 @@ class Succession:
             if not self._is_left or from_handler(exc):
                 raise
         finally:
-            self._stepping.release()
+            self._is_stepping = False
+            self._stepper.clear()
 
     def _until_next(self) -> float:
         """Seconds until the next deadline."""
