@@ -847,9 +847,10 @@ def _unread(reader: asyncio.StreamReader) -> bytes:
 class AsyncTakeover:
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
 
-    Takes what `Takeover` takes. ``async with`` finds the predecessor; then, in this order,
-    `listen`, `ready`, `wait`. What may take a while runs in a worker thread, and is not
-    interrupted by cancellation.
+    AsyncTakeover(path, timeout=60.0, allow=None) is entered with ``async with``; then, in this
+    order: `listen`, `ready`, `wait`. What may take a while runs in a worker thread. Each call can
+    be cancelled: what it was about has then not happened, but for a `ready` with which the
+    predecessor has handed over already. That one returns as if it had not been cancelled.
     """
 
     def __init__(
@@ -859,27 +860,53 @@ class AsyncTakeover:
         timeout: float = 60.0,
         allow: Callable[[Peer], bool] | None = None,
     ) -> None:
-        self._enter = partial(Takeover, path, timeout=timeout, allow=allow)
+        self._arguments = (path, timeout, allow)
         self._entered: Takeover | None = None
-        self._watching = anyio.Lock()
-        self._closing = False
 
     @property
     def takeover(self) -> Takeover:
-        """The `Takeover` that was entered: its ``state``, ``predecessor``, ``offer()``..."""
+        """The `Takeover` that was entered: its ``predecessor``, ``dropped``, ``successor``..."""
         if self._entered is None:
             raise RuntimeError("this AsyncTakeover is to be entered first, with async with")
         return self._entered
 
+    @property
+    def state(self) -> bytes:
+        """What the predecessor offered; see `Takeover`."""
+        return self.takeover.state
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what the predecessor kept; see `Takeover.names`."""
+        return self.takeover.names
+
+    def adopt(self, sock: socket.socket, name: str) -> socket.socket:
+        """Return the predecessor's socket of a name, else this one; see `Takeover.adopt`."""
+        return self.takeover.adopt(sock, name)
+
+    def keep(self, name: str, item: int | HasFileno | None) -> None:
+        """Keep any descriptor for a successor; see `Takeover.keep`."""
+        self.takeover.keep(name, item)
+
+    def take(self, name: str) -> Descriptor | None:
+        """Return what the predecessor kept under a name; see `Takeover.take`."""
+        return self.takeover.take(name)
+
+    def offer(self, state: bytes | Callable[[], bytes]) -> None:
+        """Offer bytes to the successor; see `Takeover.offer`. A function runs in a thread."""
+        self.takeover.offer(state)
+
     async def __aenter__(self) -> Self:
-        entering: Future[Takeover] = Future()
+        takeover = Takeover.__new__(Takeover)
+        path, timeout, allow = self._arguments
+        takeover._prepare(path, timeout, allow, True)
         try:
-            await to_thread.run_sync(_settle, entering, self._enter)
+            await _in_thread(takeover._enter, lambda _: None)
         except BaseException:
-            # asyncio's own cancellation lets the thread go on, and nobody leaves then.
-            entering.add_done_callback(_close_entered)
+            # It ends what the thread waits for, which then leaves nothing behind.
+            takeover.close()
             raise
-        self._entered = entering.result()
+        self._entered = takeover
         return self
 
     async def __aexit__(
@@ -901,34 +928,50 @@ class AsyncTakeover:
         mode: int = 0o600,
     ) -> socket.socket:
         """Return a socket at an address, the predecessor's if it has it; see `Takeover.listen`."""
-        listen = self.takeover.listen
-        return await to_thread.run_sync(
-            partial(listen, host, port, name=name, type=type, backlog=backlog, mode=mode)
-        )
+        takeover = self.takeover
+        listen = partial(takeover._listen, host, port, name, type, backlog, mode)
+        return (await _in_thread(listen, takeover._undo)).sock
 
     async def ready(self) -> tuple[str, ...]:
         """Say that requests are served; see `Takeover.ready`."""
-        return await to_thread.run_sync(self.takeover.ready)
+        takeover = self.takeover
+        outcome: Future[tuple[str, ...]] = Future()
+        try:
+            await to_thread.run_sync(_settle, outcome, takeover.ready, abandon_on_cancel=True)
+        except BaseException:
+            if not outcome.cancel():
+                # From here on the thread waits for nobody.
+                takeover._give_up()
+                if outcome.exception() is None:
+                    return outcome.result()
+            raise
+        return outcome.result()
 
     async def wait(self) -> bool:
         """Wait until a successor is ready, and return whether there is one; see `Takeover.wait`.
 
-        `aclose` ends it.
+        `aclose`, or `Takeover.close` from anywhere, ends it.
         """
         takeover = self.takeover
-        # A loop lets one task at a time wait for a descriptor.
-        async with self._watching:
-            while not (self._closing or takeover.closed or takeover.wait(0)):
-                with suppress(anyio.ClosedResourceError):
-                    await anyio.wait_readable(takeover.fileno())
+        if not (takeover.closed or takeover.wait(0)):
+            # Of this task alone, and open until it is done with it.
+            try:
+                fd = os.dup(takeover.fileno())
+            except OSError as exc:
+                if takeover.closed:
+                    return takeover.wait(0)
+                raise Error(
+                    f"{takeover!r}: waiting: {exc.strerror}", ErrType.NO_FD, exc.errno
+                ) from exc
+            try:
+                await anyio.wait_readable(fd)
+            finally:
+                os.close(fd)
         return takeover.wait(0)
 
     async def aclose(self) -> None:
         """Leave the line; see `Takeover.close`. It is closed even if this is cancelled."""
         if self._entered is not None:
-            self._closing = True
-            if not self._entered.closed:
-                _wake(self._entered.fileno())
             try:
                 with anyio.CancelScope(shield=True):
                     await to_thread.run_sync(self._entered.close)
@@ -938,16 +981,29 @@ class AsyncTakeover:
                     self._entered.close()
 
 
-def _settle(future: Future[_T], function: Callable[[], _T]) -> None:
+async def _in_thread(function: Callable[[], _T], undo: Callable[[_T], object]) -> _T:
+    """Run a function in a worker thread; if this is cancelled, undo there what it did."""
+    outcome: Future[_T] = Future()
     try:
-        future.set_result(function())
-    except BaseException as exc:
-        future.set_exception(exc)
+        await to_thread.run_sync(_settle, outcome, function, abandon_on_cancel=True)
+    except BaseException:
+        if not outcome.cancel():
+            outcome.add_done_callback(partial(_undo, undo))
+        raise
+    return outcome.result()
 
 
-def _close_entered(entering: Future[Takeover]) -> None:
-    if entering.exception() is None:
-        entering.result().close()
+def _undo(undo: Callable[[_T], object], outcome: Future[_T]) -> None:
+    if outcome.exception() is None:
+        undo(outcome.result())
+
+
+def _settle(outcome: Future[_T], function: Callable[[], _T]) -> None:
+    if outcome.set_running_or_notify_cancel():
+        try:
+            outcome.set_result(function())
+        except BaseException as exc:
+            outcome.set_exception(exc)
 
 
 class AsyncListener:

@@ -30,18 +30,22 @@ from helpers import (
     PORTABLE,
     Call,
     borrowed,
+    handling,
     is_private,
     needs_descriptors,
     open_descriptors,
     room_for,
+    run_python,
 )
 from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
 import conduit
-from conduit import takeover as module
+from conduit import systemd
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
-from conduit.takeover import Takeover
+from conduit.takeover import Takeover, protocol, sockets, succession
+from conduit.takeover import takeover as module
+from conduit.takeover.protocol import VERSIONS
 
 pytestmark = pytest.mark.slow
 
@@ -135,6 +139,7 @@ def running(start: Callable[[], Server], path: str) -> Server:
     server = start()
     assert server.call("enter", path, timeout=GENEROUS) is None
     server.call("listen", "http", "127.0.0.1", 0)
+    server.call("offer", "state")
     assert server.call("ready") == []
     return server
 
@@ -145,6 +150,7 @@ class Talk:
     def __init__(self, link: conduit.Conduit) -> None:
         self.link = link
         self.link.timeout = GENEROUS
+        self.channel = conduit.Channel(link)
 
     @classmethod
     def to(cls, path: str) -> Talk:
@@ -156,14 +162,16 @@ class Talk:
     def __exit__(self, *exc_info: object) -> None:
         self.link.close()
 
-    def say(self, kind: str, *items: Any, **fields: Any) -> None:
-        data = json.dumps({"kind": kind, **fields}).encode() + b"\n"
-        self.link.transfer(*items, data=data, keep=True)
+    def say(self, kind: str, **fields: Any) -> None:
+        self.channel.send({"kind": kind, **fields}, keep=True)
+
+    def hello(self, *versions: Any) -> None:
+        self.say("hello", versions=versions or VERSIONS)
 
     def hear(self) -> dict[str, Any]:
-        with self.link.receive() as message:
-            heard: dict[str, Any] = json.loads(message.data.partition(b"\n")[0])
-            return heard
+        """Receive a message, and close what is in it."""
+        with self.channel.receiving() as heard:
+            return dict(heard)
 
     def hear_all_until(self, kind: str) -> None:
         while self.hear()["kind"] != kind:
@@ -633,6 +641,299 @@ def test_an_abstract_control_socket_is_taken_over(
     assert take_over(third, path) == found
 
 
+# Sockets made elsewhere, descriptors of any kind, and the state of the last moment.
+
+
+def test_an_adopted_socket_is_the_predecessors_if_it_has_one_of_that_name(path: str) -> None:
+    with Takeover(path) as old, socket.create_server(("127.0.0.1", 0)) as made:
+        assert old.adopt(made, "http") is made
+        old.ready()
+        with Takeover(path) as new:
+            spare = socket.create_server(("127.0.0.1", 0))
+            with new.adopt(spare, "http") as kept:
+                assert identity(kept) == identity(made)
+                assert spare.fileno() == -1
+                assert new.ready() == ()
+            with Takeover(path) as third, third.listen("127.0.0.1", 0, name="http") as same:
+                assert identity(same) == identity(made)
+
+
+def test_what_cannot_be_adopted_stays_the_callers(path: str) -> None:
+    with Takeover(path) as takeover, socket.create_server(("127.0.0.1", 0)) as made:
+        takeover.listen("127.0.0.1", 0, name="http").close()
+        with pytest.raises(ValueError, match="'http' already"):
+            takeover.adopt(made, "http")
+        with pytest.raises(ValueError, match="255 bytes"):
+            takeover.adopt(made, "x" * 256)
+        with room_for(0), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
+            takeover.adopt(made, "x")
+        assert caught.value.errno == errno.EMFILE
+        assert takeover.adopt(made, "x") is made
+
+
+def test_an_adopted_unix_socket_is_found_by_its_address(path: str, tmp_path: Path) -> None:
+    place = str(tmp_path / "unix")
+    with socket.socket(socket.AF_UNIX) as made, Takeover(path) as old:
+        made.bind(place)
+        made.listen()
+        old.adopt(made, "x")
+        old.ready()
+        with Takeover(path) as new, new.listen(place, name="x") as kept:
+            assert identity(kept) == identity(made)
+            with pytest.raises(conduit.Error, match="listening as 'y'"):
+                new.listen("127.0.0.1", made.fileno(), name="y", type=socket.SOCK_SEQPACKET)
+            assert new.ready() == ()
+
+
+def test_any_descriptor_is_kept_for_the_successor(path: str) -> None:
+    out, into = os.pipe()
+    with tempfile.TemporaryFile() as file, Takeover(path) as old, open(out, "rb") as reading:
+        file.write(b"content")
+        file.flush()
+        old.keep("file", file)
+        old.keep("pipe", into)
+        os.close(into)
+        assert old.names == ()
+        assert old.take("file") is None
+        old.ready()
+        with Takeover(path) as new:
+            assert new.names == ("file", "pipe")
+            taken = new.take("file")
+            assert taken is not None
+            with taken:
+                assert taken.name == "file"
+                assert taken.is_same_file(file)
+                assert is_private(taken.fileno())
+            assert list(new.names) == ["pipe"]
+            assert new.take("file") is None
+            new.ready()
+            with new.take("pipe") or open(os.devnull) as pipe:
+                os.write(pipe.fileno(), b"said")
+            assert reading.read() == b"said"
+
+
+def test_what_was_kept_under_a_name_is_replaced_and_let_go_of(path: str) -> None:
+    with Takeover(path) as old:
+        for _ in range(2):
+            out, into = os.pipe()
+            old.keep("pipe", into)
+            os.close(into)
+            old.keep("pipe", 0)
+            assert is_at_eof(out)
+        old.keep("pipe", None)
+        old.keep("pipe", None)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.names == ()
+
+
+def test_what_cannot_be_kept_is_an_error(path: str) -> None:
+    with Takeover(path) as takeover:
+        with pytest.raises(ValueError, match="255 bytes"):
+            takeover.keep("x" * 256, 0)
+        with room_for(0), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
+            takeover.keep("x", 0)
+        with open(os.devnull) as file:
+            pass
+        with pytest.raises(conduit.Error, match="no descriptor"):
+            takeover.keep("x", file)
+        with Conduits() as (one, _):
+            one.close()
+            with pytest.raises(conduit.Error, match="closed"):
+                takeover.keep("x", one)
+
+
+@contextlib.contextmanager
+def Conduits() -> Iterator[tuple[conduit.Conduit, conduit.Conduit]]:  # noqa: N802
+    one, other = conduit.Conduit.pair()
+    with one, other:
+        yield one, other
+
+
+def test_what_is_not_taken_is_closed_with_the_takeover(path: str) -> None:
+    out, into = os.pipe()
+    with Takeover(path) as old:
+        old.keep("pipe", into)
+        os.close(into)
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+            assert new.names == ("pipe",)
+    assert is_at_eof(out)
+
+
+def test_much_that_is_kept_is_taken_over(path: str) -> None:
+    with Takeover(path) as old:
+        names = [f"{number:03}" + "\1" * 252 for number in range(60)]
+        for name in names:
+            old.keep(name, 0)
+        old.ready()
+        with Takeover(path) as new:
+            assert list(new.names) == names
+
+
+def test_what_comes_while_a_successor_starts_reaches_it_when_it_is_ready(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="early") as early:
+        old.keep("same", 0)
+        old.keep("changed", 0)
+        old.offer(b"early")
+        old.ready()
+        with Takeover(path) as new:
+            with old.listen("127.0.0.1", 0, name="late") as late:
+                old.keep("late", late)
+                old.keep("changed", early)
+                old.offer(b"late")
+                assert new.state == b"early"
+                assert new.ready() == ("early",)
+                assert old.wait(GENEROUS)
+                assert new.state == b"late"
+                assert sorted(new.names) == ["changed", "late", "same"]
+                with new.take("changed") or early as changed:
+                    assert os.path.sameopenfile(changed.fileno(), early.fileno())
+                with new.listen("127.0.0.1", 0, name="late") as kept:
+                    assert identity(kept) == identity(late)
+
+
+def test_a_function_is_asked_for_the_state_when_the_successor_is_ready(path: str) -> None:
+    asked: list[str] = []
+
+    def state() -> bytes:
+        asked.append("old")
+        return b"x" * 100_000
+
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        Takeover(path).close()
+        free(path)
+        with Takeover(path) as new:
+            assert new.state == b""
+            assert not asked
+            new.ready()
+            assert new.state == b"x" * 100_000
+            assert asked == ["old"]
+
+
+def test_a_function_that_fails_leaves_the_predecessor_serving(path: str) -> None:
+    with Takeover(path) as old:
+        old.offer(lambda: bytes(1 // 0))
+        old.ready()
+        with Takeover(path) as new, pytest.raises(TakeoverError, match="division"):
+            new.ready()
+        assert not old.wait(0)
+        old.offer(b"later")
+        free(path)
+        with Takeover(path) as new:
+            new.ready()
+            assert new.state == b"later"
+
+
+def test_what_a_newer_predecessor_adds_is_ignored(path: str) -> None:
+    with conduit.Listener(path, type=SEQPACKET) as control:
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk, socket.create_server(("127.0.0.1", 0)) as sock:
+            assert talk.hear()["kind"] == "hello"
+            talk.say("hint", of=sock)
+            talk.say("welcome", version=1, since=3)
+            row = {"name": "http", "tls": {"alpn": ["h2"]}}
+            talk.say("sockets", sockets=[{**row, "socket": sock}], more=sock)
+            for _ in range(2):
+                talk.say("items", items=[{**row, "fd": sock}])
+            talk.say("control", socket=control, since=3)
+            with entering.result() as successor:
+                assert successor.names == ("http",)
+                with successor.listen("127.0.0.1", 0, name="http") as kept:
+                    assert identity(kept) == identity(sock)
+
+
+# What the service manager passed.
+
+
+@contextlib.contextmanager
+def passed(*items: tuple[str, socket.socket | int]) -> Iterator[None]:
+    """Stand for `listen_fds` in a process that was started with descriptors."""
+    fds = [conduit.Descriptor(os.dup(i if isinstance(i, int) else i.fileno()), n) for n, i in items]
+
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        given = tuple(fds)
+        fds.clear()
+        return given
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(systemd, "listen_fds", listen_fds)
+        yield
+    for fd in fds:
+        fd.close()
+
+
+def test_what_the_service_manager_passed_is_used_by_name_or_address(
+    path: str, tmp_path: Path
+) -> None:
+    place = str(tmp_path / "unix")
+    with contextlib.ExitStack() as stack:
+        one, two = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        three = stack.enter_context(socket.socket(socket.AF_UNIX))
+        three.bind(place)
+        three.listen()
+        stack.enter_context(
+            passed(("stored", 0), ("http", one), ("unknown", two), ("unknown", three))
+        )
+        takeover = stack.enter_context(Takeover(path))
+        for wanted, args, name in (
+            (one, ("127.0.0.1", 1), "http"),
+            (two, two.getsockname(), "other"),
+            (three, (place,), None),
+        ):
+            with takeover.listen(*args, name=name) as sock:
+                assert identity(sock) == identity(wanted)
+        with takeover.listen("127.0.0.1", 0, name="fresh", type=socket.SOCK_DGRAM) as fresh:
+            assert fresh.type == socket.SOCK_DGRAM
+        takeover.ready()
+        with Takeover(path) as new:
+            assert set(new.ready()) == {"http", "other", place, "fresh"}
+    assert os.path.exists(place)
+
+
+def test_an_address_that_a_drained_server_still_has_is_tried_again(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = threading.Event()
+    resolve = sockets.resolve
+
+    def resolve_and_tell(*args: Any) -> Any:
+        tried.set()
+        return resolve(*args)
+
+    monkeypatch.setattr(sockets, "resolve", resolve_and_tell)
+    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+            assert tried.wait(GENEROUS)
+            port = taken.getsockname()[1]
+            taken.close()
+            with call.result() as sock:
+                assert sock.getsockname()[1] == port
+
+
+def test_an_address_that_stays_taken_is_an_error_in_the_end(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "GREETING", 0.15)
+    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new, pytest.raises(conduit.Error, match="already in use"):
+            new.listen("127.0.0.1", taken.getsockname()[1], name="http")
+
+
+def test_the_predecessors_address_under_another_name_is_an_error_at_once(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="one") as sock:
+        old.ready()
+        with Takeover(path) as new, pytest.raises(conduit.Error, match="already in use"):
+            new.listen("127.0.0.1", sock.getsockname()[1], name="two")
+
+
 # Who may come, and when.
 
 
@@ -658,44 +959,46 @@ def free(path: str) -> None:
     """Return once no takeover is under way any more."""
     while True:
         with Talk.to(path) as talk:
-            talk.say("hello", version=0)
+            talk.hello(0)
             reason = talk.hear()["reason"]
             if "under way" not in reason:
                 return
 
 
 def test_another_version_of_the_protocol_is_refused(running: Server, path: str) -> None:
-    for version in (0, 2, None, "1", [1]):
+    for versions in ([], [0, 2], None, 1, "1", [[1]], {"1": 1}):
         with Talk.to(path) as talk:
-            talk.say("hello", version=version)
+            talk.say("hello", versions=versions)
             answer = talk.hear()
             assert answer["kind"] == "refused"
             assert "speaks version 1 of the protocol" in answer["reason"]
+            assert (answer["version"], answer["versions"]) == (1, [1])
+            assert answer["pid"] == running.pid
+    with Talk.to(path) as talk:
+        talk.say("hello", versions=[1, 2], features=["x"])
+        assert talk.hear() == {"kind": "welcome", "version": 1, "pid": running.pid}
 
 
-@pytest.mark.parametrize(
-    "garbage",
-    [
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"\0",
-        b"\n",
-        b"\xff\xfe\n",
-        b"null\n",
-        b"[]\n",
-        b'"kind"\n',
-        b"{}\n",
-        b'{"kind": "ready"}\n',
-        b'{"kind": ["hello"]}\n',
-        b'{"kind": "hello"}\n',
-        b"{" * 1000,
-        pytest.param(b"[" * 100_000, id="deep"),
-    ],
-)
+@pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\n", b"{" * 1000])
 def test_garbage_is_refused_and_harms_nothing(
     start: Callable[[], Server], running: Server, path: str, garbage: bytes
 ) -> None:
     with Talk.to(path) as talk, open(os.devnull) as extra:
         talk.link.transfer(extra, data=garbage, keep=True)
+        assert talk.hear()["kind"] == "refused"
+        with pytest.raises(conduit.PeerClosedError):
+            talk.hear()
+    take_over(start(), path)
+
+
+@pytest.mark.parametrize(
+    "garbage", [None, [], "kind", {}, {"kind": "ready"}, {"kind": ["hello"]}, {"kind": "hello"}]
+)
+def test_a_message_that_means_nothing_is_refused_and_harms_nothing(
+    start: Callable[[], Server], running: Server, path: str, garbage: Any
+) -> None:
+    with Talk.to(path) as talk:
+        talk.channel.send(garbage)
         assert talk.hear()["kind"] == "refused"
         with pytest.raises(conduit.PeerClosedError):
             talk.hear()
@@ -735,14 +1038,14 @@ def test_who_comes_when_there_is_no_room_is_answered_once_there_is(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings: queue.SimpleQueue[str] = queue.SimpleQueue()
-    monkeypatch.setattr(module._log, "warning", lambda text, exc: warnings.put(str(exc)))
+    monkeypatch.setattr(succession.log, "warning", lambda text, exc: warnings.put(str(exc)))
     with Takeover(path) as takeover, socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
         takeover.ready()
         with room_for(0):
             sock.connect(path)
             assert "RLIMIT_NOFILE" in warnings.get(timeout=GENEROUS)
         with Talk(conduit.Conduit.from_conn(sock)) as talk:
-            talk.say("hello", version=0)
+            talk.hello(0)
             assert talk.hear()["kind"] == "refused"
 
 
@@ -770,8 +1073,8 @@ def test_one_that_has_handed_over_sends_nobody_away(path: str) -> None:
         old.ready()
         with Takeover(path) as new:
             new.ready()
-            talk.say("hello", version=module.VERSION)
             with pytest.raises(conduit.PeerClosedError):
+                talk.hello()
                 talk.hear()
 
 
@@ -916,7 +1219,7 @@ def test_the_place_of_who_was_faster_to_listen_and_to_end_is_free(
 def test_a_name_at_which_somebody_never_listens_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GREETING", 0.05)
+    monkeypatch.setattr(protocol, "GREETING", 0.05)
     with socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
         sock.bind(f"\0{tmp_path}")
         with pytest.raises(conduit.Error, match="listening at") as caught:
@@ -929,9 +1232,12 @@ def test_a_name_at_which_somebody_never_listens_is_an_error(
 STEPS_OF_A_SUCCESSOR: list[tuple[str, str, str]] = [
     ("before", "send", "hello"),
     ("after", "send", "hello"),
+    ("after", "receive", "welcome"),
     ("after", "receive", "sockets"),
     ("after", "receive", "state"),
     ("after", "receive", "control"),
+    ("before", "send", "received"),
+    ("after", "send", "received"),
     ("before", "send", "ready"),
     ("after", "send", "ready"),
     ("after", "receive", "confirmed"),
@@ -971,20 +1277,33 @@ def test_a_successor_killed_after_its_last_word_has_taken_over(
     assert running.call("wait", GENEROUS) is True
 
 
-STEPS_BY_HAND = ["connected", "hello", "sockets", "state", "control", "ready", "confirmed"]
+STEPS_BY_HAND = [
+    "connected",
+    "hello",
+    "welcome",
+    "sockets",
+    "state",
+    "control",
+    "received",
+    "ready",
+    "confirmed",
+]
 
 
 def go_to(talk: Talk, step: str) -> None:
     """Speak as a successor up to a step."""
     if step == "connected":
         return
-    talk.say("hello", version=module.VERSION)
+    talk.hello()
     if step == "hello":
         return
-    for kind in ("sockets", "state", "control"):
+    for kind in ("welcome", "sockets", "state", "control"):
         assert talk.hear()["kind"] == kind
         if step == kind:
             return
+    talk.say("received")
+    if step == "received":
+        return
     talk.say("ready")
     if step == "confirmed":
         assert talk.hear()["kind"] == "confirmed"
@@ -996,15 +1315,18 @@ def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving
     path: str, step: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.offer(b"state")
         old.ready()
         with Talk.to(path) as talk:
             if how == "hangs":
-                monkeypatch.setattr(old, "_timeout", 0.05)
-                monkeypatch.setattr(module, "_GREETING", 0.05)
+                monkeypatch.setattr(old._succession, "timeout", 0.05)
+                monkeypatch.setattr(protocol, "GREETING", 0.05)
             go_to(talk, step)
             if how == "no":
                 talk.say("refused", reason="no")
-            if how == "closes":
+                with contextlib.suppress(conduit.PeerClosedError):
+                    talk.hear_all_until("refused")
+            elif how == "closes":
                 talk.link.close()
             else:
                 talk.hear_all_until("refused")
@@ -1028,7 +1350,7 @@ def test_a_successor_that_reads_nothing_is_given_up_at_the_deadline(path: str) -
         old.offer(bytes(30_000))
         old.ready()
         with Talk.to(path) as talk:
-            talk.say("hello", version=module.VERSION)
+            talk.hello()
             free(path)
         assert not old.wait(0)
 
@@ -1077,8 +1399,10 @@ def about_to_follow(path: str) -> Iterator[tuple[Takeover, Talk]]:
     with conduit.Listener(path, type=SEQPACKET) as control:
         entering = Call(Takeover, path)
         with Talk(control.accept(GENEROUS)) as talk:
-            assert talk.hear() == {"kind": "hello", "version": module.VERSION}
-            talk.say("control", control)
+            assert talk.hear() == {"kind": "hello", "versions": [1], "pid": os.getpid()}
+            talk.say("welcome", version=1)
+            talk.say("control", socket=control)
+            assert talk.hear()["kind"] == "received"
             with entering.result() as successor:
                 yield successor, talk
 
@@ -1103,9 +1427,10 @@ def test_what_a_predecessor_says_after_its_end_is_closed_and_means_nothing(path:
         assert talk.hear()["kind"] == "ready"
         talk.say("confirmed")
         assert talk.hear()["kind"] == "done"
-        talk.say("sockets", into)
-        os.close(into)
+        with open(into, "wb") as file:
+            talk.say("sockets", sockets=[{"name": "x", "socket": file}])
         assert call.result() == ()
+        assert successor.predecessor_line is None
         assert is_at_eof(out)
         assert not successor.wait(0)
 
@@ -1114,7 +1439,7 @@ def test_a_predecessor_that_stops_answering_stays_the_owner(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with about_to_follow(path) as (successor, _):
-        monkeypatch.setattr(module, "_GREETING", 0.05)
+        monkeypatch.setattr(protocol, "GREETING", 0.05)
         with pytest.raises(TakeoverError, match=r"does not hand over: .*deadline passed"):
             successor.ready()
 
@@ -1123,12 +1448,15 @@ def test_a_predecessor_that_stops_answering_stays_the_owner(
 
 STEPS_OF_A_PREDECESSOR: list[tuple[str, str, str]] = [
     ("after", "receive", "hello"),
+    ("after", "send", "welcome"),
     ("after", "send", "sockets"),
     ("after", "send", "state"),
     ("after", "send", "control"),
+    ("after", "receive", "received"),
     ("after", "receive", "ready"),
     ("after", "send", "confirmed"),
     ("after", "receive", "done"),
+    ("after", "send", "over"),
 ]
 
 
@@ -1139,12 +1467,13 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     address = address_of(running)
     found = running.call("identities")["http"]
     successor, third = start(), start()
+    is_early = step[2] in ("hello", "welcome")
     running.call("fail_at", *step)
-    assert successor.call("enter", path) == (None if step[2] == "hello" else running.pid)
-    if step[2] in ("hello", "sockets", "state", "control"):
+    assert successor.call("enter", path) == (None if is_early else running.pid)
+    if step[2] in ("hello", "welcome", "sockets", "state", "control", "received"):
         assert running.process.wait(GENEROUS) == -signal.SIGKILL
     got, name = successor.call("listen", "http", *address)
-    assert (got == found) == (step[2] != "hello")
+    assert (got == found) != is_early
     assert name == address
     assert successor.call("ready") == []
     assert running.process.wait(GENEROUS) == -signal.SIGKILL
@@ -1193,7 +1522,7 @@ def test_a_predecessor_that_ends_the_conversation_before_it_stops_listening_is_d
 def test_a_predecessor_that_never_says_a_word_is_given_up(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_GREETING", 0.05)
+    monkeypatch.setattr(protocol, "GREETING", 0.05)
     with conduit.Listener(path, type=SEQPACKET) as control:
         entering = Call(Takeover, path)
         answering = Call(close_each_from, control)
@@ -1209,32 +1538,55 @@ def close_each_from(control: conduit.Listener) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "message"),
+    "message",
     [
-        (0, {"kind": "sockets"}),
-        (0, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (2, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (1, {"kind": "sockets", "sockets": [["x"]]}),
-        (1, {"kind": "sockets", "sockets": [[["x"], None, None]]}),
-        (1, {"kind": "sockets", "sockets": [["x", None, None]]}),
-        (0, {"kind": "control"}),
-        (1, {"kind": "control"}),
-        (0, {"kind": "what"}),
-        (1, {"kind": "state", "padding": "x" * 100_000}),
-        (0, {"kind": "refused"}),
-        (0, {}),
+        {"kind": "sockets"},
+        {"kind": "sockets", "sockets": {"a": 1}},
+        {"kind": "sockets", "sockets": [{"name": "x"}]},
+        {"kind": "sockets", "sockets": [["x", None, None]]},
+        {"kind": "sockets", "sockets": [{"socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": ["x"], "socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "FD"}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": 5}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "path": 5}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "inode": 7}]},
+        {"kind": "items", "items": [{"name": "x"}]},
+        {"kind": "items", "items": [{"name": 1, "fd": "FD"}]},
+        {"kind": "state"},
+        {"kind": "state", "file": 5},
+        {"kind": "state", "file": "SOCKET", "x": "FD"},
+        {"kind": "control"},
+        {"kind": "control", "socket": "FD"},
+        {"kind": "control", "socket": "SOCKET"},
+        {"kind": "welcome"},
+        {"kind": "confirmed", "x": "FD"},
+        {"kind": "refused"},
+        {},
+        [],
+        None,
+        "x" * (1 << 21),
     ],
+    ids=lambda message: str(message)[:60],
 )
-def test_a_predecessor_that_talks_nonsense_is_an_error(
-    path: str, count: int, message: dict[str, Any]
-) -> None:
-    with conduit.Listener(path, type=SEQPACKET) as control, open(os.devnull) as no_socket:
+def test_a_predecessor_that_talks_nonsense_is_an_error(path: str, message: Any) -> None:
+    def filled(obj: Any) -> Any:
+        if isinstance(obj, dict):
+            return {key: filled(value) for key, value in obj.items()}
+        if isinstance(obj, list):
+            return [filled(value) for value in obj]
+        return {"FD": no_socket, "SOCKET": sock}.get(obj, obj) if isinstance(obj, str) else obj
+
+    with (
+        conduit.Listener(path, type=SEQPACKET) as control,
+        open(os.devnull) as no_socket,
+        socket.create_server(("127.0.0.1", 0)) as sock,
+    ):
         entering = Call(Takeover, path)
         with Talk(control.accept(GENEROUS)) as talk:
             assert talk.hear()["kind"] == "hello"
-            data = json.dumps(message).encode() + b"\n"
-            talk.link.transfer(*[no_socket] * count, data=data, keep=True)
-            with pytest.raises(conduit.Error):
+            talk.say("welcome", version=1)
+            talk.channel.send(filled(message), keep=True)
+            with pytest.raises(TakeoverError):
                 entering.result()
         assert os.path.exists(path)
 
@@ -1243,7 +1595,8 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
     def say_sockets(talk: Talk, name: str) -> tuple[int, bytes]:
         assert talk.hear()["kind"] == "hello"
         with socket.create_server(("127.0.0.1", 0)) as sock:
-            talk.say("sockets", sock, sockets=[[name, None, None]])
+            talk.say("welcome", version=1)
+            talk.say("sockets", sockets=[{"name": name, "socket": sock}])
             return identity(sock)
 
     with conduit.Listener(path, type=SEQPACKET) as control:
@@ -1252,23 +1605,61 @@ def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path
             say_sockets(talk, "x")
         with Talk(control.accept(GENEROUS)) as talk:
             second = say_sockets(talk, "x")
-            talk.say("control", control)
+            talk.say("control", socket=control)
             with entering.result() as successor:
                 with successor.listen("127.0.0.1", 0, name="x") as sock:
                     assert identity(sock) == second
 
 
-@pytest.mark.parametrize("step", STEPS_BY_HAND[2:])
-def test_a_predecessor_that_closes_in_the_middle_leaves_all_to_the_successor(
-    path: str, step: str
+@pytest.mark.parametrize("step", STEPS_BY_HAND)
+def test_a_predecessor_that_closes_in_the_middle_leaves_all_to_one_that_received_all(
+    path: str, tmp_path: Path, step: str
 ) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"), Talk.to(path) as talk:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix, name="x"), Talk.to(path) as talk:
+        old.offer(b"state")
         old.ready()
         go_to(talk, step)
         old.close()
         with pytest.raises(conduit.PeerClosedError):
             talk.hear_all_until("refused")
-        assert os.path.exists(path)
+        follows = STEPS_BY_HAND.index(step) >= STEPS_BY_HAND.index("received")
+        assert os.path.exists(path) is follows
+        assert os.path.exists(unix) is follows
+
+
+def test_a_successor_that_received_too_little_starts_over_with_what_came(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with contextlib.ExitStack() as stack:
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        gone = stack.enter_context(socket.socket(socket.AF_UNIX))
+        gone.bind(unix)
+        inode = os.stat(unix)
+        os.unlink(unix)
+        control = stack.enter_context(conduit.Listener(path, type=SEQPACKET))
+        entering = Call(Takeover, path)
+        with Talk(control.accept(GENEROUS)) as talk:
+            assert talk.hear()["kind"] == "hello"
+            with borrowed(talk.link.fileno()) as sock:
+                sock.shutdown(socket.SHUT_RD)
+            talk.say("welcome", version=1)
+            row = {"name": "u", "path": unix, "inode": [inode.st_dev, inode.st_ino]}
+            rows = [{"name": "t", "socket": tcp}, {**row, "socket": gone}]
+            talk.say("sockets", sockets=rows)
+            talk.say("control", socket=control)
+            control.close()
+        new = stack.enter_context(entering.result())
+        assert new.predecessor is not None
+        with new.listen("127.0.0.1", 0, name="t") as kept, new.listen(unix, name="u") as fresh:
+            assert identity(kept) == identity(tcp)
+            assert identity(fresh) != identity(gone)
+            assert new.ready() == ("u",)
+        assert new.predecessor_line is None
+        with Takeover(path) as third:
+            assert third.ready() == ("t", "u")
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_successor_is_the_owner_when_the_predecessor_closes_first(path: str) -> None:
@@ -1342,20 +1733,11 @@ def test_close_does_not_unsay_that_somebody_follows(path: str) -> None:
 def test_one_that_is_closed_while_it_hands_over_is_followed(
     path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real_close, end_conversation = conduit.Listener.close, module._Channel.close
+    real_close = conduit.Listener.close
     closing: list[Call[None]] = []
 
     def close_first(control: conduit.Listener, *, unlink: bool = True) -> None:
         if not closing:
-            talks = list(old._talks)
-
-            def end_when_handed_over(channel: Any) -> None:
-                if threading.current_thread() not in talks:
-                    for talk in talks:
-                        talk.join(GENEROUS)
-                end_conversation(channel)
-
-            monkeypatch.setattr(module._Channel, "close", end_when_handed_over)
             closing.append(Call(old.close))
             while not old.closed:
                 os.sched_yield()
@@ -1371,6 +1753,40 @@ def test_one_that_is_closed_while_it_hands_over_is_followed(
             assert os.path.exists(path)
             monkeypatch.undo()
     assert caplog.messages == []
+
+
+# The line that stays open.
+
+
+def test_a_conduit_between_the_two_is_open_until_the_old_one_closes(path: str) -> None:
+    with Takeover(path) as old:
+        assert old.successor is None
+        assert old.predecessor_line is None
+        old.ready()
+        with Takeover(path) as new:
+            assert new.predecessor_line is None
+            new.ready()
+            assert old.wait(GENEROUS)
+            down, up = old.successor, new.predecessor_line
+            assert down is not None
+            assert up is not None
+            assert (down.timeout, up.timeout) == (None, None)
+            with socket.create_server(("127.0.0.1", 0)) as sock:
+                down.transfer(sock, data=b"here", keep=True)
+                with up.receive() as message:
+                    assert message.data == b"here"
+                    assert message.fds[0].is_same_file(sock)
+            up.transfer(data=b"thanks")
+            assert down.receive().data == b"thanks"
+            with Takeover(path) as third:
+                third.ready()
+                assert new.wait(GENEROUS)
+                assert new.successor is not None
+            old.close()
+            assert down.closed
+            with pytest.raises(conduit.PeerClosedError):
+                up.receive()
+        assert up.closed
 
 
 def test_to_be_ready_a_second_time_does_nothing(path: str) -> None:
@@ -1479,12 +1895,379 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
         assert fourth.predecessor is None
 
 
+# Without a thread: the program's own loop calls step().
+
+
+@contextlib.contextmanager
+def stepping(takeover: Takeover) -> Iterator[None]:
+    """A loop that calls step() whenever there is something to do, until one serves."""
+    ended = threading.Event()
+
+    def loop() -> None:
+        while not (ended.is_set() or takeover.wait(0)):
+            if select.select([takeover.fileno()], [], [], 0.01)[0]:
+                takeover.step()
+
+    call = Call(loop)
+    try:
+        yield
+    finally:
+        ended.set()
+        call.result()
+
+
+def test_without_a_thread_the_program_answers_successors(path: str) -> None:
+    before = threading.active_count()
+    with Takeover(path, thread=False) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.offer(lambda: b"state")
+        old.step()
+        old.ready()
+        assert threading.active_count() == before
+        assert is_private(old.fileno())
+        assert not readable(old.fileno())
+        with stepping(old), Takeover(path, thread=False) as new:
+            with new.listen("127.0.0.1", 0, name="http") as kept:
+                assert identity(kept) == identity(sock)
+            assert new.ready() == ()
+            assert new.state == b"state"
+            assert readable_soon(old.fileno())
+            assert old.wait(GENEROUS)
+            assert old.successor is not None
+            with stepping(new), Takeover(path) as third:
+                third.ready()
+        old.close()
+        assert old.fileno() == -1
+        old.step()
+    assert threading.active_count() == before
+
+
+def test_without_a_thread_waiting_answers_successors(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        assert old.wait(0.01) is False
+        waiting = Call(old.wait)
+        with Takeover(path) as new:
+            new.ready()
+            assert waiting.result() is True
+
+
+def test_a_step_while_another_is_under_way_does_nothing(path: str) -> None:
+    def allow(peer: conduit.Peer) -> bool:
+        old.step()
+        steps.append(old.wait(0))
+        return True
+
+    steps: list[bool] = []
+    with Takeover(path, thread=False, allow=allow) as old:
+        old.ready()
+        with stepping(old), Takeover(path) as new:
+            new.ready()
+    assert steps == [False]
+
+
+def test_without_a_thread_a_deadline_that_has_passed_is_noticed_by_a_step(path: str) -> None:
+    with Takeover(path, thread=False, timeout=0.05) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            assert talk.hear()["kind"] == "welcome"
+            while old._succession._chosen is not None:
+                old.step()
+            talk.hear_all_until("refused")
+
+
+@needs_descriptors(2500)
+def test_a_step_does_not_wait_for_one_that_reads_nothing(path: str) -> None:
+    with Takeover(path, thread=False) as old, contextlib.ExitStack() as stack:
+        for number in range(1000):
+            stack.enter_context(old.listen(f"@{path}{number}", name=f"{number} {'x' * 250}"))
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            names: list[str] = []
+            while len(names) < 1000:
+                with talk.channel.receiving() as message:
+                    names += [row["name"] for row in message.get("sockets", ())]
+                step_as_long_as_there_is_something_to_do(old)
+            while (kind := talk.hear()["kind"]) != "control":
+                assert kind == "sockets"
+            talk.say("received")
+            step_as_long_as_there_is_something_to_do(old)
+            assert old._succession._chosen is not None
+            assert old._succession._chosen.talk.conversation.received
+
+
+def step_as_long_as_there_is_something_to_do(takeover: Takeover) -> None:
+    while readable(takeover.fileno()):
+        takeover.step()
+
+
+def test_a_program_that_chose_no_thread_forks_without_a_warning(path: str) -> None:
+    code = """
+import os, sys
+from conduit.takeover import Takeover
+with Takeover(sys.argv[1], thread=False) as takeover:
+    takeover.ready()
+    pid = os.fork()
+    if not pid:
+        assert takeover.closed
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert os.path.exists(sys.argv[1])
+"""
+    done = run_python(code, path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_without_room_for_a_thread_nothing_is_left_behind(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(conduit.Error, match="no room for the thread") as caught:
+        Takeover(path)
+    assert caught.value.errno == errno.EAGAIN
+    assert not os.path.exists(path)
+    with Takeover(path, thread=False):
+        assert os.path.exists(path)
+
+
+CLOSED_BY_A_HANDLER = """
+import logging, os, signal, socket, sys, tempfile
+from conduit.takeover import Takeover
+
+logging.disable()
+
+THREAD, FROM, TO = sys.argv[1] == "thread", int(sys.argv[2]), int(sys.argv[3])
+
+def attempt(place):
+    # A handler closes the takeover at one line of those that are run; 8 if there are not so many.
+    directory = tempfile.mkdtemp()
+    path = directory + "/control"
+    old = Takeover(path, thread=THREAD)
+    lines = 0
+    done = []
+
+    def trace(frame, event, arg):
+        return look if "takeover" in frame.f_code.co_filename else None
+
+    def look(frame, event, arg):
+        nonlocal lines
+        if event == "line" and not done:
+            lines += 1
+            if lines == place:
+                done.append(place)
+                sys.settrace(None)
+                signal.raise_signal(signal.SIGTERM)
+        return look
+
+    signal.signal(signal.SIGTERM, lambda *_: old.close())
+    signal.alarm(20)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    sys.settrace(trace)
+    try:
+        with old.listen("127.0.0.1", 0, name="x"):
+            old.keep("x", 0)
+            old.ready()
+            if not THREAD:
+                client.connect(path)
+                client.send(b"nonsense")
+            old.wait(0.01)
+            old.step()
+            old.wait(0.01)
+    except OSError:
+        # It is closed, and says so.
+        pass
+    sys.settrace(None)
+    old.close()
+    client.close()
+    left = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)]
+    if os.listdir(directory) or len(left) != BEFORE:
+        print(place, os.listdir(directory), left, BEFORE, flush=True)
+        os._exit(1)
+    os.rmdir(directory)
+    os._exit(0 if done else 8)
+
+BEFORE = len([fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)])
+for place in range(FROM, TO):
+    pid = os.fork()
+    if not pid:
+        attempt(place)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 8:
+        sys.exit(0 if place > 40 else "so few lines")
+    if status:
+        sys.exit(f"closing at line {place} ended with {status}")
+sys.exit("there is no end")
+"""
+
+
+@pytest.mark.parametrize("driver_of_it", ["thread", "step"])
+def test_a_handler_may_close_it_at_any_line(driver_of_it: str) -> None:
+    done = run_python(CLOSED_BY_A_HANDLER, driver_of_it, "1", "2000")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_handlers_exception_in_a_step_stays_itself(path: str) -> None:
+    class Interrupt(Exception):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    def allow(peer: conduit.Peer) -> bool:
+        signal.raise_signal(signal.SIGUSR1)
+        return True
+
+    def state() -> bytes:
+        signal.raise_signal(signal.SIGUSR1)
+        return b"state"
+
+    with handling(signal.SIGUSR1, interrupt), Takeover(path, thread=False, allow=allow) as old:
+        old.offer(state)
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            with pytest.raises(Interrupt):
+                old.step()
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+        old._succession._allow = lambda peer: True
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("control")
+            talk.say("received")
+            talk.say("ready")
+            with pytest.raises(Interrupt):
+                step_as_long_as_there_is_something_to_do(old)
+        assert not old.wait(0)
+
+
+def test_a_function_of_the_programs_may_close_it(path: str) -> None:
+    def allow(peer: conduit.Peer) -> bool:
+        old.close()
+        return True
+
+    with Takeover(path, allow=allow) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hello()
+                talk.hear()
+    assert no_thread_is_left()
+
+
+def test_closing_does_not_wait_for_a_function_of_the_programs(path: str) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def allow(peer: conduit.Peer) -> bool:
+        asked.set()
+        return may_answer.wait(GENEROUS)
+
+    with Takeover(path, allow=allow) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            assert asked.wait(GENEROUS)
+            old.close()
+            may_answer.set()
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+    assert no_thread_is_left()
+
+
+def test_state_that_is_asked_for_while_it_is_closed_goes_nowhere(path: str) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def state() -> bytes:
+        asked.set()
+        assert may_answer.wait(GENEROUS)
+        return b"state"
+
+    with Takeover(path) as old:
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            call = Call(new.ready)
+            assert asked.wait(GENEROUS)
+            old.close()
+            may_answer.set()
+            assert call.result() == ()
+            assert not old.wait(0)
+            assert os.path.exists(path)
+    assert no_thread_is_left()
+
+
+def test_an_allow_that_cannot_answer_is_told_in_the_log_and_the_answering_goes_on(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def allow(peer: conduit.Peer) -> bool:
+        return True
+
+    with Takeover(path, allow=allow) as old:  # type: ignore[arg-type]
+        old.ready()
+        for _ in range(2):
+            with Talk.to(path) as talk, pytest.raises(conduit.PeerClosedError):
+                talk.hello()
+                talk.hear()
+    assert "cannot be a coroutine function" in caplog.text
+
+
+@needs_descriptors(600)
+def test_the_oldest_of_many_that_say_nothing_makes_room(path: str) -> None:
+    with Takeover(path) as old, contextlib.ExitStack() as stack:
+        old.ready()
+        first = stack.enter_context(Talk.to(path))
+        first.hello()
+        assert first.hear()["kind"] == "welcome"
+        silent = [stack.enter_context(Talk.to(path)) for _ in range(200)]
+        with pytest.raises(conduit.PeerClosedError):
+            silent[0].hear()
+        assert len(old._succession._sessions) <= succession._MOST
+        first.hear_all_until("control")
+        first.say("received")
+        first.say("ready")
+        first.hear_all_until("confirmed")
+        first.say("done")
+        first.hear_all_until("over")
+        assert old.wait(GENEROUS)
+
+
+GEVENT = """
+from gevent import monkey
+monkey.patch_all()
+import sys, gevent
+from conduit.takeover import Takeover
+
+with Takeover(sys.argv[1]) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+    old.ready()
+    beats = []
+    gevent.spawn(lambda: [beats.append(1) or gevent.sleep(0.01) for _ in range(1000)])
+    with Takeover(sys.argv[1]) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+        assert kept.getsockname() == sock.getsockname()
+        new.ready()
+        assert old.wait(20)
+        assert new.wait(0.1) is False
+    assert len(beats) > 3, beats
+"""
+
+
+def test_with_gevent_the_thread_is_a_greenlet_that_blocks_nobody(path: str) -> None:
+    pytest.importorskip("gevent")
+    done = run_python(GEVENT, path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 # The wire where there are no packets: a stream, each message with its length before it.
 
 
 @pytest.fixture
 def on_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_TYPE", socket.SOCK_STREAM)
+    monkeypatch.setattr(module, "TYPE", socket.SOCK_STREAM)
 
 
 @pytest.mark.usefixtures("on_a_stream")
@@ -1675,48 +2458,199 @@ def test_closing_cancelled_by_asyncio_itself_closes(path: str, loop: Loop) -> No
     assert not os.path.exists(path)
 
 
-@pytest.mark.parametrize("loop", LOOPS[:2])
-def test_entering_cancelled_by_asyncio_itself_leaves_nothing_behind(path: str, loop: Loop) -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+def test_entering_can_be_cancelled_and_leaves_nothing_behind(path: str, loop: Loop) -> None:
     async def main() -> None:
-        task = asyncio.create_task(enter())
-        link = await to_thread.run_sync(control.accept, GENEROUS)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with Talk(link) as talk:
-            talk.say("control", control)
-            await to_thread.run_sync(hear_the_end, talk)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(enter)
+            with Talk(await to_thread.run_sync(control.accept, GENEROUS)) as talk:
+                await to_thread.run_sync(talk.hear)
+                tasks.cancel_scope.cancel()
+                with anyio.CancelScope(shield=True):
+                    await to_thread.run_sync(hear_the_end, talk)
 
     async def enter() -> None:
         async with AsyncTakeover(path):
             raise AssertionError
 
     def hear_the_end(talk: Talk) -> None:
-        talk.hear()
         with pytest.raises(conduit.PeerClosedError):
             talk.hear()
 
     with conduit.Listener(path, type=SEQPACKET) as control:
         run(loop, main)
+    assert no_thread_is_left()
 
 
-@pytest.mark.parametrize("loop", LOOPS[:2])
-def test_entering_that_fails_once_it_was_cancelled_fails_silently(path: str, loop: Loop) -> None:
+def no_thread_is_left() -> bool:
+    """Wait until no thread of a takeover runs any more."""
+    while any("takeover" in thread.name for thread in threading.enumerate()):
+        os.sched_yield()
+    return True
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_listening_can_be_cancelled_and_done_again(
+    path: str, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, undone = threading.Event(), threading.Event(), threading.Event()
+    bind, undo = sockets.bind, Takeover._undo
+
+    def slow(*args: Any) -> Any:
+        begun.set()
+        assert may_end.wait(GENEROUS)
+        return bind(*args)
+
+    def undo_and_tell(*args: Any) -> None:
+        undo(*args)
+        undone.set()
+
     async def main() -> None:
-        task = asyncio.create_task(enter())
-        link = await to_thread.run_sync(control.accept, GENEROUS)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        with Talk(link) as talk:
-            talk.say("refused", reason="no")
+        async with AsyncTakeover(path) as takeover:
+            for host, port in ((str(tmp_path / "unix"), None), ("127.0.0.1", 0)):
+                for event in (begun, may_end, undone):
+                    event.clear()
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(listen, takeover, host, port)
+                    await to_thread.run_sync(begun.wait)
+                    tasks.cancel_scope.cancel()
+                may_end.set()
+                await to_thread.run_sync(undone.wait)
+                assert os.listdir(tmp_path) == [Path(path).name]
+                (await takeover.listen(host, port, name="x")).close()
+                takeover.takeover._undo(takeover_module_opened("x"))
 
-    async def enter() -> None:
-        async with AsyncTakeover(path):
-            raise AssertionError
+    async def listen(takeover: AsyncTakeover, host: str, port: int | None) -> None:
+        await takeover.listen(host, port, name="x")
+        raise AssertionError
 
-    with conduit.Listener(path, type=SEQPACKET) as control:
-        run(loop, main)
+    def takeover_module_opened(name: str) -> Any:
+        return module._Opened(name, socket.socket(), None)
+
+    monkeypatch.setattr(sockets, "bind", slow)
+    monkeypatch.setattr(Takeover, "_undo", undo_and_tell)
+    run(loop, main)
+
+
+def test_what_came_can_be_asked_for_again_when_nobody_got_it(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+        old.ready()
+        with Takeover(path) as new:
+            new._undo(new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0))
+            with new.listen("127.0.0.1", 0, name="x") as kept:
+                assert identity(kept) == identity(sock)
+            assert new.ready() == ()
+        with Takeover(f"{path}2") as other:
+            opened = new._inherited
+            assert not opened.sockets
+            other.ready()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("last", ["ready", "done"])
+def test_ready_can_be_cancelled_until_its_last_word(path: str, loop: Loop, last: str) -> None:
+    async def main() -> None:
+        with contextlib.ExitStack() as stack:
+            control = stack.enter_context(conduit.Listener(path, type=SEQPACKET))
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow)
+                talk = stack.enter_context(Talk(await to_thread.run_sync(control.accept, GENEROUS)))
+                await to_thread.run_sync(speak, control, talk)
+                tasks.cancel_scope.cancel()
+        assert outcome == ["cancelled" if last == "ready" else "owner"]
+
+    def speak(control: conduit.Listener, talk: Talk) -> None:
+        talk.hear()
+        talk.say("welcome", version=1)
+        talk.say("control", socket=control)
+        talk.hear_all_until("ready")
+        if last == "done":
+            talk.say("confirmed")
+            assert talk.hear()["kind"] == "done"
+
+    async def follow() -> None:
+        async with AsyncTakeover(path) as takeover:
+            try:
+                assert await takeover.ready() == ()
+                outcome.append("owner")
+            except anyio.get_cancelled_exc_class():
+                outcome.append("cancelled")
+                raise
+
+    outcome: list[str] = []
+    run(loop, main)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_what_is_cancelled_before_it_begins_does_nothing(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await takeover.ready()
+            assert scope.cancelled_caught
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await takeover.listen("127.0.0.1", 0, name="x")
+            assert scope.cancelled_caught
+            (await takeover.listen("127.0.0.1", 0, name="x")).close()
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                async with AsyncTakeover(f"{path}2"):
+                    raise AssertionError
+            assert scope.cancelled_caught
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_closing_what_an_async_takeover_is_about_ends_its_waits(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover, anyio.create_task_group() as tasks:
+            await takeover.ready()
+
+            async def wait() -> None:
+                assert await takeover.wait() is False
+
+            tasks.start_soon(wait)
+            await anyio.wait_all_tasks_blocked()
+            takeover.takeover.close()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_waiting_without_room_for_a_descriptor_is_an_error(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            with room_for(0), pytest.raises(conduit.Error, match="waiting: Too many open files"):
+                await takeover.wait()
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_an_async_takeover_hands_over_all_that_a_blocking_one_does(path: str, loop: Loop) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as old:
+            with socket.create_server(("127.0.0.1", 0)) as made:
+                old.adopt(made, "http")
+                old.keep("made", made)
+                old.offer(lambda: b"state")
+                await old.ready()
+                async with AsyncTakeover(path) as new:
+                    with new.adopt(socket.socket(), "http") as kept:
+                        assert identity(kept) == identity(made)
+                    assert new.names == ("made",)
+                    with new.take("made") or kept as taken:
+                        assert os.fstat(taken.fileno()) == os.fstat(made.fileno())
+                    await new.ready()
+                    assert new.state == b"state"
+                    assert await old.wait()
+
+    run(loop, main)
 
 
 # Addresses

@@ -13,8 +13,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from conduit import takeover
 from conduit.takeover import Takeover
+from conduit.takeover.talk import NOTHING, Talk
 
 
 def identity(sock: socket.socket) -> list[Any]:
@@ -98,20 +98,27 @@ class Server:
 
     def fail_at(self, when: str, what: str, kind: str) -> None:
         """Be killed before or after a message of a kind is sent or received."""
-        channel: Any = takeover._Channel
-        name = "_send" if what == "send" else "receive"
-        original = getattr(channel, name)
+        talk: Any = Talk
+        step, receive = talk._step, talk.receive
 
-        def killing(self: object, *args: Any, **kwargs: Any) -> Any:
-            named = what == "send" and json.loads(args[0].partition(b"\n")[0])["kind"]
-            if when == "before" and named == kind:
+        def step_or_die(self: object, message: dict[str, Any], keep: bool) -> int:
+            if message["kind"] == kind and when == "before":
                 os.kill(os.getpid(), signal.SIGKILL)
-            message = original(self, *args, **kwargs)
-            if (named or message.kind) == kind:
+            events: int = step(self, message, keep)
+            if message["kind"] == kind and not events:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return events
+
+        def receive_and_die(self: object) -> Any:
+            message = receive(self)
+            if message is not NOTHING and message["kind"] == kind:
                 os.kill(os.getpid(), signal.SIGKILL)
             return message
 
-        setattr(channel, name, killing)
+        if what == "send":
+            talk._step = step_or_die
+        else:
+            talk.receive = receive_and_die
 
 
 def main() -> None:

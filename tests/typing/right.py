@@ -9,8 +9,9 @@ from typing import IO, Any, BinaryIO, assert_type
 import conduit
 import conduit.multiprocessing
 from conduit import Channel, Conduit, Descriptor, ErrType, Listener, Message, Peer, Reader, systemd
-from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader, detach_stream
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader, AsyncTakeover, detach_stream
 from conduit.channel import close_descriptors
+from conduit.takeover import Takeover
 
 
 def constructors(sock: socket.socket, file: IO[bytes]) -> None:
@@ -232,3 +233,41 @@ def in_multiprocessing() -> None:
     conduit.multiprocessing.register()
     conduit.multiprocessing.register(lifetime=30)
     conduit.multiprocessing.register(lifetime=0.5)
+
+
+def takeovers(sock: socket.socket, file: IO[bytes]) -> None:
+    Takeover("path", timeout=5, allow=lambda peer: peer.uid == 0, thread=False).close()
+    with Takeover("path") as takeover:
+        assert_type(takeover, Takeover)
+        assert_type(takeover.predecessor, Peer | None)
+        assert_type(takeover.state, bytes)
+        assert_type(takeover.listen("", 80, name="http"), socket.socket)
+        assert_type(takeover.adopt(sock, "http"), socket.socket)
+        takeover.keep("file", file)
+        takeover.keep("fd", 3)
+        takeover.keep("fd", None)
+        assert_type(takeover.take("file"), Descriptor | None)
+        assert_type(takeover.names, tuple[str, ...])
+        takeover.offer(b"state")
+        takeover.offer(lambda: b"state")
+        assert_type(takeover.ready(), tuple[str, ...])
+        assert_type(takeover.wait(1.5), bool)
+        assert_type(takeover.fileno(), int)
+        takeover.step()
+        assert_type(takeover.successor, Conduit | None)
+        assert_type(takeover.predecessor_line, Conduit | None)
+
+
+async def async_takeovers(sock: socket.socket) -> None:
+    async with AsyncTakeover("path", timeout=5) as takeover:
+        assert_type(takeover, AsyncTakeover)
+        assert_type(takeover.takeover, Takeover)
+        assert_type(takeover.state, bytes)
+        assert_type(takeover.names, tuple[str, ...])
+        assert_type(await takeover.listen("", 80), socket.socket)
+        assert_type(takeover.adopt(sock, "x"), socket.socket)
+        takeover.keep("x", sock)
+        assert_type(takeover.take("x"), Descriptor | None)
+        takeover.offer(lambda: b"state")
+        assert_type(await takeover.ready(), tuple[str, ...])
+        assert_type(await takeover.wait(), bool)

@@ -6,6 +6,7 @@ import socket
 
 from conduit import Channel, Conduit, Listener, Reader, multiprocessing, systemd
 from conduit.aio import AsyncChannel, AsyncConduit, AsyncReader, detach_stream
+from conduit.takeover import Takeover
 
 
 def arguments(link: Conduit, sock: socket.socket) -> None:
@@ -94,3 +95,16 @@ def in_multiprocessing() -> None:
 
 class Own(Conduit):  # error
     """A conduit is final."""
+
+
+def takeovers(takeover: Takeover, sock: socket.socket) -> None:
+    Takeover()  # error
+    Takeover("path", 5)  # error
+    takeover.adopt("http", sock)  # error
+    takeover.adopt(sock)  # error
+    takeover.keep(sock, "x")  # error
+    takeover.keep("x", "path")  # error
+    takeover.take("x").close()  # error
+    takeover.offer("text")  # error
+    takeover.offer(lambda: "text")  # error
+    takeover.successor.receive()  # error

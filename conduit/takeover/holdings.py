@@ -1,0 +1,180 @@
+"""What is handed over: sockets, descriptors of any kind, and the state.
+
+`Takeover` has two of them: what it holds for a successor, and what came from the predecessor and
+was not asked for yet. Each change to the dicts is one step, so that the thread that answers
+successors may read while the program's writes, and a signal handler may close at any line.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from socket import socket
+from typing import IO, Any, NamedTuple
+
+from conduit._conduit import Descriptor
+from conduit.takeover.protocol import failure
+
+_ROWS_A_MESSAGE = 25
+"""So many names and paths fit in a packet, however long they are and as JSON writes them."""
+
+_PIECE = 1 << 24
+"""The most bytes to read at once."""
+
+
+class Held(NamedTuple):
+    """A socket; the path of a Unix one, and what to find there."""
+
+    sock: socket
+    path: str | None
+    inode: tuple[int, int] | None
+
+
+class Holdings:
+    """What can be handed over, by name.
+
+    Attributes:
+        sockets: those to serve on.
+        items: descriptors of any kind.
+        state: bytes, or a function that returns them when they are needed.
+    """
+
+    def __init__(self) -> None:
+        self.sockets: dict[str, Held] = {}
+        self.items: dict[str, Descriptor] = {}
+        self.state: bytes | Callable[[], bytes] = b""
+
+    def gifts(self, sent: Sent) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the kind and the fields of each message for what was not sent yet.
+
+        A file in ``state`` is the caller's. A function is asked the second time only.
+        """
+        sockets = [
+            {"name": name, "socket": held.sock, "path": held.path, "inode": held.inode}
+            for name, held in sent.new(self.sockets)
+        ]
+        items = [{"name": name, "fd": item} for name, item in sent.new(self.items)]
+        for kind, rows in (("sockets", sockets), ("items", items)):
+            for first in range(0, len(rows), _ROWS_A_MESSAGE):
+                yield kind, {kind: rows[first : first + _ROWS_A_MESSAGE]}
+        state = self.state
+        if callable(state):
+            if not sent.again:
+                return
+            state = bytes(state())
+        if state is not sent.state:
+            sent.state = state
+            yield "state", {"file": memory_file(state) if state else None}
+
+    def receive(self, kind: str, message: dict[str, Any]) -> None:
+        """Take what a message brings.
+
+        Raises:
+            TakeoverError: it is malformed. What it brought in part is here.
+        """
+        try:
+            if kind == "sockets":
+                for row in message["sockets"]:
+                    self._receive_socket(row)
+            elif kind == "items":
+                for row in message["items"]:
+                    self._receive_item(row)
+            elif kind == "state":
+                file = message["file"]
+                self.state = b"" if file is None else _content(_fd_of(file))
+        except (ValueError, TypeError, LookupError, AttributeError, OSError) as exc:
+            raise failure(f"a message ({kind}) is malformed: {exc!r}") from exc
+
+    def _receive_socket(self, row: dict[str, Any]) -> None:
+        name, path, inode = _name_of(row), row.get("path"), row.get("inode")
+        if not isinstance(path, str | None):
+            raise TypeError(f"{path!r} is no path")
+        if inode is not None:
+            device, number = inode
+            inode = int(device), int(number)
+        held = Held(_fd_of(row["socket"]).to_conn(), path, inode)
+        with suppress(KeyError):
+            self.sockets.pop(name).sock.close()
+        self.sockets[name] = held
+
+    def _receive_item(self, row: dict[str, Any]) -> None:
+        name, fd = _name_of(row), _fd_of(row["fd"])
+        with suppress(KeyError):
+            self.items.pop(name).close()
+        # In C throughout, so that no signal handler runs while the number is nobody's.
+        named = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))
+        self.items.update(zip((name,), named, strict=True))
+
+    def close(self) -> None:
+        """Close all of it."""
+        while self.sockets:
+            self.sockets.popitem()[1].sock.close()
+        while self.items:
+            self.items.popitem()[1].close()
+
+
+class Sent:
+    """What one successor was sent."""
+
+    def __init__(self) -> None:
+        self.again = False
+        self.state: bytes = b""
+        # By identity, and kept so that no other gets the same.
+        self._sent: dict[int, object] = {}
+
+    def new(self, held: dict[str, Any]) -> list[tuple[str, Any]]:
+        """Return what was not sent, and take note that it is."""
+        found = [(name, each) for name, each in held.copy().items() if id(each) not in self._sent]
+        self._sent.update((id(each), each) for _, each in found)
+        return found
+
+
+def memory_file(content: bytes) -> IO[bytes]:
+    """Return a file that is in no directory, with a content."""
+    file: IO[bytes]
+    if hasattr(os, "memfd_create"):
+        # In C throughout, as above.
+        created = map(os.memfd_create, ("conduit-state",), (os.MFD_CLOEXEC,))
+        file = next(map(io.FileIO, created, ("w+",)))
+    else:
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller's
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[file.write(left) :]
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _content(fd: Descriptor) -> bytes:
+    if fd.kind not in ("memfd", "regular file"):
+        raise ValueError(f"its file is a {fd.kind}")
+    number = fd.fileno()
+    size = os.fstat(number).st_size
+    parts: list[bytes] = []
+    got = 0
+    while got < size:
+        part = os.pread(number, min(size - got, _PIECE), got)
+        if not part:
+            raise ValueError(f"its file ends after {got} of {size} bytes")
+        parts.append(part)
+        got += len(part)
+    return b"".join(parts)
+
+
+def _name_of(row: dict[str, Any]) -> str:
+    name = row["name"]
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name")
+    return name
+
+
+def _fd_of(value: object) -> Descriptor:
+    if not isinstance(value, Descriptor):
+        raise TypeError(f"{value!r} is no descriptor")
+    return value

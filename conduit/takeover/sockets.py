@@ -1,0 +1,114 @@
+"""Opening the sockets of a server, and recognising those that are open already."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from conduit._conduit import Descriptor
+from conduit.paths import address_from, bind_path, inode_of
+from conduit.takeover.holdings import Held
+
+
+@contextlib.contextmanager
+def closed_on_error(sock: socket.socket) -> Iterator[socket.socket]:
+    """Close a socket if the block fails."""
+    try:
+        yield sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def bind(
+    host: str,
+    port: int | None,
+    type: int,
+    mode: int,
+    backlog: int,
+    others: Iterable[Held],
+) -> tuple[socket.socket, tuple[int, int] | None]:
+    """Open a socket at an address; see `Takeover.listen`.
+
+    Returns:
+        the socket, and the device and inode of the path that is to be removed with it.
+    """
+    if port is not None:
+        return _bind_host(host, port, type, backlog, others), None
+    with closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
+        address = address_from(host)
+        if not address.startswith(b"\0"):
+            return sock, bind_path(sock, address, mode, backlog)
+        sock.bind(address)
+        if type != socket.SOCK_DGRAM:
+            sock.listen(backlog)
+        return sock, None
+
+
+def _bind_host(
+    host: str, port: int, type: int, backlog: int, others: Iterable[Held]
+) -> socket.socket:
+    family, address = resolve(host, port, type)
+    with closed_on_error(socket.socket(family, type)) as sock:
+        if type == socket.SOCK_STREAM:
+            # Connections of the last server that linger are no reason not to start.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and address[0] == "::":
+            # All of IPv4 as well, whatever the system's default, if that is not had already.
+            taken = any(is_at(held, "0.0.0.0", port, type) for held in others)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, taken)
+        sock.bind(address)
+        if type == socket.SOCK_STREAM:
+            sock.listen(backlog)
+        return sock
+
+
+def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
+    """Return the family and address to bind to."""
+    if not host:
+        host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)[0]
+    return family, address
+
+
+def is_at(held: Held, host: str, port: int | None, type: int) -> bool:
+    """Whether a socket is the one that is asked for."""
+    if held.path is None:
+        return is_bound_to(held.sock, host, port, type)
+    if port is not None or held.path != host or held.sock.type != type:
+        return False
+    # Nobody can reach a socket whose path is gone.
+    return held.inode is None or inode_of(host) is not None
+
+
+def is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> bool:
+    """Whether a socket has a type and an address."""
+    if sock.type != type:
+        return False
+    here = sock.getsockname()
+    if port is None:
+        return sock.family == socket.AF_UNIX and os.fsencode(here) == address_from(host)
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return False
+    family, address = resolve(host, port, type)
+    return bool(sock.family == family and here[0] == address[0] and port in (0, here[1]))
+
+
+def passed(
+    fds: list[Descriptor], name: str, host: str, port: int | None, type: int
+) -> socket.socket | None:
+    """Take a socket of a type, and a name or address, out of what the service manager passed."""
+    for named in (True, False):
+        for fd in fds:
+            if fd.kind != "socket" or (named and fd.name != name):
+                continue
+            with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+                if sock.type == type if named else is_bound_to(sock, host, port, type):
+                    found = sock.dup()
+                    fds.remove(fd)
+                    fd.close()
+                    return found
+    return None

@@ -1,0 +1,407 @@
+"""The predecessor's side: answers all who want to follow, and hands over to one of them.
+
+`Succession.step` does what can be done at once and never waits for anybody, so that those who say
+nothing hold nobody up. A thread calls it in a loop, or the program's own loop does whenever
+``fileno()`` is readable. One call at a time does something: a second one, from a signal handler
+say, returns at once.
+
+`Succession.leave` may come at any line of it, from another thread or from a signal handler. It
+closes what `step` may be using; that call then finds its conduits closed, and ends quietly.
+"""
+
+from __future__ import annotations
+
+import logging
+import selectors
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from functools import partial
+
+from conduit._conduit import Conduit
+from conduit._syscalls import monotonic
+from conduit.errors import Error, PeerClosedError, WouldBlockError, from_handler
+from conduit.listener import Listener
+from conduit.peer import Peer, admits
+from conduit.takeover import protocol
+from conduit.takeover.holdings import Holdings, Sent
+from conduit.takeover.protocol import Side
+from conduit.takeover.talk import NOTHING, Talk, closing
+
+log = logging.getLogger("conduit.takeover")
+
+PAUSE = 0.1
+"""Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
+
+_MOST = 128
+"""How many may be answered at a time; the oldest that has not begun makes room for another."""
+
+_AT_ONCE = 16
+"""How many are accepted in one step, and messages taken of one of them."""
+
+
+class _Session:
+    """One who wants to follow."""
+
+    def __init__(self, conduit: Conduit) -> None:
+        self.fd = conduit.fileno()
+        self.talk = Talk(conduit, Side.PREDECESSOR)
+        self.peer = conduit.peer
+        self.deadline = monotonic() + protocol.GREETING
+        self.sent = Sent()
+        self.events = selectors.EVENT_READ
+        self.is_shut = False
+
+
+class Succession:
+    """The conversations with those who want to follow.
+
+    Attributes:
+        refusal: why nobody may follow now; empty if somebody may.
+        followed: whether the successor owns it all.
+        over: whether nothing is left to do here, since it does.
+        line: the conduit to the successor, then.
+        asking: whether a function of the program's is running in `step`.
+    """
+
+    def __init__(
+        self,
+        holdings: Holdings,
+        *,
+        who: object,
+        allow: Callable[[Peer], bool],
+        timeout: float,
+        bell: Conduit,
+        ring: Callable[[], object],
+    ) -> None:
+        self.refusal = "it is not ready itself yet"
+        self.followed = False
+        self.over = False
+        self.line: Conduit | None = None
+        self.asking = False
+        self.timeout = timeout
+        self._holdings = holdings
+        self._who = who
+        self._allow = allow
+        self._ring = ring
+        self._control: Listener | None = None
+        self._control_fd = -1
+        self._rest_until: float | None = None
+        self._sessions: dict[int, _Session] = {}
+        self._chosen: _Session | None = None
+        self._is_left = False
+        # Which thread is in `step`. A lock would stay held if a handler raised once it was taken.
+        self._stepper: dict[str, int] = {}
+        self._is_stepping = False
+        self._selector = selectors.DefaultSelector()
+        # It ends the waiting of `step`.
+        self._selector.register(bell, selectors.EVENT_READ, _nothing)
+
+    def fileno(self) -> int:
+        """Return a descriptor that is readable when `step` has something to do."""
+        return self._selector.fileno()
+
+    def listen(self, control: Listener) -> None:
+        """Answer those who come to a control socket."""
+        self._control = control
+        self._control_fd = control.fileno()
+        self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
+
+    def step(self, timeout: float = 0) -> None:
+        """Do what can be done, once something can or so many seconds have passed."""
+        me = threading.get_ident()
+        if self._is_left or self._stepper.setdefault("is", me) != me or self._is_stepping:
+            return
+        self._is_stepping = True
+        try:
+            for key, _ in self._selector.select(min(timeout, self._until_next())):
+                # What one does may close another.
+                if key.fd in self._selector.get_map():
+                    key.data()
+            self._look_at_clock()
+        except Exception as exc:
+            # All of it may be closed while it is used.
+            if not self._is_left or from_handler(exc):
+                raise
+        finally:
+            self._is_stepping = False
+            self._stepper.clear()
+
+    def _until_next(self) -> float:
+        """Seconds until the next deadline."""
+        times = [session.deadline for session in self._sessions.copy().values()]
+        if self._rest_until is not None:
+            times.append(self._rest_until)
+        return max(0.0, min(times) - monotonic()) if times else 3600.0
+
+    def _look_at_clock(self) -> None:
+        now = monotonic()
+        if self._rest_until is not None and now >= self._rest_until and not self.followed:
+            self._rest_until = None
+            self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
+        for session in list(self._sessions.copy().values()):
+            if now >= session.deadline:
+                self._expire(session)
+
+    def _accept(self) -> None:
+        control = self._control
+        assert control is not None
+        for _ in range(_AT_ONCE):
+            try:
+                conduit = control.admit(0)
+            except WouldBlockError:
+                return
+            except Error as exc:
+                if self._is_left or self.followed:
+                    return
+                # No room for a connection just now; who waits goes on waiting.
+                log.warning("%s", exc)
+                self._selector.unregister(self._control_fd)
+                self._rest_until = monotonic() + PAUSE
+                return
+            assert conduit is not None
+            try:
+                self._begin(conduit)
+            except Exception as exc:
+                if from_handler(exc):
+                    raise
+                if self._is_left:
+                    return
+                log.warning("one who came was not answered: %s", exc)
+
+    def _begin(self, conduit: Conduit) -> None:
+        try:
+            session = _Session(conduit)
+            # Here, and not in the listener, so that who is refused hears why.
+            self.asking = True
+            try:
+                is_allowed = admits(self._allow, session.peer, self._who)
+            finally:
+                self.asking = False
+            self._make_room()
+            self._sessions[session.fd] = session
+            self._selector.register(
+                session.fd, selectors.EVENT_READ, partial(self._advance, session)
+            )
+            if self._is_left:
+                # While it was asked, and what came since then is known to nobody else.
+                raise Error(f"{self._who!r} is closed")
+        except BaseException:
+            # It comes again, since nothing is said.
+            self._sessions = {
+                fd: each for fd, each in self._sessions.items() if each.talk.conduit is not conduit
+            }
+            conduit.close()
+            raise
+        if not is_allowed:
+            self._refuse(session, f"{session.peer} is not allowed")
+
+    def _make_room(self) -> None:
+        if len(self._sessions) >= _MOST:
+            for session in list(self._sessions.values()):
+                if session is not self._chosen:
+                    self._end(session)
+                    return
+
+    def _advance(self, session: _Session) -> None:
+        """Go on with one, as far as it goes."""
+        try:
+            for _ in range(_AT_ONCE):
+                if session.talk.flush():
+                    self._watch(session, selectors.EVENT_WRITE)
+                    return
+                if session.talk.conversation.is_refused:
+                    self._see_off(session)
+                    break
+                message = session.talk.receive()
+                if message is NOTHING:
+                    break
+                with closing(message):
+                    self._answer(session, message)
+                if self.followed:
+                    return
+            self._watch(session, selectors.EVENT_READ)
+        except Exception as exc:
+            if from_handler(exc):
+                raise
+            if self._is_left or self.followed:
+                return
+            self._fail(session, exc)
+        finally:
+            if self._is_left and not self.followed:
+                # What was put into the outbox while it was closed.
+                session.talk.close()
+
+    def _watch(self, session: _Session, events: int) -> None:
+        if session.events != events and session.fd in self._sessions:
+            self._selector.modify(session.fd, events, partial(self._advance, session))
+            session.events = events
+
+    def _answer(self, session: _Session, message: dict[str, object]) -> None:
+        talk = session.talk
+        kind = talk.conversation.hear(message)
+        if kind == "hello":
+            version = protocol.version_for(message)
+            if refusal := self._refusal_for(message, version):
+                self._refuse(session, refusal)
+                return
+            assert version is not None
+            self._chosen = session
+            session.deadline = monotonic() + self.timeout
+            talk.say("welcome", protocol.welcome(version))
+            self._give(session)
+            talk.say("control", {"socket": self._control})
+        elif kind == "ready":
+            session.deadline = monotonic() + protocol.GREETING
+            # What was opened and offered while it started.
+            session.sent.again = True
+            self._give(session)
+            talk.say("confirmed")
+        elif kind == "done":
+            self._hand_over(session)
+
+    def _refusal_for(self, message: dict[str, object], version: int | None) -> str:
+        if self.refusal:
+            return self.refusal
+        if self._chosen is not None:
+            return f"another takeover is under way, by pid {self._chosen.peer.pid}"
+        if version is None:
+            spoken = ", ".join(map(str, protocol.VERSIONS))
+            return f"it speaks version {spoken} of the protocol, not {message.get('versions')}"
+        return ""
+
+    def _give(self, session: _Session) -> None:
+        self.asking = callable(self._holdings.state) and session.sent.again
+        try:
+            for kind, fields in self._holdings.gifts(session.sent):
+                session.talk.say(kind, fields, keep=kind != "state")
+        finally:
+            self.asking = False
+
+    def _hand_over(self, session: _Session) -> None:
+        self.followed = True
+        with ExitStack() as last:
+            # From the last to the first, whatever fails.
+            last.callback(self._finish)
+            last.callback(self._holdings.close)
+            last.callback(self._keep_line, session)
+            last.callback(self._close_control)
+            self._chosen = None
+            for other in list(self._sessions.values()):
+                if other is not session:
+                    self._end(other)
+
+    def _finish(self) -> None:
+        self.over = True
+        self._ring()
+
+    def _close_control(self) -> None:
+        control = self._control
+        assert control is not None
+        if self._rest_until is None:
+            self._selector.unregister(self._control_fd)
+        self._rest_until = None
+        try:
+            control.close(unlink=False)
+        except Error as exc:
+            log.warning("%s", exc)
+
+    def _keep_line(self, session: _Session) -> None:
+        """Tell the successor that all is its own, and keep the conduit to it."""
+        self._forget(session)
+        try:
+            session.talk.say("over")
+            # It has read all that was sent before, and so there is room.
+            if not session.talk.flush():
+                session.talk.conduit.timeout = None
+                self.line = session.talk.conduit
+        except Error as exc:
+            log.warning("the successor is gone already: %s", exc)
+        if self.line is None:
+            session.talk.close()
+
+    def _fail(self, session: _Session, exc: Exception) -> None:
+        """Whatever it is, this process goes on serving, and the successor must know."""
+        gone = isinstance(exc, PeerClosedError)
+        if session is self._chosen or not (gone or session.talk.conversation.is_refused):
+            log.warning("a takeover failed, and this process goes on serving: %s", exc)
+        if gone or session.talk.conversation.is_refused:
+            self._end(session)
+        else:
+            self._refuse(session, str(exc))
+
+    def _refuse(self, session: _Session, reason: str) -> None:
+        if session is self._chosen:
+            self._chosen = None
+        session.talk.clear()
+        session.deadline = monotonic() + protocol.GREETING
+        session.talk.say("refused", protocol.refused(reason))
+        self._advance(session)
+
+    def _see_off(self, session: _Session) -> None:
+        """Let one that was refused read why, and go."""
+        # Closed at once, the socket would lose what it was told if something is unread here.
+        if not session.is_shut:
+            session.is_shut = True
+            session.talk.conduit.shutdown(socket.SHUT_WR)
+        session.talk.drain()
+
+    def _expire(self, session: _Session) -> None:
+        """Give one up, unless its last word has come."""
+        if session.talk.conversation.is_refused:
+            self._end(session)
+            return
+        self._hear_last(session)
+        if not self.followed:
+            self._fail(session, protocol.failure("it was not ready in time: the deadline passed"))
+
+    def _hear_last(self, session: _Session) -> None:
+        """Hear what has come; what has not come by now can no longer be sent over there."""
+        talk = session.talk
+        with suppress(Error):
+            talk.conduit.shutdown(socket.SHUT_RD)
+            while (message := talk.receive()) is not NOTHING:
+                with closing(message):
+                    if talk.conversation.hear(message) == "done":
+                        self._hand_over(session)
+                        return
+
+    def _forget(self, session: _Session) -> None:
+        self._sessions.pop(session.fd, None)
+        with suppress(KeyError, ValueError):
+            self._selector.unregister(session.fd)
+        if session is self._chosen:
+            self._chosen = None
+
+    def _end(self, session: _Session) -> None:
+        self._forget(session)
+        session.talk.close()
+
+    def leave(self) -> bool:
+        """Answer nobody any more, and say whether somebody follows. What is open stays so.
+
+        One that has received everything follows, and hears no more than the end.
+        """
+        self.refusal = "it is closing"
+        self._is_left = True
+        chosen = self._chosen
+        if chosen is not None and not self.followed:
+            with suppress(Error):
+                self._hear_last(chosen)
+        return self.followed or (chosen is not None and chosen.talk.conversation.received)
+
+    def close(self) -> None:
+        """Close all conversations, and the line."""
+        self._is_left = True
+        for session in list(self._sessions.copy().values()):
+            session.talk.close()
+        self._sessions.clear()
+        if self.line is not None:
+            with suppress(Error):
+                self.line.close()
+        self._selector.close()
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,855 @@
+"""`Takeover`, which programs use: this process's place in a line of servers.
+
+It is the successor of one process, and maybe the predecessor of another. As a successor it waits
+for each answer with a deadline, here, in the caller's thread. As a predecessor it is a
+`Succession`, which a thread drives, or the program with `step`.
+
+**No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
+it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
+that waits, waits for the bell as well, a socket whose other end `close` closes first. All that
+`close` does can be done twice: it may interrupt itself.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import errno
+import os
+import select
+import socket
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from conduit import systemd
+from conduit._conduit import Conduit, Descriptor
+from conduit._syscalls import monotonic
+from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError
+from conduit.listener import Listener
+from conduit.mistakes import path_from
+from conduit.objects import fd_of
+from conduit.paths import unlink_own
+from conduit.peer import Peer, admits, same_user_or_root
+from conduit.takeover import protocol, sockets
+from conduit.takeover.holdings import Held, Holdings
+from conduit.takeover.protocol import Side, State, failure
+from conduit.takeover.sockets import closed_on_error, is_at
+from conduit.takeover.succession import PAUSE, Succession, log
+from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
+
+if TYPE_CHECKING:
+    from _typeshed import HasFileno, StrOrBytesPath
+
+_LONGEST_NAME = 255
+"""Bytes of a socket's name."""
+
+_BACKLOG = 128
+"""How many successors may wait to be answered."""
+
+_PATIENCE = 5.0
+"""Seconds that `close` gives the thread to end, which does nothing that takes long."""
+
+_open: weakref.WeakSet[Takeover] = weakref.WeakSet()
+"""Those of this process that are not closed."""
+
+
+class _Opened(NamedTuple):
+    """What `Takeover.listen` did: a socket for the caller, and what came for it, if it did."""
+
+    name: str
+    sock: socket.socket
+    old: Held | None
+
+
+class Takeover:
+    """This process's place in a line of servers, each of which takes over from the last.
+
+    Takeover(path, timeout=60.0, allow=None, thread=True) connects to the predecessor that listens
+    at ``path`` and receives its sockets and its state; if there is none, it begins to listen there
+    itself. Then, in this order: `listen` for each socket, `ready` when requests are served, `wait`
+    for a successor, drain, `close` (or leave the ``with``).
+
+    Until `ready` returns, the predecessor goes on serving, and does so for ever if this process
+    dies, closes, or takes longer than the predecessor's timeout. If the predecessor dies instead,
+    this process has all it received, and `ready` makes it the owner.
+
+    A thread answers successors from the beginning; what is not possible yet is refused at once,
+    with a reason. Successors are served while this process serves, whatever it does meanwhile.
+    With ``thread=False`` there is no thread, for programs that fork or have a loop of their own:
+    they watch `fileno` and call `step`.
+
+    Any thread may call any of it. `close` may be called from a signal handler as well, at any line.
+
+    A forked child has no part in this: there it is closed, and removes nothing. The sockets that
+    `listen` returned are the child's as well.
+
+    Args:
+        path: of the control socket; ``"@name"`` is abstract on Linux. It is the same for all who
+            follow each other.
+        timeout: seconds that a successor of this process may take from its first word until it
+            is ready.
+        allow: whether a `Peer`, predecessor or successor, is dealt with. Without it: this
+            process's user, and root. It is called where successors are answered.
+        thread: whether a thread answers successors.
+
+    Attributes:
+        path: as given.
+        predecessor: the `Peer` whose sockets were received; None at a fresh start.
+        state: the bytes that it offered; empty if it did not. If it offered a function, or other
+            bytes meanwhile, they are there once `ready` has returned.
+        dropped: the names of sockets that it had and this process did not ask for, which are
+            closed here; filled by `ready`.
+        predecessor_line: a conduit to the predecessor, whose ``successor`` is the other end, once
+            `ready` has returned: for live connections with their state, or datagrams that reach the
+            wrong process. The predecessor's end closes with its `Takeover`. None without one. It is
+            this object's, and closed with it.
+
+    Raises:
+        TakeoverError: the predecessor refuses (another takeover is under way, it is not ready
+            itself, its protocol is another), or is of another user.
+        Error: the control socket can neither be reached nor made.
+    """
+
+    path: str | bytes
+    predecessor: Peer | None
+    state: bytes
+    dropped: tuple[str, ...]
+    predecessor_line: Conduit | None
+
+    def __init__(
+        self,
+        path: StrOrBytesPath,
+        *,
+        timeout: float = 60.0,
+        allow: Callable[[Peer], bool] | None = None,
+        thread: bool = True,
+    ) -> None:
+        self._prepare(path, timeout, allow, thread)
+        self._enter()
+
+    def _prepare(
+        self,
+        path: StrOrBytesPath,
+        timeout: float,
+        allow: Callable[[Peer], bool] | None,
+        thread: bool,
+    ) -> None:
+        """Be an object that can be closed, and is in no line yet."""
+        self.path = path_from(path)
+        self.predecessor = None
+        self.state = b""
+        self.dropped = ()
+        self.predecessor_line = None
+        self._allow = same_user_or_root if allow is None else allow
+        self._ready = False
+        self._given_up = False
+        self._closed = False
+        # What came and was not asked for, and what a successor gets.
+        self._inherited = Holdings()
+        self._own = Holdings()
+        self._paths: dict[str, tuple[int, int]] = {}
+        self._activated: list[Descriptor] | None = None
+        self._control: Listener | None = None
+        self._old: Talk | None = None
+        self._thread: threading.Thread | None = None
+        self._gate = threading.Lock()
+        self._bell, self._rope = Conduit.pair()
+        try:
+            self._succession = Succession(
+                self._own,
+                who=self,
+                allow=self._allow,
+                timeout=timeout,
+                bell=self._bell,
+                ring=self._ring,
+            )
+        except BaseException:
+            self._bell.close()
+            self._rope.close()
+            raise
+        if thread:
+            # It waits at the gate until there is something to answer.
+            self._gate.acquire()
+            self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
+        _open.add(self)
+
+    def _enter(self) -> None:
+        """Receive what the predecessor has, or take the free place."""
+        try:
+            if self._thread is not None:
+                self._start(self._thread)
+            self._find()
+            self._check_open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, thread: threading.Thread) -> None:
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            self._thread = None
+            raise Error(
+                f"{self!r}: there is no room for the thread that answers successors: {exc}; "
+                "without one, use thread=False",
+                ErrType.NO_FD,
+                errno.EAGAIN,
+            ) from exc
+
+    def _run(self) -> None:
+        """Answer successors, in a thread of its own."""
+        with self._gate:
+            pass
+        while not (self._closed or self._succession.over):
+            try:
+                self._succession.step(3600.0)
+            except Exception:
+                log.exception("answering successors failed, and goes on")
+                time.sleep(PAUSE)
+
+    def __repr__(self) -> str:
+        return f"<conduit.takeover.Takeover {self.path!r}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def listen(
+        self,
+        host: str,
+        port: int | None = None,
+        *,
+        name: str | None = None,
+        type: int = socket.SOCK_STREAM,
+        backlog: int = 128,
+        mode: int = 0o600,
+    ) -> socket.socket:
+        """Return a socket at an address: the predecessor's if it has it, otherwise a fresh one.
+
+        The predecessor's is taken if it has the same name, address and type. It is the very
+        same socket: its options are as they were, and connections that wait in its queue are
+        accepted here. So is its blocking mode, which both processes share while both run: leave
+        it as it is, or set it to what the predecessor's server uses.
+
+        Without one, a socket that the service manager passed (`conduit.systemd.listen_fds`) is
+        taken if it has the type, and the name or the address. The first call that looks for one
+        takes all that was passed; what nobody asks for is closed by `close`.
+
+        An address that is in use is tried again for 10 seconds if there was a predecessor, which
+        may be letting go of it.
+
+        Args:
+            host: an address to bind or a host name; ``""`` is every address, of both families
+                where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
+                port was asked for before. With no port, the path of a Unix socket (``"@name"`` is
+                abstract on Linux).
+            port: a number; 0 lets the system choose, or takes whatever port the predecessor's
+                socket of that name has.
+            name: by which a successor asks for it; ``host:port`` or the path if not given.
+            type: ``SOCK_STREAM``, which listens, or ``SOCK_DGRAM``, which is bound only.
+            backlog: for a fresh one: how many connections wait to be accepted.
+            mode: for a fresh Unix socket: the permission bits of its path.
+
+        Returns:
+            a socket object, which the caller owns. This object keeps a duplicate for a
+            successor, and with it the socket open, until it is closed or has handed over.
+
+        Raises:
+            ValueError: the name is taken in this process, or longer than 255 bytes.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
+                if this is closed. As `conduit.systemd.listen_fds`.
+        """
+        return self._listen(host, port, name, type, backlog, mode).sock
+
+    def adopt(self, sock: socket.socket, name: str) -> socket.socket:
+        """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
+
+        For sockets that `listen` does not make: with options set before ``bind``, of another
+        family, or one of several with ``SO_REUSEPORT``. No path is removed with such a socket.
+
+        Args:
+            sock: any socket. If the predecessor has one of that name it is closed.
+            name: by which a successor asks for it.
+
+        Returns:
+            a socket object, which the caller owns. This object keeps a duplicate for a
+            successor, as that of `listen`.
+
+        Raises:
+            ValueError: as `listen`.
+            Error: ``NO_FD``, with the errno, if there is no room for a duplicate; without it, if
+                this is closed. ``sock`` is open then, and the caller's.
+        """
+        self._check_new(name)
+        old = self._inherited.sockets.get(name)
+        try:
+            kept = (sock if old is None else old.sock).dup()
+        except OSError as exc:
+            raise Error(
+                f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+            ) from exc
+        if old is None:
+            self._hold(name, Held(kept, None, None))
+            return sock
+        del self._inherited.sockets[name]
+        self._hold(name, old._replace(sock=kept))
+        sock.close()
+        return old.sock
+
+    def keep(self, name: str, item: int | HasFileno | None) -> None:
+        """Keep any descriptor for a successor, which finds it with `take`.
+
+        A file in memory, a pipe, a live connection. What was kept under that name before is let
+        go of; None does only that.
+
+        Args:
+            name: by which the successor asks for it.
+            item: an int or whatever has a ``fileno()``, which stays open and the caller's: a
+                duplicate is kept, until this is closed or has handed over. Flush a file first.
+
+        Raises:
+            ValueError: the name is longer than 255 bytes.
+            Error: ``NO_FD``, with the errno, if there is no room for a duplicate; without it, if
+                this is closed.
+        """
+        self._check_open()
+        _check_length(name)
+        if item is None:
+            kept = None
+        else:
+            try:
+                kept = Descriptor(os.dup(item if isinstance(item, int) else fd_of(item)), name)
+            except OSError as exc:
+                if isinstance(exc, Error):
+                    raise
+                raise Error(
+                    f"keeping {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+                ) from exc
+        old = self._own.items.pop(name, None)
+        if kept is not None:
+            self._own.items[name] = kept
+            if self._closed or self._succession.followed:
+                self._own.close()
+        if old is not None:
+            old.close()
+
+    def take(self, name: str) -> Descriptor | None:
+        """Return what the predecessor kept under a name; None if nothing, or if it was taken.
+
+        The caller owns it. It is not kept for this process's own successor: that takes a `keep`.
+        What the predecessor kept since this process connected to it is there once `ready` has
+        returned. What is not taken is closed when this is closed or has handed over.
+        """
+        return self._inherited.items.pop(name, None)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of what the predecessor kept and `take` has not returned."""
+        return tuple(self._inherited.items)
+
+    def offer(self, state: bytes | Callable[[], bytes]) -> None:
+        """Offer bytes, of any number, to the successor, which finds them in its ``state``.
+
+        Bytes are there from its beginning. A function is called when a successor is ready, in the
+        thread that answers it; what it returns is there when the successor's `ready` returns. From
+        then on this process should not change its state. If it raises, the takeover fails, and
+        this process goes on serving.
+        """
+        self._own.state = state if callable(state) else bytes(state)
+
+    def ready(self) -> tuple[str, ...]:
+        """Say that requests are served: the predecessor drains, and a successor may come.
+
+        The predecessor's sockets that were not asked for are closed, and their paths removed.
+        Those that it has opened since this process connected to it can be asked for from now on.
+        A second time does nothing.
+
+        Returns:
+            their names, which are also in ``dropped``.
+
+        Raises:
+            TakeoverError: the predecessor does not hand over any more, since this took too long
+                for it, or does not answer, and goes on serving. This process must not serve:
+                close it.
+            Error: ``NO_FD`` if this is closed.
+        """
+        self._check_open()
+        if self._ready:
+            return self.dropped
+        # What came since then can be asked for from now on.
+        unwanted = list(self._inherited.sockets)
+        if self._old is not None:
+            self._take_over(self._old)
+            self._old = None
+            assert self._control is not None
+            with Descriptor(os.dup(self._control.fileno())).to_conn() as sock:
+                # Again, so that the system names this process to those who connect.
+                sock.listen(_BACKLOG)
+            self._answer(self._control)
+        dropped = []
+        for name in unwanted:
+            old = self._inherited.sockets.pop(name, None)
+            if old is None:
+                continue
+            dropped.append(name)
+            if old.path is not None and old.inode is not None:
+                _remove(old.path, old.inode)
+            old.sock.close()
+        self.dropped = tuple(dropped)
+        if dropped:
+            log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
+        for held in self._own.sockets.copy().values():
+            if held.path is not None and held.inode is not None:
+                self._paths[held.path] = held.inode
+        self._ready = True
+        if not self._closed:
+            self._succession.refusal = ""
+        return self.dropped
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until a successor is ready: from now on it serves, and this process drains.
+
+        `close` ends it. With ``thread=False``, this answers successors meanwhile.
+
+        Args:
+            timeout: seconds; None for ever.
+
+        Returns:
+            whether there is one.
+        """
+        deadline = None if timeout is None else monotonic() + timeout
+        while not (self._closed or self._succession.over):
+            left = 3600.0 if deadline is None else deadline - monotonic()
+            if self._thread is None:
+                self._succession.step(max(0.0, left))
+            else:
+                self._poll(None, 0, max(0.0, left))
+            if left <= 0:
+                break
+        return self._succession.over or (self._closed and self._succession.followed)
+
+    def fileno(self) -> int:
+        """Return a descriptor that becomes readable when `wait` would return.
+
+        With ``thread=False``, also when `step` has something to do. It stays this object's. An
+        event loop may watch it; there is nothing to read from it. -1 once this is closed.
+        """
+        if self._closed:
+            return -1
+        return self._bell.fileno() if self._thread is not None else self._succession.fileno()
+
+    def step(self) -> None:
+        """Answer successors, as far as that can be done without waiting.
+
+        For ``thread=False``, whenever `fileno` is readable until `wait` (with a timeout of 0) says
+        that one serves. Call it every few seconds as well: a deadline that has passed is noticed
+        here only. It never waits; ``allow`` and a function that was offered run in it. Where a
+        thread answers, or once this is closed, it does nothing.
+        """
+        if self._thread is None:
+            self._succession.step()
+
+    @property
+    def successor(self) -> Conduit | None:
+        """A conduit to the successor, whose ``predecessor_line`` is the other end.
+
+        None until this process has handed over, and if the successor ended at that moment. It is
+        this object's, and closed with it.
+        """
+        return self._succession.line
+
+    def close(self) -> None:
+        """Leave the line, and close what this object holds. A second time does nothing.
+
+        A predecessor that has not handed over goes on serving. If nobody follows, the paths of
+        the control socket and of Unix sockets that this process owns are removed. A takeover
+        under way ends with the successor the owner, if it has received everything.
+
+        It ends from any thread and from a signal handler, whatever is interrupted. If that is
+        ``allow`` or an offered function in the thread that answers, the thread ends after it.
+        """
+        self._closed = True
+        _open.discard(self)
+        self._ring()
+        with contextlib.suppress(RuntimeError):
+            self._gate.release()
+        self._join()
+        followed = self._succession.leave()
+        if self._control is not None:
+            # The path stays where the predecessor is still the owner.
+            try:
+                self._control.close(unlink=not followed and self._old is None)
+            except Error as exc:
+                log.warning("%s", exc)
+        while self._paths:
+            path, inode = self._paths.popitem()
+            if not followed:
+                _remove(path, inode)
+        self._release()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def _ring(self) -> None:
+        """End what waits for the bell, now and later."""
+        with contextlib.suppress(Error):
+            self._rope.shutdown()
+
+    def _join(self) -> None:
+        """Wait for the thread, unless it is in a function of the program's, which may take long."""
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return
+        deadline = monotonic() + _PATIENCE
+        while thread.is_alive() and not self._succession.asking and monotonic() < deadline:
+            thread.join(0.02)
+
+    def _release(self) -> None:
+        """Close all descriptors of this object, and say nothing to anybody."""
+        self._succession.close()
+        if self._old is not None:
+            self._old.close()
+        for conduit in (self.predecessor_line, self._rope, self._bell):
+            if conduit is not None:
+                conduit.close()
+        self._own.close()
+        self._inherited.close()
+        while self._activated:
+            self._activated.pop().close()
+
+    def _close_in_child(self) -> None:
+        """In a forked child, close its copies, which would make the parent's end go unseen."""
+        self._closed = True
+        if self._control is not None:
+            self._control.close(unlink=False)
+        self._paths.clear()
+        self._release()
+
+    def _listen(
+        self, host: str, port: int | None, name: str | None, type: int, backlog: int, mode: int
+    ) -> _Opened:
+        if port is None and not host.startswith("@"):
+            # The same place, wherever this process and its successors go.
+            host = os.path.abspath(host)
+        if name is None:
+            name = host if port is None else f"{host}:{port}"
+        self._check_new(name)
+        try:
+            old = self._inherited.sockets.get(name)
+            if old is not None and is_at(old, host, port, type):
+                sock, held = old.sock, old._replace(sock=old.sock.dup())
+                del self._inherited.sockets[name]
+            else:
+                old = inode = None
+                passed = self._passed(name, host, port, type)
+                if passed is None:
+                    sock, inode = self._bind(host, port, type, mode, backlog)
+                else:
+                    sock = passed
+                with closed_on_error(sock):
+                    if inode is not None:
+                        self._paths[host] = inode
+                    held = Held(sock.dup(), host if port is None else None, inode)
+        except OSError as exc:
+            if isinstance(exc, Error):
+                raise
+            raise Error(
+                f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
+            ) from exc
+        self._hold(name, held)
+        return _Opened(name, sock, old)
+
+    def _undo(self, opened: _Opened) -> None:
+        """Have a socket that was opened, and that nobody got, as if it had not been."""
+        held = self._own.sockets.pop(opened.name, None)
+        if held is not None:
+            held.sock.close()
+        if opened.old is not None:
+            self._inherited.sockets[opened.name] = opened.old
+            if self._closed:
+                self._inherited.close()
+            return
+        opened.sock.close()
+        path = None if held is None else held.path
+        inode = None if path is None else self._paths.pop(path, None)
+        if path is not None and inode is not None:
+            _remove(path, inode)
+
+    def _give_up(self) -> None:
+        """End what `ready` waits for; if its last word has left, this process owns it all."""
+        self._given_up = True
+        if self._old is not None:
+            with contextlib.suppress(Error):
+                self._old.conduit.shutdown(socket.SHUT_RDWR)
+
+    def _hold(self, name: str, held: Held) -> None:
+        """Keep a socket for the successor, unless there is none any more, or this is closed."""
+        self._own.sockets[name] = held
+        if self._closed or self._succession.followed:
+            self._own.close()
+
+    def _check_new(self, name: str) -> None:
+        """Check that a socket of that name may be opened."""
+        self._check_open()
+        _check_length(name)
+        if name in self._own.sockets:
+            raise ValueError(f"there is a socket named {name!r} already")
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Error(f"{self!r} is closed", ErrType.NO_FD)
+
+    def _passed(self, name: str, host: str, port: int | None, type: int) -> socket.socket | None:
+        if self._activated is None:
+            self._activated = list(systemd.listen_fds())
+        return sockets.passed(self._activated, name, host, port, type)
+
+    def _bind(
+        self, host: str, port: int | None, type: int, mode: int, backlog: int
+    ) -> tuple[socket.socket, tuple[int, int] | None]:
+        deadline = monotonic() + protocol.GREETING
+        while True:
+            try:
+                held = self._own.sockets.copy().values()
+                return sockets.bind(host, port, type, mode, backlog, held)
+            except OSError as exc:
+                inherited = self._inherited.sockets.copy().values()
+                if (
+                    exc.errno != errno.EADDRINUSE
+                    or self.predecessor is None
+                    # Under another name the predecessor's stays in use until `ready`.
+                    or any(is_at(old, host, port, type) for old in inherited)
+                    or monotonic() > deadline
+                ):
+                    raise
+            self._poll(None, 0, PAUSE)
+            self._check_open()
+
+    def _poll(self, conduit: Conduit | None, events: int, timeout: float) -> None:
+        """Wait for a conduit, for the bell, or so many seconds."""
+        bell = self._bell._handle
+        other = conduit and conduit._handle
+        poll = select.poll()
+        with contextlib.ExitStack() as calls:
+            try:
+                poll.register(bell.enter(), select.POLLIN)
+                calls.callback(bell.leave)
+                if other is not None:
+                    poll.register(other.enter(), events)
+                    calls.callback(other.leave)
+            except Error:
+                # It was closed, and so is this.
+                return
+            poll.poll(timeout * 1000)
+
+    # Towards the predecessor.
+
+    def _find(self) -> None:
+        deadline = monotonic() + protocol.GREETING
+        while (conduit := self._connect()) is not None:
+            talk = self._old = Talk(conduit, Side.SUCCESSOR)
+            peer = conduit.peer
+            if not admits(self._allow, peer, self):
+                raise failure(f"{self.path!r} is served by {peer}, who is not allowed")
+            try:
+                self._inherit(talk, peer)
+                return
+            except PeerClosedError:
+                if monotonic() > deadline:
+                    raise
+            log.warning("the predecessor died; going on with what came from it")
+            talk.close()
+            self._old = None
+            if self._control is not None:
+                # Nobody would answer there, and this process would be its own predecessor.
+                self._control.close(unlink=False)
+                self._control = None
+            # It may still be listening: a process that is killed closes one thing after another.
+            self._poll(None, 0, PAUSE)
+        assert self._control is not None
+        self._answer(self._control)
+
+    def _answer(self, control: Listener) -> None:
+        """Let successors be answered from now on."""
+        self._succession.listen(control)
+        with contextlib.suppress(RuntimeError):
+            self._gate.release()
+
+    def _connect(self) -> Conduit | None:
+        """Connect to the predecessor; if there is none, listen in its place."""
+        deadline = monotonic() + protocol.GREETING
+        while True:
+            self._check_open()
+            try:
+                return Conduit.connect(
+                    self.path, type=TYPE, timeout=protocol.GREETING, name=f"to {self.path!r}"
+                )
+            except Error as exc:
+                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
+                    raise
+            try:
+                self._control = Listener(self.path, type=TYPE, allow=_anybody)
+            except Error as exc:
+                # Somebody was faster, and is the predecessor then, unless it never listens.
+                if (
+                    exc.errno != errno.EADDRINUSE
+                    or not _is_socket(self.path)
+                    or monotonic() > deadline
+                ):
+                    raise
+                self._poll(None, 0, PAUSE)
+            else:
+                return None
+
+    def _inherit(self, talk: Talk, peer: Peer) -> None:
+        talk.say("hello", protocol.hello())
+        # It may be gone already, and what it said before is still to be read.
+        with contextlib.suppress(PeerClosedError):
+            self._flush(talk)
+        while talk.conversation.state is not State.GIVEN:
+            if self._hear(talk) != "welcome":
+                self.predecessor = peer
+        talk.say("received")
+        self._flush(talk)
+
+    def _take_over(self, talk: Talk) -> None:
+        """Become the owner, or raise if the predecessor stays it."""
+        is_said = False
+        try:
+            try:
+                talk.say("ready")
+                self._flush(talk)
+                while talk.conversation.state is not State.CONFIRMED:
+                    self._hear(talk)
+                talk.say("done")
+                self._flush(talk)
+                is_said = True
+                self._hear_that_it_is_over(talk)
+            except PeerClosedError:
+                if self._given_up and not is_said:
+                    raise
+                # It may only have stopped listening. Unless it leaves a refusal, it is dead.
+                with contextlib.suppress(PeerClosedError):
+                    while True:
+                        self._hear(talk)
+                log.warning("the predecessor died before it handed over; going on without it")
+        except (Error, ValueError) as exc:
+            talk.close()
+            if isinstance(exc, TakeoverError):
+                raise
+            raise failure(f"the predecessor does not hand over: {exc}") from exc
+        if talk.conversation.state is State.OVER:
+            talk.conduit.timeout = None
+            self.predecessor_line = talk.conduit
+        else:
+            talk.close()
+
+    def _hear_that_it_is_over(self, talk: Talk) -> None:
+        """Wait until it has let go of the control socket, where successors might find it else."""
+        while talk.conversation.state is State.DONE:
+            try:
+                self._hear(talk)
+            except TakeoverError:
+                # All else than a refusal is too late to matter.
+                if talk.conversation.is_refused:
+                    raise
+                return
+
+    def _flush(self, talk: Talk) -> None:
+        """Send what is to be said."""
+        deadline = monotonic() + protocol.GREETING
+        while events := talk.flush():
+            self._await(talk, events, deadline)
+
+    def _hear(self, talk: Talk) -> str | None:
+        """Wait for a message, and take what it brings."""
+        deadline = monotonic() + protocol.GREETING
+        while (message := self._receive(talk)) is NOTHING:
+            self._await(talk, select.POLLIN, deadline)
+        with closing(message):
+            kind = talk.conversation.hear(message)
+            if kind == "control":
+                self._receive_control(message)
+            elif kind is not None:
+                self._inherited.receive(kind, message)
+                if kind == "state":
+                    assert isinstance(self._inherited.state, bytes)
+                    self.state = self._inherited.state
+            return kind
+
+    def _receive(self, talk: Talk) -> Any:
+        try:
+            return talk.receive()
+        except Error as exc:
+            if isinstance(exc, PeerClosedError) or exc.type is not ErrType.BAD_CTRL_MESG:
+                raise
+            raise failure(f"a message that is not of the takeover protocol: {exc}") from exc
+
+    def _receive_control(self, message: dict[str, Any]) -> None:
+        fd = message.get("socket")
+        if not isinstance(fd, Descriptor):
+            raise failure("a message (control) is malformed: it has no socket")
+        try:
+            with fd.to_conn() as sock:
+                self._control = Listener.from_conn(sock, self.path, allow=_anybody)
+        except TakeoverError:
+            raise
+        except Error as exc:
+            raise failure(f"a message (control) is malformed: {exc}") from exc
+
+    def _await(self, talk: Talk, events: int, deadline: float) -> None:
+        left = deadline - monotonic()
+        self._check_open()
+        if left <= 0:
+            raise failure(
+                f"the predecessor does not hand over: {talk.conduit.peer} does not answer, and "
+                "the deadline passed"
+            )
+        self._poll(talk.conduit, events, left)
+
+
+def _close_in_child() -> None:
+    for takeover in list(_open):
+        takeover._close_in_child()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
+
+def _check_length(name: str) -> None:
+    # As the system has them, any bytes that a path may have.
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
+
+
+def _remove(path: str, inode: tuple[int, int]) -> None:
+    """Remove the path of a socket, if it still is there and can be removed."""
+    try:
+        unlink_own(path, inode)
+    except OSError as exc:
+        log.warning("the path of a socket stays: %s", exc)
+
+
+def _anybody(peer: Peer) -> bool:
+    return True
+
+
+def _is_socket(path: str | bytes) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True

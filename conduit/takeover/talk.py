@@ -1,0 +1,117 @@
+"""One conversation over a conduit: messages out, messages in, and never a wait.
+
+Both sides use it. What cannot be done at once is told as the event to wait for. How to wait is for
+them: the successor does in poll(2), with a deadline, the predecessor for many at a time.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from conduit._conduit import PAUSE, Conduit, Send
+from conduit._syscalls import MAX_FDS
+from conduit.channel import Channel, close_descriptors
+from conduit.errors import Error, WouldBlockError
+from conduit.takeover.protocol import Conversation, Side
+from conduit.wire import message_frame
+
+TYPE = socket.SOCK_STREAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
+
+_MAX_SIZE = 1 << 20
+"""The most bytes of a message."""
+
+NOTHING = object()
+"""What stands for no message."""
+
+
+class Talk:
+    """A conversation: Talk(conduit, side). It owns the conduit.
+
+    Attributes:
+        conduit: what it speaks over.
+        conversation: how far it has come.
+    """
+
+    def __init__(self, conduit: Conduit, side: Side) -> None:
+        self.conduit = conduit
+        self.conversation = Conversation(side)
+        conduit.timeout = 0
+        self._channel = Channel(conduit, max_size=_MAX_SIZE, max_fds=MAX_FDS)
+        self._outbox: deque[tuple[dict[str, Any], bool]] = deque()
+        self._sending: Send | None = None
+
+    def say(self, kind: str, fields: dict[str, Any] | None = None, *, keep: bool = True) -> None:
+        """Put a message into the outbox. Without ``keep``, what is in it is closed once sent."""
+        self.conversation.say(kind)
+        self._outbox.append(({"kind": kind, **(fields or {})}, keep))
+
+    def flush(self) -> int:
+        """Send what the socket takes; 0 once all has left, else the event to wait for."""
+        while self._outbox:
+            if events := self._step(*self._outbox[0]):
+                return select.POLLOUT if events == PAUSE else events
+            self._outbox.popleft()
+        return 0
+
+    def _step(self, message: dict[str, Any], keep: bool) -> int:
+        """Send some of a message; 0 once it has left."""
+        if self._sending is None:
+            body, items = self._channel._codec.encode(message)
+            self._sending = Send(self.conduit, tuple(items), message_frame(body, len(items)), keep)
+        events = self._sending.step()
+        if not events:
+            self._sending = None
+        return events
+
+    def receive(self) -> Any:
+        """Return a message, which may be anything; `NOTHING` if there is no whole one yet."""
+        with suppress(WouldBlockError):
+            return self._channel.receive()
+        return NOTHING
+
+    def clear(self) -> None:
+        """Forget what was to be sent."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            sending.cancel()
+        while self._outbox:
+            message, keep = self._outbox.popleft()
+            if not keep:
+                close_descriptors_and_files(message)
+
+    def drain(self) -> None:
+        """Receive and forget what the other side says. `PeerClosedError` at its end."""
+        with suppress(WouldBlockError):
+            while True:
+                self.conduit.receive().close()
+
+    def close(self) -> None:
+        """End the conversation."""
+        try:
+            self.clear()
+        finally:
+            with suppress(Error):
+                self._channel.close()
+
+
+def close_descriptors_and_files(message: dict[str, Any]) -> None:
+    """Close what stands in the fields of a message of one's own."""
+    for value in message.values():
+        if hasattr(value, "fileno"):
+            value.close()
+
+
+@contextmanager
+def closing(message: object) -> Iterator[None]:
+    """Close at the end what was not taken out of a message that came."""
+    try:
+        yield
+    finally:
+        with suppress(Error):
+            close_descriptors(message)
