@@ -304,6 +304,12 @@ class _Direction:
             # It is no longer there if its loop has ended.
             if waiter.holds:
                 waiter.holds.pop()()
+        if self._handle.is_closed:
+            raise Error(
+                f"{self._handle!r}: waiting ended, since it was closed meanwhile",
+                ErrType.NO_FD,
+                sent=sent,
+            )
 
     def wake_all(self) -> None:
         """Let the calls that wait find the conduit closed."""

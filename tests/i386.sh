@@ -7,10 +7,11 @@ set -eu
 tests=$(cd "$(dirname "$0")" && pwd)
 root=${1-$tests/../build/roots/bookworm-i386}
 [ $# = 0 ] || shift
-[ $# -gt 0 ] || set -- tests/test_ancillary.py tests/test_batches.py tests/test_conduit.py \
-    tests/test_descriptor.py tests/test_errors.py tests/test_failing_calls.py \
-    tests/test_hazards.py tests/test_listener.py tests/test_messages.py \
-    tests/test_one_descriptor.py tests/test_payloads.py tests/test_waiting.py
+[ $# -gt 0 ] || set -- tests/test_ancillary.py tests/test_batches.py tests/test_channel.py \
+    tests/test_conduit.py tests/test_descriptor.py tests/test_endpoint.py tests/test_errors.py \
+    tests/test_exactly.py tests/test_failing_calls.py tests/test_hazards.py \
+    tests/test_listener.py tests/test_messages.py tests/test_one_descriptor.py \
+    tests/test_payloads.py tests/test_reader.py tests/test_service_manager.py tests/test_waiting.py
 
 "$tests/debian_root.sh" make bookworm i386 "$root" python3-venv python3-dev gcc libc6-dev
 # shellcheck disable=SC2016  # the shell in there expands them

@@ -625,6 +625,22 @@ def test_who_waits_in_a_loop_that_ended_keeps_nobody_waiting(
     close_all(items[:2])
 
 
+def test_aclose_waits_for_no_loop_that_stands_still(
+    ended_loop: asyncio.AbstractEventLoop, anyio_backend: Any
+) -> None:
+    one, other = AsyncConduit.pair()
+    task = begin(ended_loop, one.receive())
+
+    async def close() -> None:
+        with anyio.fail_after(GENEROUS):
+            await one.aclose()
+
+    anyio.run(close, backend=anyio_backend[0], backend_options=anyio_backend[1])
+    with pytest.raises(Error, match="closed"):
+        ended_loop.run_until_complete(asyncio.wait_for(task, GENEROUS))
+    other.close()
+
+
 async def test_aclose_wakes_who_waits_in_the_loop_of_another_thread(ends: Ends) -> None:
     told: list[Error] = []
     waiting = threading.Event()
@@ -740,6 +756,21 @@ async def test_what_the_program_has_watched_is_left_alone(kind: int) -> None:
                 with anyio.fail_after(GENEROUS):
                     await event.wait()
                 remove(mine.fileno())
+
+
+@only_asyncio
+async def test_a_loop_watches_no_more_once_a_wait_was_cancelled(ends: Ends) -> None:
+    fill(ends[0].fileno())
+    number = memory()
+    loop = asyncio.get_running_loop()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ends[0].receive)
+        tasks.start_soon(ends[0].transfer_fd, number)
+        await all_blocked()
+        tasks.cancel_scope.cancel()
+    assert not loop.remove_reader(ends[0].fileno())
+    assert not loop.remove_writer(ends[0].fileno())
+    os.close(number)
 
 
 async def test_two_conduits_over_one_number_both_wait(kind: int) -> None:
