@@ -10,6 +10,7 @@ import os
 import queue
 import resource
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -46,6 +47,7 @@ from conduit.errors import TakeoverError
 from conduit.takeover import Takeover, protocol, sockets, succession
 from conduit.takeover import takeover as module
 from conduit.takeover.protocol import VERSIONS
+from conduit.takeover.talk import Talk as Talker
 
 pytestmark = pytest.mark.slow
 
@@ -2022,6 +2024,7 @@ def test_a_last_word_that_has_come_counts_when_the_deadline_passes_or_it_is_clos
                 talk.say("ready")
                 step_as_long_as_there_is_something_to_do(old)
                 talk.hear_all_until("confirmed")
+                talk.say("hint")
                 talk.say("done")
                 if is_closed:
                     old.close()
@@ -2065,6 +2068,105 @@ def test_a_thread_that_fails_to_answer_goes_on(
         with Takeover(path) as new:
             new.ready()
             assert old.wait(GENEROUS)
+
+
+def test_one_that_does_not_go_once_it_was_refused_is_closed_in_the_end(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("refused")
+            for session in old._succession._sessions.values():
+                session.deadline = 0
+            old.step()
+            assert not old._succession._sessions
+
+
+def test_many_messages_of_one_are_heard_in_several_steps(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        with Talk.to(path) as talk:
+            for _ in range(40):
+                talk.say("hint")
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            assert "not ready" in talk.hear()["reason"]
+
+
+def test_what_is_asked_for_while_ready_waits_is_not_dropped(path: str) -> None:
+    def state() -> bytes:
+        new.listen("127.0.0.1", 0, name="x").close()
+        return b""
+
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"):
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.ready() == ()
+
+
+def test_what_cannot_be_used_of_the_service_manager_is_an_error(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        raise conduit.Error("the environment lies")
+
+    monkeypatch.setattr(systemd, "listen_fds", listen_fds)
+    with Takeover(path) as takeover:
+        takeover.step()
+        takeover._give_up()
+        with pytest.raises(conduit.Error, match="the environment lies"):
+            takeover.listen("127.0.0.1", 0)
+
+
+def test_an_interrupt_while_it_is_made_stays_itself_and_leaves_nothing(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selectors, "DefaultSelector", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Takeover(path)
+
+
+def test_a_child_forked_while_it_enters_closes_its_copies(path: str) -> None:
+    takeover = Takeover.__new__(Takeover)
+    takeover._prepare(path, 1, None, False)
+    takeover._close_in_child()
+    assert takeover.closed
+    takeover._poll(None, 0, GENEROUS)
+
+
+def test_a_successor_waits_until_there_is_room_for_what_it_says(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = Talker.flush
+
+    def flush_later(talk: Talker) -> int:
+        monkeypatch.undo()
+        return select.POLLOUT
+
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        with stepping(old):
+            monkeypatch.setattr(Talker, "flush", flush_later)
+            with Takeover(path) as new:
+                assert Talker.flush is flush
+                new.ready()
+
+
+def test_accepting_while_it_is_closed_is_no_failure(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def admit(control: conduit.Listener, timeout: float | None = None) -> None:
+        old.close()
+        raise conduit.Error("it is closed")
+
+    with Takeover(path, thread=False) as old, Talk.to(path):
+        monkeypatch.setattr(conduit.Listener, "admit", admit)
+        old.step()
+        assert old.closed
+    assert caplog.messages == []
 
 
 # Without a thread: the program's own loop calls step().

@@ -419,8 +419,7 @@ class Takeover:
             if held.path is not None and held.inode is not None:
                 self._paths[held.path] = held.inode
         self._ready = True
-        if not self._closed:
-            self._succession.refusal = ""
+        self._succession.refusal = ""
         return self.dropped
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -817,8 +816,6 @@ class Takeover:
         try:
             with fd.to_conn() as sock:
                 self._control = Listener.from_conn(sock, self.path, allow=_anybody)
-        except TakeoverError:
-            raise
         except Error as exc:
             raise failure(f"a message (control) is malformed: {exc}") from exc
 
