@@ -2169,6 +2169,50 @@ def test_accepting_while_it_is_closed_is_no_failure(
     assert caplog.messages == []
 
 
+def test_closing_in_a_step_leaves_the_rest_of_the_step(path: str) -> None:
+    def allow(peer: conduit.Peer) -> bool:
+        asked.append(peer)
+        if len(asked) > 1:
+            old.close()
+        return True
+
+    asked: list[conduit.Peer] = []
+    with Takeover(path, thread=False, allow=allow) as old:
+        old.ready()
+        with Talk.to(path) as talk:
+            step_as_long_as_there_is_something_to_do(old)
+            with Talk.to(path):
+                talk.hello()
+                old.step()
+            assert old.closed
+            with pytest.raises(conduit.PeerClosedError):
+                talk.hear()
+
+
+def test_it_hands_over_while_there_is_no_room_for_others(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(succession, "PAUSE", GENEROUS)
+    with Takeover(path, thread=False) as old, socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
+        old.ready()
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("control")
+            talk.say("received")
+            talk.say("ready")
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("confirmed")
+            with room_for(0):
+                sock.connect(path)
+                old.step()
+            talk.say("done")
+            old.step()
+            assert old.wait(0)
+            talk.hear_all_until("over")
+    os.unlink(path)
+
+
 # Without a thread: the program's own loop calls step().
 
 
