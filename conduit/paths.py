@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import sys
+import time
 
 from conduit._handle import Handle
 from conduit.errors import Error, ErrType, from_errno, from_handler
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _LONGEST = 107
 """Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
 
-_LOOKS = 5
-"""How often to look who has a lock that was let go of in between."""
+_LOOKS = 100
+"""How often to look, each millisecond, who has a lock: it is bound a moment before it listens."""
 
 
 def address_from(path: StrOrBytesPath) -> bytes:
@@ -265,6 +266,7 @@ class _Alone:
                     if _is_held(self._name):
                         why = "somebody is about to listen there"
                         raise OSError(errno.EADDRINUSE, why) from exc
+                    time.sleep(0.001)
         except BaseException:
             self._sock.close()
             raise
