@@ -10,6 +10,7 @@ import os
 import queue
 import resource
 import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -46,6 +47,7 @@ from conduit.errors import TakeoverError
 from conduit.takeover import Takeover, protocol, sockets, succession
 from conduit.takeover import takeover as module
 from conduit.takeover.protocol import VERSIONS
+from conduit.takeover.talk import Talk as Talker
 
 pytestmark = pytest.mark.slow
 
@@ -873,11 +875,14 @@ def test_what_the_service_manager_passed_is_used_by_name_or_address(
     place = str(tmp_path / "unix")
     with contextlib.ExitStack() as stack:
         one, two = (stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        udp = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         three = stack.enter_context(socket.socket(socket.AF_UNIX))
         three.bind(place)
         three.listen()
         stack.enter_context(
-            passed(("stored", 0), ("http", one), ("unknown", two), ("unknown", three))
+            passed(
+                ("stored", 0), ("http", udp), ("http", one), ("unknown", three), ("unknown", two)
+            )
         )
         takeover = stack.enter_context(Takeover(path))
         for wanted, args, name in (
@@ -1895,6 +1900,275 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
         assert fourth.predecessor is None
 
 
+def test_state_that_cannot_be_written_is_told_and_leaves_the_predecessor_serving(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Takeover(path) as old:
+        old.offer(b"state")
+        old.ready()
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "memfd_create", lambda *_: os.open("/dev/full", os.O_RDWR))
+            with pytest.raises(TakeoverError, match="No space left"):
+                Takeover(path)
+        with Takeover(path) as new:
+            assert new.state == b"state"
+
+
+def test_state_that_ends_too_early_is_an_error(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Takeover(path) as old:
+        old.offer(b"state")
+        old.ready()
+        monkeypatch.setattr(os, "pread", lambda *_: b"")
+        with pytest.raises(TakeoverError, match="ends after 0 of 5 bytes"):
+            Takeover(path)
+
+
+def test_without_room_to_take_over_nothing_is_said_and_it_can_be_done_again(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            with room_for(0), pytest.raises(conduit.Error, match="taking over: Too many open"):
+                new.ready()
+            assert not old.wait(0)
+            new.ready()
+            assert old.wait(GENEROUS)
+
+
+def test_without_room_for_what_it_watches_with_it_leaves_nothing_behind(path: str) -> None:
+    for room in range(4):
+        with room_for(room), pytest.raises(conduit.Error, match="Too many open files"):
+            Takeover(path)
+
+
+def test_what_is_opened_once_somebody_follows_or_it_is_closed_is_not_kept(path: str) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+            old.listen("127.0.0.1", 0, name="x").close()
+            out, into = os.pipe()
+            old.keep("x", into)
+            os.close(into)
+            assert is_at_eof(out)
+            assert not old._own.sockets
+            opened = new._listen("127.0.0.1", 0, "y", socket.SOCK_STREAM, 1, 0)
+            new.close()
+            new._undo(opened)
+
+
+def test_what_came_and_nobody_got_is_closed_if_it_was_closed_meanwhile(path: str) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"):
+        old.ready()
+        with Takeover(path) as new:
+            opened = new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0)
+            new.close()
+            new._undo(opened)
+
+
+def test_a_control_socket_that_fails_to_close_is_told_in_the_log(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real_close = conduit.Listener.close
+
+    def close(control: conduit.Listener, *, unlink: bool = True) -> None:
+        real_close(control, unlink=unlink)
+        raise conduit.Error("it does not close")
+
+    with Takeover(path) as old:
+        old.ready()
+        with Takeover(path) as new:
+            monkeypatch.setattr(conduit.Listener, "close", close)
+            new.ready()
+            assert old.wait(GENEROUS)
+    assert set(caplog.messages) == {"it does not close"}
+
+
+def test_a_successor_that_is_gone_after_its_last_word_has_no_line(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        with Talk.to(path) as talk, Talk.to(path) as another:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("control")
+            talk.say("received")
+            talk.say("ready")
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("confirmed")
+            talk.say("done")
+            another.hello()
+            with borrowed(talk.link.fileno()) as sock:
+                sock.shutdown(socket.SHUT_RD)
+            old.step()
+            assert old.wait(0)
+            assert old.successor is None
+            with pytest.raises(conduit.PeerClosedError):
+                another.hear()
+    assert "gone already" in caplog.text
+    os.unlink(path)
+
+
+def test_a_last_word_that_has_come_counts_when_the_deadline_passes_or_it_is_closed(
+    path: str,
+) -> None:
+    for is_closed in (False, True):
+        with Takeover(path, thread=False, timeout=GENEROUS) as old:
+            old.ready()
+            with Talk.to(path) as talk:
+                talk.hello()
+                step_as_long_as_there_is_something_to_do(old)
+                talk.hear_all_until("control")
+                talk.say("received")
+                talk.say("ready")
+                step_as_long_as_there_is_something_to_do(old)
+                talk.hear_all_until("confirmed")
+                talk.say("hint")
+                talk.say("done")
+                if is_closed:
+                    old.close()
+                    assert old.wait(0)
+                else:
+                    session = old._succession._chosen
+                    assert session is not None
+                    old._succession._expire(session)
+                    assert old.wait(0)
+                talk.hear_all_until("over")
+        os.unlink(path)
+
+
+def test_what_follows_the_last_word_and_is_no_refusal_is_too_late_to_matter(path: str) -> None:
+    with about_to_follow(path) as (successor, talk):
+        call = Call(successor.ready)
+        assert talk.hear()["kind"] == "ready"
+        talk.say("confirmed")
+        assert talk.hear()["kind"] == "done"
+        talk.say("refused", reason="too late")
+        with pytest.raises(TakeoverError, match="too late"):
+            call.result()
+
+
+def test_a_thread_that_fails_to_answer_goes_on(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step = succession.Succession.step
+
+    def fail_once(*args: Any) -> None:
+        monkeypatch.undo()
+        raise ValueError("once")
+
+    with Takeover(path) as old:
+        monkeypatch.setattr(succession.Succession, "step", fail_once)
+        old.ready()
+        Talk.to(path).link.close()
+        while "once" not in caplog.text:
+            Talk.to(path).link.close()
+        assert succession.Succession.step is step
+        with Takeover(path) as new:
+            new.ready()
+            assert old.wait(GENEROUS)
+
+
+def test_one_that_does_not_go_once_it_was_refused_is_closed_in_the_end(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        with Talk.to(path) as talk:
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            talk.hear_all_until("refused")
+            for session in old._succession._sessions.values():
+                session.deadline = 0
+            old.step()
+            assert not old._succession._sessions
+
+
+def test_many_messages_of_one_are_heard_in_several_steps(path: str) -> None:
+    with Takeover(path, thread=False) as old:
+        with Talk.to(path) as talk:
+            for _ in range(40):
+                talk.say("hint")
+            talk.hello()
+            step_as_long_as_there_is_something_to_do(old)
+            assert "not ready" in talk.hear()["reason"]
+
+
+def test_what_is_asked_for_while_ready_waits_is_not_dropped(path: str) -> None:
+    def state() -> bytes:
+        new.listen("127.0.0.1", 0, name="x").close()
+        return b""
+
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"):
+        old.offer(state)
+        old.ready()
+        with Takeover(path) as new:
+            assert new.ready() == ()
+
+
+def test_what_cannot_be_used_of_the_service_manager_is_an_error(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        raise conduit.Error("the environment lies")
+
+    monkeypatch.setattr(systemd, "listen_fds", listen_fds)
+    with Takeover(path) as takeover:
+        takeover.step()
+        takeover._give_up()
+        with pytest.raises(conduit.Error, match="the environment lies"):
+            takeover.listen("127.0.0.1", 0)
+
+
+def test_an_interrupt_while_it_is_made_stays_itself_and_leaves_nothing(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(selectors, "DefaultSelector", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Takeover(path)
+
+
+def test_a_child_forked_while_it_enters_closes_its_copies(path: str) -> None:
+    takeover = Takeover.__new__(Takeover)
+    takeover._prepare(path, 1, None, False)
+    takeover._close_in_child()
+    assert takeover.closed
+    takeover._poll(None, 0, GENEROUS)
+
+
+def test_a_successor_waits_until_there_is_room_for_what_it_says(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = Talker.flush
+
+    def flush_later(talk: Talker) -> int:
+        monkeypatch.undo()
+        return select.POLLOUT
+
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        with stepping(old):
+            monkeypatch.setattr(Talker, "flush", flush_later)
+            with Takeover(path) as new:
+                assert Talker.flush is flush
+                new.ready()
+
+
+def test_accepting_while_it_is_closed_is_no_failure(
+    path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def admit(control: conduit.Listener, timeout: float | None = None) -> None:
+        old.close()
+        raise conduit.Error("it is closed")
+
+    with Takeover(path, thread=False) as old, Talk.to(path):
+        monkeypatch.setattr(conduit.Listener, "admit", admit)
+        old.step()
+        assert old.closed
+    assert caplog.messages == []
+
+
 # Without a thread: the program's own loop calls step().
 
 
@@ -2042,7 +2316,7 @@ from conduit.takeover import Takeover
 
 logging.disable()
 
-THREAD, FROM, TO = sys.argv[1] == "thread", int(sys.argv[2]), int(sys.argv[3])
+THREAD, FIRST = sys.argv[1] == "thread", int(sys.argv[2])
 
 def attempt(place):
     # A handler closes the takeover at one line of those that are run; 8 if there are not so many.
@@ -2093,7 +2367,7 @@ def attempt(place):
     os._exit(0 if done else 8)
 
 BEFORE = len([fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)])
-for place in range(FROM, TO):
+for place in range(FIRST, 2000, 4):
     pid = os.fork()
     if not pid:
         attempt(place)
@@ -2106,9 +2380,10 @@ sys.exit("there is no end")
 """
 
 
+@pytest.mark.parametrize("first", range(1, 5))
 @pytest.mark.parametrize("driver_of_it", ["thread", "step"])
-def test_a_handler_may_close_it_at_any_line(driver_of_it: str) -> None:
-    done = run_python(CLOSED_BY_A_HANDLER, driver_of_it, "1", "2000")
+def test_a_handler_may_close_it_at_any_line(driver_of_it: str, first: int) -> None:
+    done = run_python(CLOSED_BY_A_HANDLER, driver_of_it, str(first))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -184,9 +184,6 @@ class Succession:
             self._selector.register(
                 session.fd, selectors.EVENT_READ, partial(self._advance, session)
             )
-            if self._is_left:
-                # While it was asked, and what came since then is known to nobody else.
-                raise Error(f"{self._who!r} is closed")
         except BaseException:
             # It comes again, since nothing is said.
             self._sessions = {
@@ -199,10 +196,8 @@ class Succession:
 
     def _make_room(self) -> None:
         if len(self._sessions) >= _MOST:
-            for session in list(self._sessions.values()):
-                if session is not self._chosen:
-                    self._end(session)
-                    return
+            sessions = self._sessions.copy().values()
+            self._end(next(session for session in sessions if session is not self._chosen))
 
     def _advance(self, session: _Session) -> None:
         """Go on with one, as far as it goes."""
@@ -313,12 +308,11 @@ class Succession:
         try:
             session.talk.say("over")
             # It has read all that was sent before, and so there is room.
-            if not session.talk.flush():
-                session.talk.conduit.timeout = None
-                self.line = session.talk.conduit
+            session.talk.flush()
+            session.talk.conduit.timeout = None
+            self.line = session.talk.conduit
         except Error as exc:
             log.warning("the successor is gone already: %s", exc)
-        if self.line is None:
             session.talk.close()
 
     def _fail(self, session: _Session, exc: Exception) -> None:
@@ -394,13 +388,14 @@ class Succession:
     def close(self) -> None:
         """Close all conversations, and the line."""
         self._is_left = True
+        # First: who is being accepted just now is watched in vain from here on, or among these.
+        self._selector.close()
         for session in list(self._sessions.copy().values()):
             session.talk.close()
         self._sessions.clear()
         if self.line is not None:
             with suppress(Error):
                 self.line.close()
-        self._selector.close()
 
 
 def _nothing() -> None:

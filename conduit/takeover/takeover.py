@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError
+from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
 from conduit.listener import Listener
 from conduit.mistakes import path_from
 from conduit.objects import fd_of
@@ -168,9 +168,13 @@ class Takeover:
                 bell=self._bell,
                 ring=self._ring,
             )
-        except BaseException:
+        except BaseException as exc:
             self._bell.close()
             self._rope.close()
+            if isinstance(exc, OSError) and not from_handler(exc):
+                raise Error(
+                    f"{self!r}: watching successors: {exc.strerror}", ErrType.NO_FD, exc.errno
+                ) from exc
             raise
         if thread:
             # It waits at the gate until there is something to answer.
@@ -391,10 +395,11 @@ class Takeover:
         # What came since then can be asked for from now on.
         unwanted = list(self._inherited.sockets)
         if self._old is not None:
-            self._take_over(self._old)
-            self._old = None
             assert self._control is not None
-            with Descriptor(os.dup(self._control.fileno())).to_conn() as sock:
+            # Made first: what could fail later would leave an owner that was told it is none.
+            with self._duplicate(self._control) as sock:
+                self._take_over(self._old)
+                self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
             self._answer(self._control)
@@ -414,8 +419,7 @@ class Takeover:
             if held.path is not None and held.inode is not None:
                 self._paths[held.path] = held.inode
         self._ready = True
-        if not self._closed:
-            self._succession.refusal = ""
+        self._succession.refusal = ""
         return self.dropped
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -758,6 +762,12 @@ class Takeover:
         else:
             talk.close()
 
+    def _duplicate(self, control: Listener) -> socket.socket:
+        try:
+            return Descriptor(os.dup(control.fileno())).to_conn()
+        except OSError as exc:
+            raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
+
     def _hear_that_it_is_over(self, talk: Talk) -> None:
         """Wait until it has let go of the control socket, where successors might find it else."""
         while talk.conversation.state is State.DONE:
@@ -806,8 +816,6 @@ class Takeover:
         try:
             with fd.to_conn() as sock:
                 self._control = Listener.from_conn(sock, self.path, allow=_anybody)
-        except TakeoverError:
-            raise
         except Error as exc:
             raise failure(f"a message (control) is malformed: {exc}") from exc
 
