@@ -11,6 +11,7 @@ import os
 import socket
 import stat
 import sys
+import time
 
 from conduit._handle import Handle
 from conduit.errors import Error, ErrType, from_errno, from_handler
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 _LONGEST = 107
 """Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
 
-_LOOKS = 5
-"""How often to look who has a lock that was let go of in between."""
+_LOOKS = 100
+"""How often to look, each millisecond, who has a lock: it is bound a moment before it listens."""
 
 
 def address_from(path: StrOrBytesPath) -> bytes:
@@ -262,9 +263,13 @@ class _Alone:
                 except OSError as exc:
                     if exc.errno != errno.EADDRINUSE:
                         raise
-                    if _is_held(self._name):
+                    holder = _holder(self._name)
+                    if holder in (0, os.geteuid()):
                         why = "somebody is about to listen there"
                         raise OSError(errno.EADDRINUSE, why) from exc
+                    if holder is not None:
+                        break
+                    time.sleep(0.001)
         except BaseException:
             self._sock.close()
             raise
@@ -279,19 +284,20 @@ class _Alone:
             self._sock.close()
 
 
-def _is_held(lock: bytes) -> bool:
-    """Whether a process of this user, or of root, listens at the name."""
+def _holder(lock: bytes) -> int | None:
+    """The user of the process that listens at a name; None if none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
         try:
             probe.connect(lock)
         except BlockingIOError:
-            return True
+            # So many ask that nobody can; who it is, the next will see.
+            return os.geteuid()
         except OSError:
-            return False
+            return None
         # struct ucred: pid, uid, gid.
         uid = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]
-        return int.from_bytes(uid, sys.byteorder) in (0, os.geteuid())
+        return int.from_bytes(uid, sys.byteorder)
 
 
 def _remove_stale(path: bytes, type: int) -> None:

@@ -52,7 +52,10 @@ from conduit import Conduit, Descriptor, Error, ErrType, Listener, Peer
 module: Any = conduit.multiprocessing
 
 # Other tests leave threads running, with which Python 3.12 and later do not like to fork.
-pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning"),
+]
 
 METHODS = ["fork", "spawn", "forkserver"]
 
@@ -741,7 +744,6 @@ def test_a_forked_child_has_nothing_of_what_is_on_its_way() -> None:
             ForkingPickler.loads(pickled)
 
 
-@pytest.mark.slow
 def test_a_child_forked_while_others_send_has_nothing_of_theirs() -> None:
     over = threading.Event()
 
@@ -777,7 +779,6 @@ def test_a_child_forked_while_others_send_has_nothing_of_theirs() -> None:
 
 
 @needs_descriptors(2500)
-@pytest.mark.slow
 def test_a_thousand_descriptors_through_a_queue_leave_nothing_open(context: Any) -> None:
     queue = context.Queue()
     descriptors = [named(str(place), b"%d" % place) for place in range(1000)]
@@ -1020,7 +1021,6 @@ class Alarm(Exception):
 
 
 @not_traced
-@pytest.mark.slow
 # A handler that strikes in a destructor.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_handler_that_raises_anywhere_leaves_nothing_open(tmp_path: Path) -> None:

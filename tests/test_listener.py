@@ -1094,7 +1094,7 @@ def test_a_lock_that_is_let_go_of_while_one_looks_is_taken(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with locked(path) as lock:
-        before(monkeypatch, paths, "_is_held", lock.close)
+        before(monkeypatch, paths, "_holder", lock.close)
         assert_listens(path)
 
 

@@ -29,23 +29,23 @@ LONGEST_REASON = 1000
 class Side(enum.Enum):
     """Whose turn it is to speak."""
 
-    PREDECESSOR = enum.auto()
-    SUCCESSOR = enum.auto()
+    PREDECESSOR = 1
+    SUCCESSOR = 2
 
 
 class State(enum.Enum):
     """How far a conversation has come."""
 
-    CONNECTED = enum.auto()
-    ASKED = enum.auto()
-    GIVING = enum.auto()
-    GIVEN = enum.auto()
-    STARTING = enum.auto()
-    UPDATING = enum.auto()
-    CONFIRMED = enum.auto()
-    DONE = enum.auto()
-    OVER = enum.auto()
-    REFUSED = enum.auto()
+    CONNECTED = 1
+    ASKED = 2
+    GIVING = 3
+    GIVEN = 4
+    STARTING = 5
+    UPDATING = 6
+    CONFIRMED = 7
+    DONE = 8
+    OVER = 9
+    REFUSED = 10
 
 
 _GIFTS = ("sockets", "items", "state")

@@ -35,6 +35,8 @@ Restart=on-failure
 RestartSec=0
 """
 
+pytestmark = pytest.mark.slow
+
 NOTHING = {"names": [], "kinds": [], "private": True, "variables": []}
 
 
@@ -199,7 +201,6 @@ def test_the_manager_drops_a_dead_pipe_from_the_store_unless_it_is_not_to_poll_i
         assert systemd.service().hello["names"] == ["kept"]
 
 
-@pytest.mark.slow
 def test_the_watchdog_leaves_alone_who_tells_it_in_time_and_ends_who_does_not() -> None:
     watched = NOTIFY + "WatchdogSec=2\nWatchdogSignal=SIGKILL\n"
     with booted({"app.service": watched}) as systemd:
