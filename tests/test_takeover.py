@@ -2951,6 +2951,49 @@ def test_waiting_without_room_for_a_descriptor_is_an_error(path: str, loop: Loop
 
 
 @pytest.mark.parametrize("loop", LOOPS)
+def test_waiting_that_begins_while_it_is_closed_ends(
+    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+
+            def close_first(fd: int) -> int:
+                monkeypatch.undo()
+                takeover.takeover.close()
+                raise OSError(errno.EBADF, "Bad file descriptor")
+
+            monkeypatch.setattr(os, "dup", close_first)
+            assert await takeover.wait() is False
+
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_listening_that_fails_once_it_was_cancelled_fails_silently(
+    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def fail_late(*args: Any) -> Any:
+        begun.set()
+        assert may_end.wait(GENEROUS)
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    async def main() -> None:
+        async with AsyncTakeover(path) as takeover:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(takeover.listen, "127.0.0.1", 0)
+                await to_thread.run_sync(begun.wait)
+                tasks.cancel_scope.cancel()
+            may_end.set()
+            monkeypatch.undo()
+            (await takeover.listen("127.0.0.1", 0)).close()
+
+    monkeypatch.setattr(sockets, "bind", fail_late)
+    run(loop, main)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
 def test_an_async_takeover_hands_over_all_that_a_blocking_one_does(path: str, loop: Loop) -> None:
     async def main() -> None:
         async with AsyncTakeover(path) as old:
