@@ -139,7 +139,7 @@ def test_every_public_name_is_there_and_others_are_none() -> None:
         "assert set(found) <= set(dir(conduit))\n"
         "assert not hasattr(conduit, 'Reciever')\n"
     )
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
+    subprocess.run([sys.executable, "-P", "-W", "error", "-c", program], check=True)
 
 
 def test_a_listener_removes_its_path() -> None:

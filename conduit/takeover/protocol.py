@@ -85,7 +85,7 @@ class Conversation:
     """
 
     def __init__(self, side: Side) -> None:
-        self.state = State.CONNECTED
+        self.state: State = State.CONNECTED
         self._side = side
 
     @property

@@ -29,7 +29,7 @@ from conduit.takeover.holdings import Holdings, Sent
 from conduit.takeover.protocol import Side
 from conduit.takeover.talk import NOTHING, Talk, closing
 
-log = logging.getLogger("conduit.takeover")
+log: logging.Logger = logging.getLogger("conduit.takeover")
 
 PAUSE = 0.1
 """Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
@@ -75,11 +75,11 @@ class Succession:
         bell: Conduit,
         ring: Callable[[], object],
     ) -> None:
-        self.refusal = "it is not ready itself yet"
-        self.followed = False
-        self.over = False
+        self.refusal: str = "it is not ready itself yet"
+        self.followed: bool = False
+        self.over: bool = False
         self.line: Conduit | None = None
-        self.asking = False
+        self.asking: bool = False
         self.timeout = timeout
         self._holdings = holdings
         self._who = who

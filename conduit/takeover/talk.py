@@ -40,7 +40,7 @@ class Talk:
 
     def __init__(self, conduit: Conduit, side: Side) -> None:
         self.conduit = conduit
-        self.conversation = Conversation(side)
+        self.conversation: Conversation = Conversation(side)
         conduit.timeout = 0
         self._channel = Channel(conduit, max_size=_MAX_SIZE, max_fds=MAX_FDS)
         self._outbox: deque[tuple[dict[str, Any], bool]] = deque()
