@@ -100,10 +100,13 @@ async def ask_all(port: int, requests: int = REQUESTS) -> set[str]:
 @contextlib.contextmanager
 def serving(name: str, *options: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """Run an example that serves on a port, until Ctrl-C; the process, and the port."""
+    # Without coverage, which looks at each line in Python, and loses a Ctrl-C that comes then.
+    environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
     server = subprocess.Popen(
         [sys.executable, "-P", "-W", "error", EXAMPLES / name, *options],
         stdout=subprocess.PIPE,
         text=True,
+        env=environment,
     )
     with server:
         try:

@@ -2425,6 +2425,7 @@ sys.exit("there is no end")
 """
 
 
+@not_traced
 @pytest.mark.parametrize("first", range(1, 5))
 @pytest.mark.parametrize("driver_of_it", ["thread", "step"])
 def test_a_handler_may_close_it_at_any_line(driver_of_it: str, first: int) -> None:
