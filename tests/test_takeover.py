@@ -34,6 +34,7 @@ from helpers import (
     handling,
     is_private,
     needs_descriptors,
+    not_traced,
     open_descriptors,
     room_for,
     run_python,
