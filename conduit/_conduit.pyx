@@ -400,7 +400,7 @@ cdef class Send(Waiter):
     cdef char closing[SLOTS]
     cdef int own[SLOTS]
     cdef HeldFds node
-    cdef bint viewed, waited, over, fds_pending
+    cdef bint viewed, waited, over, fds_pending, running, cancelled
     cdef unsigned long forks
 
     def __cinit__(self, Conduit conduit=None, tuple items=None, data=None, bint keep=False):
@@ -515,16 +515,24 @@ cdef class Send(Waiter):
         return self._run(0, wake is not None, False)
 
     def cancel(self) -> None:
-        """Give up, unless all has left. If some of it has, the conduit sends no more."""
-        self._end(False)
+        """Give up, unless all has left. If some of it has, the conduit sends no more.
+
+        From anywhere: a step under way, in another thread or under a signal handler, ends with it.
+        """
+        cdef bint running
+        with cython.critical_section(self):
+            running = self.cancelled = self.running
+        if not running:
+            self._end(False)
 
     cdef int _run(self, double seconds, bint join, bint wait) except -1:
         """Send what the socket takes, or ``wait`` until it took all; 0, or what to wait for."""
         cdef long long deadline = 0
         cdef int events = 0
         cdef str why
+        self.running = True
         try:
-            while not self.over:
+            while not self.over and not self.cancelled:
                 events = self._step(join)
                 if not (events and wait):
                     break
@@ -540,8 +548,10 @@ cdef class Send(Waiter):
         except BaseException:
             self._end(False)
             raise
-        if not events:
-            self._end(True)
+        with cython.critical_section(self):
+            self.running = False
+        if self.cancelled or not events:
+            self._end(not events and self.bytes_sent == self.size)
         return events
 
     cdef int _step(self, bint join) except -1:

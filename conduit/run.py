@@ -345,7 +345,7 @@ class _Notices:
         self._directory = tempfile.TemporaryDirectory(prefix="conduit-")
         self.path = os.path.join(self._directory.name, "notify")
         try:
-            if told:
+            if told:  # pragma: no branch
                 os.chmod(self._directory.name, 0o711)
             self._conduit = Conduit.bind(self.path, mode=0o666 if told else 0o600)
             self._conduit.timeout = 0

@@ -396,16 +396,21 @@ def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
-def test_a_guard_that_is_killed_is_replaced(bench: Bench) -> None:
+@pytest.mark.parametrize("killed", [True, False])
+def test_a_guard_that_is_killed_is_replaced(bench: Bench, killed: bool) -> None:
     run, command = bench.serve()
     pid = command.start["pid"]
     [guard] = children(run.process.pid) - {pid}
     os.kill(guard, signal.SIGKILL)
     await_that(lambda: len(children(run.process.pid) - {pid, guard}) == 1)
-    run.process.kill()
-    assert command.hear() == {"signal": signal.SIGTERM}
-    command.tell(0)
-    await_gone(pid)
+    if killed:
+        run.process.kill()
+        assert command.hear() == {"signal": signal.SIGTERM}
+        command.tell(0)
+        await_gone(pid)
+    else:
+        command.tell(0)
+        assert run.end()[0] == 0
 
 
 WRITER = """\
