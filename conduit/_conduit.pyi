@@ -500,4 +500,7 @@ class Send(Waiter):
         ``wake()`` tells, in whatever thread. Raises as `Conduit.transfer`, and is then cancelled.
         """
     def cancel(self) -> None:
-        """Give up, unless all has left. If some of it has, the conduit sends no more."""
+        """Give up, unless all has left. If some of it has, the conduit sends no more.
+
+        From anywhere: a step under way, in another thread or under a signal handler, ends with it.
+        """
