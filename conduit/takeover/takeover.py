@@ -207,8 +207,8 @@ class Takeover:
 
     def _run(self) -> None:
         """Answer successors, in a thread of its own."""
-        with self._gate:
-            pass
+        # Not released: nobody else waits there, and who closes may do that a second time.
+        self._gate.acquire()
         while not (self._closed or self._succession.over):
             try:
                 self._succession.step(3600.0)
