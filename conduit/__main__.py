@@ -226,10 +226,10 @@ def _become(number: int, command: list[str]) -> NoReturn:
 
 
 def _let_wait() -> None:
-    """Let a read of standard input wait, without a change to what its sender has.
+    """Make standard input blocking, without changing the sender's copy.
 
-    Most programs take O_NONBLOCK for an end or a failure. It belongs to the open file, which is
-    shared; so this opens what has a path anew. A socket has none, and stays as it is.
+    Most programs fail at EAGAIN. O_NONBLOCK belongs to the open file description, which the sender
+    shares, so a file with a path in /proc is reopened. A socket cannot be, and keeps the flag.
     """
     flags = fcntl.fcntl(0, fcntl.F_GETFL)
     if flags & os.O_NONBLOCK:

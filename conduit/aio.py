@@ -1,4 +1,4 @@
-"""Conduits on an event loop: asyncio, uvloop and trio, through anyio.
+"""Conduits on an event loop: asyncio, uvloop and trio.
 
 The names and meanings are those of `conduit.Conduit` and `conduit.Listener`; what can wait is a
 coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fail_after``,
@@ -10,15 +10,15 @@ cancelled receive has either not taken the message out of the socket or returned
 How a call waits
 ================
 
-A call that must wait stands in a line, one for each direction of a socket, as a waiter of its loop.
-The first of those who receive has the loop watch the socket, the others wait to be woken by the
-one before; those who send are ordered by the handle, together with threads. Waiters are woken from
-anywhere: by a task, a thread, a signal handler that closes.
+Each direction of a socket has a queue of waiters, one for each call that waits. The first receiver
+registers the socket with its loop; each receiver wakes the next when it returns. The handle orders
+the senders, together with threads. A task, a thread or a signal handler may wake a waiter.
 
-anyio has all of that, but not for calls of several loops. Its lock stays taken when a loop ends
-with a task in it, and closing waits for that task for ever; it watches a number that something else
-in the loop has watched already. Here, a waiter whose loop has ended is found as it is woken, and
-what it holds is let go of; and what others may have watched is watched through a duplicate.
+anyio has a lock and waits for a descriptor, but not across loops. Its lock stays locked when a loop
+ends with a task that holds it, and `aclose` then never returns; and it replaces the reader that the
+program registered for the same descriptor. Here, a waiter whose loop has ended is removed when it
+is woken, and what it held is released. A descriptor that the program may have registered itself is
+watched through a duplicate.
 """
 
 from __future__ import annotations
