@@ -463,7 +463,7 @@ class Conduit:
     def shutdown(self, how: int = ...) -> None:
         """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
 
-        See ``shutdown(2)``. It is the socket that ends, also for those who share it.
+        See ``shutdown(2)``. All processes that share the socket are affected.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.

@@ -932,7 +932,7 @@ cdef class Conduit:
     def shutdown(self, how: int = socket.SHUT_WR) -> None:
         """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
 
-        See ``shutdown(2)``. It is the socket that ends, also for those who share it.
+        See ``shutdown(2)``. All processes that share the socket are affected.
         """
         cdef int err = shut_down(self._handle.enter(), index(how))
         self._handle.leave()
@@ -1161,7 +1161,7 @@ cdef class Conduit:
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
         """
         cdef list early
-        cdef Py_ssize_t wanted = index(size), left = 0, count
+        cdef Py_ssize_t wanted = index(size), left, count
         cdef Message message
         cdef double seconds = self._seconds()
         cdef long long deadline = 0
@@ -1171,18 +1171,19 @@ cdef class Conduit:
         with cython.critical_section(self):
             early, self.early = self.early, None
         early = early or []
+        left, count = wanted, 0
+        for message in early:
+            left -= len(message._data)
+            count += len(message._fds)
         try:
-            while True:
-                left, count = wanted, 0
-                for message in early:
-                    left -= len(message._data)
-                    count += len(message._fds)
-                if left < 0:
-                    raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
-                if not left:
-                    break
+            if left < 0:
+                raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
+            while left:
                 piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
-                early.append(self._message(piece, max(max_fds - count, 0), seconds, &deadline))
+                message = self._message(piece, max(max_fds - count, 0), seconds, &deadline)
+                early.append(message)
+                left -= len(message._data)
+                count += len(message._fds)
         except BaseException as exc:
             lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
                 exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0
