@@ -124,16 +124,10 @@ class Place:
                     raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
                 address = address_from(self.path)
                 absolute = os.fsencode(self._absolute)
-                if address.startswith(b"\0"):
-                    check_length(address[1:])
-                    sock.bind(address)
-                    if backlog is not None:
-                        sock.listen(backlog)
-                else:
-                    # As it is known from then on, whoever looks from wherever, if there is room.
-                    if len(absolute) <= _LONGEST:
-                        address = absolute
-                    self._inode = bind_path(sock, address, mode, backlog or 0)
+                # As it is known from then on, whoever looks from wherever, if there is room.
+                if not address.startswith(b"\0") and len(absolute) <= _LONGEST:
+                    address = absolute
+                self._inode = bind_address(sock, address, mode, backlog or 0)
                 return Handle.duplicate(sock.fileno(), what, name or os.fsdecode(self.path))
         except OSError as exc:
             if isinstance(exc, Error) or from_handler(exc):
@@ -168,7 +162,24 @@ class Place:
             raise from_errno(code, ErrType.FAILED_CLOSE, f"removing {self.path!r}") from exc
 
 
-def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
+def bind_address(
+    sock: socket.socket, address: bytes, mode: int, backlog: int
+) -> tuple[int, int] | None:
+    """Bind at a path or an abstract name, and listen unless for datagrams.
+
+    Returns:
+        the device and inode of the path, to know it again; None for an abstract name.
+    """
+    if not address.startswith(b"\0"):
+        return _bind_path(sock, address, mode, backlog)
+    _check_length(address[1:])
+    sock.bind(address)
+    if sock.type != socket.SOCK_DGRAM:
+        sock.listen(backlog)
+    return None
+
+
+def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
     """Bind at a path, which has its mode from the first instant, and listen unless for datagrams.
 
     A socket that nobody listens on any more is replaced.
@@ -176,7 +187,7 @@ def bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tupl
     Returns:
         the device and inode of the path, to know it again.
     """
-    check_length(path)
+    _check_length(path)
     bound = False
     try:
         with _Alone(path):
@@ -227,7 +238,7 @@ def _add_mode(path: bytes, status: os.stat_result, mode: int) -> None:
         os.close(fd)
 
 
-def check_length(path: bytes) -> None:
+def _check_length(path: bytes) -> None:
     """Raise `OSError` (``ENAMETOOLONG``) if a path or an abstract name is too long."""
     if len(path) > _LONGEST:
         raise OSError(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from conduit._conduit import Descriptor
-from conduit.paths import address_from, bind_path, inode_of
+from conduit.paths import address_from, bind_address, inode_of
 from conduit.takeover.holdings import Held
 
 
@@ -39,13 +39,7 @@ def bind(
     if port is not None:
         return _bind_host(host, port, type, backlog, others), None
     with closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
-        address = address_from(host)
-        if not address.startswith(b"\0"):
-            return sock, bind_path(sock, address, mode, backlog)
-        sock.bind(address)
-        if type != socket.SOCK_DGRAM:
-            sock.listen(backlog)
-        return sock, None
+        return sock, bind_address(sock, address_from(host), mode, backlog)
 
 
 def _bind_host(
