@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
+from conduit import systemd
 from conduit._conduit import Conduit
 from conduit.errors import Error
 from conduit.peer import Peer
@@ -172,7 +173,6 @@ def run(options: Options) -> int:
     """
     if shutil.which(options.command[0]) is None:
         raise CommandError(f"{options.command[0]}: command not found", 127)
-    outer = os.environ.get("NOTIFY_SOCKET")
     with contextlib.ExitStack() as stack:
         # Longer than this run gives itself, so that its own deadline is the one that is told.
         takeover = stack.enter_context(Takeover(options.control, timeout=options.timeout + _GRACE))
@@ -195,7 +195,7 @@ def run(options: Options) -> int:
             command = _Command(options.command, numbers, names, notices.path)
         stack.callback(command.release)
         try:
-            return _serve(options, takeover, command, signals, notices, outer)
+            return _serve(options, takeover, command, signals, notices)
         except BaseException:
             command.stop(signals)
             raise
@@ -207,7 +207,6 @@ def _serve(
     command: _Command,
     signals: _Signals,
     notices: _Notices,
-    outer: str | None,
 ) -> int:
     """Watch over COMMAND, from its start to its end."""
     title = f"{options.command[0]} (pid {command.pid})"
@@ -235,7 +234,7 @@ def _serve(
             if said or (options.ready_after is not None and now >= assumed):
                 takeover.ready()
                 ready = True
-                _tell(outer, f"READY=1\nMAINPID={os.getpid()}")
+                _tell(f"READY=1\nMAINPID={os.getpid()}")
                 _say(f"{title} serves{_whom_it_follows(takeover)}")
             elif now >= deadline:
                 raise CommandError(
@@ -280,16 +279,12 @@ def _say(text: str) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _tell(outer: str | None, text: str) -> None:
-    """Notify the manager that started this process, if one did (sd_notify(3))."""
-    if not outer:
-        return
-    address = "\0" + outer[1:] if outer.startswith("@") else outer
+def _tell(state: str) -> None:
+    """Notify the manager that started this process, if one did."""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(text.encode(), address)
-    except OSError as exc:
-        _say(f"NOTIFY_SOCKET {outer}: {exc.strerror or exc}")
+        systemd.notify(state)
+    except Error as exc:
+        _say(f"NOTIFY_SOCKET: {exc}")
 
 
 class _Signals:
