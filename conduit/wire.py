@@ -24,7 +24,7 @@ import os
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from conduit._conduit import Descriptor, Message
 from conduit._syscalls import MAX_FDS
@@ -52,6 +52,9 @@ _MAY_IGNORE_FLAGS = 0xF0
 
 MAX_PACKET = 65536
 """The most bytes of a frame in a packet. A longer body travels in a file."""
+
+_READ_AT_ONCE = 1 << 24
+"""The most bytes to read of a file in one call."""
 
 _PIECE = 1 << 18
 """The most bytes to ask for at once, for which there must be room."""
@@ -130,18 +133,55 @@ def sealed(body: bytes) -> io.FileIO:
     """
     if not _SEALS:  # pragma: no cover - macOS, which has no packets either
         raise OSError(f"a message of {len(body)} bytes is too long for a packet")
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    # One call, of C alone: no signal handler can run while the number is nobody's.
-    file = next(map(io.FileIO, map(os.memfd_create, ("conduit-channel",), (flags,)), ("r+",)))
+    file = memory_file("conduit-channel", body)
     try:
-        left = memoryview(body)
-        while left:
-            left = left[file.write(left) :]
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, _SEALS | fcntl.F_SEAL_SEAL)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def memory_file(name: str, body: bytes) -> io.FileIO:
+    """Return a file in memory that holds some bytes, and can be sealed.
+
+    Raises:
+        OSError: there is no room for it.
+    """
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    # One call, of C alone: no signal handler can run while the number is nobody's.
+    file = next(map(io.FileIO, map(os.memfd_create, (name,), (flags,)), ("r+",)))
+    try:
+        write_all(file, body)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def write_all(file: IO[bytes] | io.FileIO, body: bytes) -> None:
+    """Write some bytes to a file without a buffer, in as many calls as it takes."""
+    left = memoryview(body)
+    while left:
+        left = left[file.write(left) :]
+
+
+def read_all(fd: int, size: int) -> bytes:
+    """Return so many bytes from the beginning of a file.
+
+    Raises:
+        ValueError: it ends before.
+        OSError: it cannot be read.
+    """
+    parts: list[bytes] = []
+    got = 0
+    while got < size:
+        part = os.pread(fd, min(size - got, _READ_AT_ONCE), got)
+        if not part:
+            raise ValueError(f"its file ends after {got} of {size} bytes")
+        parts.append(part)
+        got += len(part)
+    return b"".join(parts)
 
 
 def unsealed(file: Descriptor, size: int) -> bytes:
@@ -157,11 +197,7 @@ def unsealed(file: Descriptor, size: int) -> bytes:
         seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS) if _SEALS else 0
         if seals & _SEALS != _SEALS or os.fstat(fd).st_size != size:
             raise _bad(f"a body of {size} bytes was not in a sealed file of that size")
-        parts: list[bytes] = []
-        while size:
-            parts.append(os.pread(fd, size, sum([len(part) for part in parts])))
-            size -= len(parts[-1])
-        return b"".join(parts)
+        return read_all(fd, size)
     except OSError as exc:
         if isinstance(exc, Error) or from_handler(exc):
             raise

@@ -15,14 +15,12 @@ from contextlib import suppress
 from socket import socket
 from typing import IO, Any, NamedTuple
 
+from conduit import wire
 from conduit._conduit import Descriptor
 from conduit.takeover.protocol import failure
 
 _ROWS_A_MESSAGE = 25
 """So many names and paths fit in a packet, however long they are and as JSON writes them."""
-
-_PIECE = 1 << 24
-"""The most bytes to read at once."""
 
 
 class Held(NamedTuple):
@@ -132,19 +130,13 @@ class Sent:
         return found
 
 
-def memory_file(content: bytes) -> IO[bytes]:
+def memory_file(content: bytes) -> IO[bytes] | io.FileIO:
     """Return a file that is in no directory, with a content."""
-    file: IO[bytes]
     if hasattr(os, "memfd_create"):
-        # In C throughout, as above.
-        created = map(os.memfd_create, ("conduit-state",), (os.MFD_CLOEXEC,))
-        file = next(map(io.FileIO, created, ("w+",)))
-    else:
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller's
+        return wire.memory_file("conduit-state", content)
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller's
     try:
-        left = memoryview(content)
-        while left:
-            left = left[file.write(left) :]
+        wire.write_all(file, content)
     except BaseException:
         file.close()
         raise
@@ -155,16 +147,7 @@ def _content(fd: Descriptor) -> bytes:
     if fd.kind not in ("memfd", "regular file"):
         raise ValueError(f"its file is a {fd.kind}")
     number = fd.fileno()
-    size = os.fstat(number).st_size
-    parts: list[bytes] = []
-    got = 0
-    while got < size:
-        part = os.pread(number, min(size - got, _PIECE), got)
-        if not part:
-            raise ValueError(f"its file ends after {got} of {size} bytes")
-        parts.append(part)
-        got += len(part)
-    return b"".join(parts)
+    return wire.read_all(number, os.fstat(number).st_size)
 
 
 def _name_of(row: dict[str, Any]) -> str:
