@@ -30,6 +30,7 @@ import io
 import os
 import socket
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
@@ -420,7 +421,26 @@ async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
         raise
 
 
-class AsyncConduit:
+class _Closing(ABC):
+    """What ``async with`` closes at the end."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: builtins.type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close it."""
+
+
+class AsyncConduit(_Closing):
     """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
 
     AsyncConduit(conduit) takes over a blocking `Conduit`, which is from then on this one's to use
@@ -504,17 +524,6 @@ class AsyncConduit:
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncConduit over {self._conduit!r}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def name(self) -> str:
@@ -837,7 +846,7 @@ def _unread(reader: asyncio.StreamReader) -> bytes:
     raise RuntimeError("a reader at its end waits")  # pragma: no cover - in no asyncio of today
 
 
-class AsyncTakeover:
+class AsyncTakeover(_Closing):
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
 
     AsyncTakeover(path, timeout=60.0, allow=None) is entered with ``async with``; then, in this
@@ -901,14 +910,6 @@ class AsyncTakeover:
             raise
         self._entered = takeover
         return self
-
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     async def listen(
         self,
@@ -999,7 +1000,7 @@ def _settle(outcome: Future[_T], function: Callable[[], _T]) -> None:
             outcome.set_exception(exc)
 
 
-class AsyncListener:
+class AsyncListener(_Closing):
     """A Unix socket that listens for conduits, for the tasks of an event loop.
 
     Takes what `Listener` takes, and raises as that does.
@@ -1035,17 +1036,6 @@ class AsyncListener:
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncListener over {self._listener!r}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def path(self) -> str | bytes:
@@ -1100,7 +1090,7 @@ class AsyncListener:
         await self._accepting.end()
 
 
-class AsyncReader:
+class AsyncReader(_Closing):
     """Reads a protocol from the stream of an `AsyncConduit`, as `Reader` does of a `Conduit`.
 
     Takes what `Reader` takes, and raises as that does. A call that is cancelled loses nothing: what
@@ -1114,17 +1104,6 @@ class AsyncReader:
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncReader over {self._reader!r}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def closed(self) -> bool:
@@ -1176,7 +1155,7 @@ class AsyncReader:
         await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))
 
 
-class AsyncChannel:
+class AsyncChannel(_Closing):
     """Sends and receives objects with descriptors in them: `conduit.Channel`, awaited.
 
     Takes an `AsyncConduit`, or a blocking `Conduit` as that does, and what `Channel` takes. It
@@ -1203,17 +1182,6 @@ class AsyncChannel:
 
     def __repr__(self) -> str:
         return f"<conduit.aio.AsyncChannel over {self._channel.conduit!r}>"
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
 
     @property
     def conduit(self) -> AsyncConduit:
