@@ -265,6 +265,26 @@ class Call(Generic[T]):
         return outcome[0]
 
 
+@contextlib.contextmanager
+def dripping(peer: socket.socket) -> Iterator[Call[int]]:
+    """Send a byte every now and then; the call returns how many, once the block has ended."""
+    ended = threading.Event()
+
+    def drip() -> int:
+        sent = 0
+        while not ended.wait(0.02):
+            peer.sendall(b"x")
+            sent += 1
+        return sent
+
+    call = Call(drip)
+    try:
+        yield call
+    finally:
+        ended.set()
+        call.thread.join()
+
+
 def interrupt_once_polling(number: int) -> Call[None]:
     """Send a signal to the calling thread as soon as it sleeps in poll(2)."""
     target, native = threading.get_ident(), threading.get_native_id()

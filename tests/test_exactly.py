@@ -6,13 +6,13 @@ import errno
 import os
 import signal
 import socket
-import threading
 
 import pytest
 from drivers import only_blocking
 from helpers import (
     Call,
     content,
+    dripping,
     handling,
     interrupt_once_polling,
     is_open,
@@ -117,22 +117,9 @@ def test_what_came_before_the_deadline_is_there_for_the_next_call(ends: Ends) ->
 def test_a_deadline_is_that_of_the_whole_call_however_slowly_a_peer_sends(wired: Wired) -> None:
     link, peer = wired
     link.timeout = 0.2
-    ended = threading.Event()
-
-    def drip() -> int:
-        sent = 0
-        while not ended.wait(0.02):
-            peer.sendall(b"x")
-            sent += 1
-        return sent
-
-    dripping = Call(drip)
-    try:
-        with pytest.raises(TimeoutError):
-            link.receive_exactly(1 << 20)
-    finally:
-        ended.set()
-        sent = dripping.result()
+    with dripping(peer) as drips, pytest.raises(TimeoutError):
+        link.receive_exactly(1 << 20)
+    sent = drips.result()
     assert link.receive_exactly(sent).data == b"x" * sent
 
 

@@ -10,7 +10,6 @@ import os
 import pickle
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -23,6 +22,7 @@ from helpers import (
     GENEROUS,
     Call,
     content,
+    dripping,
     handling,
     interrupt_once_polling,
     is_open,
@@ -285,24 +285,12 @@ def test_a_deadline_is_that_of_the_whole_call_however_slowly_a_peer_sends(
 ) -> None:
     reader = make(limit=1 << 20)
     link.timeout = 0.2
-    ended = threading.Event()
-
-    def drip() -> int:
-        sent = 0
-        while not ended.wait(0.02):
-            peer.sendall(b"x")
-            sent += 1
-        return sent
-
-    dripping = Call(drip)
-    try:
+    with dripping(peer) as drips:
         with pytest.raises(TransferTimeoutError):
             reader.receive_exactly(1 << 20)
         with pytest.raises(TransferTimeoutError):
             reader.receive_until(b"\n")
-    finally:
-        ended.set()
-        sent = dripping.result()
+    sent = drips.result()
     assert reader.receive_exactly(sent) == b"x" * sent
 
 

@@ -42,6 +42,16 @@ def installed(program: str) -> str:
     return path
 
 
+def built(name: str, directory: Path) -> str:
+    """Compile a program in C of this directory, and return where it is."""
+    path = directory / name
+    options = ["-std=gnu11", "-Wall", "-Wextra", "-Werror"]
+    subprocess.run(
+        [installed("cc"), *options, "-o", path, HERE / f"{name}.c"], check=True, timeout=LIMIT
+    )
+    return str(path)
+
+
 def python(script: str, *args: str) -> list[str]:
     """The command that runs a script of this directory."""
     return [sys.executable, "-W", "error", str(HERE / script), *args]

@@ -7,11 +7,10 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from helpers import content, is_private, memory
-from peers import HERE, LIMIT, installed, needs, running, succeeded
+from peers import LIMIT, built, needs, running, succeeded
 
 import conduit
 from conduit import Conduit
@@ -30,14 +29,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("c") / "c_peer"
-    source: Path = HERE / "c_peer.c"
-    subprocess.run(
-        [installed("cc"), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", path, source],
-        check=True,
-        timeout=LIMIT,
-    )
-    return str(path)
+    return built("c_peer", tmp_path_factory.mktemp("c"))
 
 
 @contextmanager

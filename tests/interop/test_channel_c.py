@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from helpers import content, memory
-from peers import HERE, LIMIT, installed, needs, running, succeeded
+from peers import LIMIT, built, needs, running, succeeded
 
 from conduit import MAX_FDS, Conduit, Descriptor, Error
 from conduit.channel import Channel
@@ -19,14 +17,7 @@ pytestmark = needs("cc")
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("c") / "channel_peer"
-    source: Path = HERE / "channel_peer.c"
-    subprocess.run(
-        [installed("cc"), "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-o", path, source],
-        check=True,
-        timeout=LIMIT,
-    )
-    return str(path)
+    return built("channel_peer", tmp_path_factory.mktemp("c"))
 
 
 @pytest.fixture
