@@ -1992,13 +1992,7 @@ def test_a_successor_that_is_gone_after_its_last_word_has_no_line(
     with Takeover(path, thread=False) as old:
         old.ready()
         with Talk.to(path) as talk, Talk.to(path) as another:
-            talk.hello()
-            step_as_long_as_there_is_something_to_do(old)
-            talk.hear_all_until("control")
-            talk.say("received")
-            talk.say("ready")
-            step_as_long_as_there_is_something_to_do(old)
-            talk.hear_all_until("confirmed")
+            go_on_until_confirmed(talk, old)
             talk.say("done")
             another.hello()
             with borrowed(talk.link.fileno()) as sock:
@@ -2019,13 +2013,7 @@ def test_a_last_word_that_has_come_counts_when_the_deadline_passes_or_it_is_clos
         with Takeover(path, thread=False, timeout=GENEROUS) as old:
             old.ready()
             with Talk.to(path) as talk:
-                talk.hello()
-                step_as_long_as_there_is_something_to_do(old)
-                talk.hear_all_until("control")
-                talk.say("received")
-                talk.say("ready")
-                step_as_long_as_there_is_something_to_do(old)
-                talk.hear_all_until("confirmed")
+                go_on_until_confirmed(talk, old)
                 talk.say("hint")
                 talk.say("done")
                 if is_closed:
@@ -2198,13 +2186,7 @@ def test_it_hands_over_while_there_is_no_room_for_others(
     with Takeover(path, thread=False) as old, socket.socket(socket.AF_UNIX, SEQPACKET) as sock:
         old.ready()
         with Talk.to(path) as talk:
-            talk.hello()
-            step_as_long_as_there_is_something_to_do(old)
-            talk.hear_all_until("control")
-            talk.say("received")
-            talk.say("ready")
-            step_as_long_as_there_is_something_to_do(old)
-            talk.hear_all_until("confirmed")
+            go_on_until_confirmed(talk, old)
             with room_for(0):
                 sock.connect(path)
                 old.step()
@@ -2322,6 +2304,17 @@ def test_a_step_does_not_wait_for_one_that_reads_nothing(path: str) -> None:
 def step_as_long_as_there_is_something_to_do(takeover: Takeover) -> None:
     while readable(takeover.fileno()):
         takeover.step()
+
+
+def go_on_until_confirmed(talk: Talk, old: Takeover) -> None:
+    """Speak as a successor until only its last word is left, to one that is driven by steps."""
+    talk.hello()
+    step_as_long_as_there_is_something_to_do(old)
+    talk.hear_all_until("control")
+    talk.say("received")
+    talk.say("ready")
+    step_as_long_as_there_is_something_to_do(old)
+    talk.hear_all_until("confirmed")
 
 
 def test_a_program_that_chose_no_thread_forks_without_a_warning(path: str) -> None:
