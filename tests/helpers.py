@@ -34,6 +34,9 @@ PORTABLE = bool(os.environ.get("CONDUIT_PORTABLE"))
 TRACED = bool(os.environ.get("CONDUIT_TRACE"))
 """Whether coverage traces the modules; see setup.py."""
 
+SANITIZED = bool(os.environ.get("CONDUIT_SANITIZE"))
+"""Whether the modules were compiled for the sanitizers; see setup.py."""
+
 not_traced = pytest.mark.skipif(
     TRACED, reason="a handler that raises inside coverage's own lock leaves it locked for ever"
 )

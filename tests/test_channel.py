@@ -1157,6 +1157,19 @@ def sealable(body: bytes) -> int:
     return fd
 
 
+def test_a_body_whose_file_cannot_be_sealed_is_refused_and_the_channel_goes_on(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conduit.wire._SEALS", 1 << 20)  # none that fcntl(2) knows
+    one, other = driver.Conduit.pair(type=socket.SOCK_SEQPACKET)
+    with driver.Channel(one) as here, driver.Channel(other) as there:
+        with pytest.raises(Error, match="there is no file for it") as caught:
+            here.send("x" * 1_000_000)
+        assert caught.value.errno == errno.EINVAL
+        here.send("short")
+        assert there.receive() == "short"
+
+
 def test_a_body_may_come_in_a_sealed_file(kind: int, driver: Driver) -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, kind)
     with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
