@@ -1,4 +1,4 @@
-"""Keep many WebSocket clients busy through many deploys of server.py, and say what they saw.
+"""Keep many WebSocket clients busy through many deploys of serve.py, and say what they saw.
 
     python examples/websocket/deploy.py [--clients N] [--deploys M] [--close]
 
@@ -20,14 +20,14 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Event, Ping, Pong, Request, TextMessage
 
-SERVER = Path(__file__).resolve().parent / "server.py"
+SERVER = Path(__file__).resolve().parent / "serve.py"
 PATIENCE = 30.0
 """Seconds that nothing takes unless it hangs."""
 
@@ -78,11 +78,10 @@ class Client:
         self.has_all.set()
 
     async def next_round(self) -> None:
-        """Wait until it has had an answer to what it sends from now on."""
-        for _ in range(2):
-            if not self.fault:
-                self.has_all.clear()
-                await self.has_all.wait()
+        """Wait until it has all its answers once more."""
+        if not self.fault:
+            self.has_all.clear()
+            await self.has_all.wait()
 
     async def talk(self, enough: asyncio.Event) -> None:
         self.websocket = WSConnection(ConnectionType.CLIENT)
@@ -99,7 +98,7 @@ class Client:
             self.has_all.set()
             # It listens while it rests, and notices at once if it is told to go.
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.random.random() * 2 * self.rest):
+                async with asyncio.timeout(self.random.uniform(0.5, 1.5) * self.rest):
                     while True:
                         await self.receive()
             await self.send_some()
@@ -114,7 +113,7 @@ class Client:
         if self.random.random() < 0.2:
             cut = self.random.randrange(len(data))
             self.writer.write(data[:cut])
-            await asyncio.sleep(self.random.random() * self.rest)
+            await asyncio.sleep(self.random.random() * self.rest / 2)
             data = data[cut:]
         self.writer.write(data)
         now = time.monotonic()
@@ -165,11 +164,6 @@ async def start_server(control: Path, *options: str) -> tuple[asyncio.subprocess
     return server, int((await server.stdout.readline()).split()[-1])
 
 
-async def next_round(clients: Sequence[Client]) -> None:
-    """Wait until each has had an answer to what it sends from now on."""
-    await asyncio.gather(*(client.next_round() for client in clients))
-
-
 @contextlib.asynccontextmanager
 async def busy(count: int, port: int, rest: float) -> AsyncIterator[list[Client]]:
     """Have so many clients send and receive."""
@@ -178,20 +172,20 @@ async def busy(count: int, port: int, rest: float) -> AsyncIterator[list[Client]
     async with asyncio.TaskGroup() as tasks:
         for client in clients:
             tasks.create_task(client.run(enough))
-        await next_round(clients)
+        await asyncio.gather(*(client.next_round() for client in clients))
         yield clients
         enough.set()
 
 
 async def deploy(
-    count: int, deploys: int, *options: str, rest: float = 0.25
+    count: int, deploys: int, *options: str, rest: float = 0.4
 ) -> tuple[list[Client], list[list[float]]]:
     """Have so many clients see so many deploys.
 
     Args:
         count: of clients.
         deploys: how often the server is replaced.
-        options: of server.py.
+        options: of serve.py.
         rest: seconds between an answer and the next message, on average.
 
     Returns:
@@ -210,7 +204,7 @@ async def deploy(
                     async with asyncio.timeout(PATIENCE):
                         if code := await old.wait():
                             raise RuntimeError(f"the old server ended with {code}")
-                    await next_round(clients)
+                    await asyncio.gather(*(client.next_round() for client in clients))
                     waits.append([client.longest_wait for client in clients])
             running.terminate()
             await running.wait()

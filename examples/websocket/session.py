@@ -127,6 +127,8 @@ class Session:
         else:
             goes_on = await self.serve_frame(self.websocket, data)
         await self.writer.drain()
+        # A client that sends without end has only its turn.
+        await asyncio.sleep(0)
         return goes_on
 
     async def receive(self) -> bool:

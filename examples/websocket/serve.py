@@ -1,6 +1,6 @@
 """A WebSocket server whose clients stay connected while it is replaced.
 
-    python examples/websocket/server.py --control ./websocket.sock --port 8000
+    python examples/websocket/serve.py --control ./websocket.sock --port 8000
 
 Run the same line again to replace it, as often as you like. The new process takes the listening
 socket over, and then each connection with its state, between two messages: no client sees a close.
