@@ -178,7 +178,7 @@ async def busy(count: int, port: int, rest: float) -> AsyncIterator[list[Client]
 
 
 async def deploy(
-    count: int, deploys: int, *options: str, rest: float = 0.4
+    count: int, deploys: int, *options: str, rest: float = 0.4, replaces: bool = True
 ) -> tuple[list[Client], list[list[float]]]:
     """Have so many clients see so many deploys.
 
@@ -187,6 +187,7 @@ async def deploy(
         deploys: how often the server is replaced.
         options: of serve.py.
         rest: seconds between an answer and the next message, on average.
+        replaces: whether it is; else there is only a second in place of a deploy, to compare.
 
     Returns:
         the clients, and for each deploy the longest wait of each.
@@ -200,10 +201,13 @@ async def deploy(
                 for _ in range(deploys):
                     for client in clients:
                         client.longest_wait = 0.0
-                    old, (running, _) = running, await start_server(control, *options)
-                    async with asyncio.timeout(PATIENCE):
-                        if code := await old.wait():
-                            raise RuntimeError(f"the old server ended with {code}")
+                    if replaces:
+                        old, (running, _) = running, await start_server(control, *options)
+                        async with asyncio.timeout(PATIENCE):
+                            if code := await old.wait():
+                                raise RuntimeError(f"the old server ended with {code}")
+                    else:
+                        await asyncio.sleep(1.0)
                     await asyncio.gather(*(client.next_round() for client in clients))
                     waits.append([client.longest_wait for client in clients])
             running.terminate()
@@ -215,14 +219,19 @@ async def deploy(
     return clients, waits
 
 
+def raise_limit_of_descriptors() -> None:
+    """Let this process open as many as it may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Deploy a WebSocket server under its clients.")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--deploys", type=int, default=10)
     parser.add_argument("--close", action="store_true", help="close connections at a deploy")
     options = parser.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_limit_of_descriptors()
     closing = ["--close"] if options.close else []
     clients, waits = asyncio.run(deploy(options.clients, options.deploys, *closing))
     for number, longest in enumerate(waits, 1):
