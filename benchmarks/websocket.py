@@ -76,7 +76,7 @@ def table(results: dict[str, Figures], count: int, deploys: int) -> str:
 
 def plot(results: dict[str, Figures]) -> str:
     """The pauses as a drawing in SVG: how many percent of them are how long, at most."""
-    left, top, width, height = 70, 50, 560, 300
+    left, top, width, height = 80, 50, 560, 300
     longest = max(figures.pauses[-1] for figures in results.values())
     decades = range(-3, math.ceil(math.log10(longest)) + 1)
 

@@ -56,7 +56,11 @@ class Server:
 
     async def serve(self, sock: socket.socket, state: dict[str, Any] | None) -> None:
         """Serve a connection until it ends, or is handed over."""
-        session = Session(*await asyncio.open_connection(sock=sock))
+        try:
+            session = Session(*await asyncio.open_connection(sock=sock))
+        except OSError:
+            sock.close()  # the client's end
+            return
         self.sessions[session] = asyncio.current_task()
         try:
             if state is not None:
