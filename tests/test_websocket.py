@@ -297,10 +297,10 @@ def test_what_is_no_websocket_is_refused(line: Line) -> None:
         assert sock.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def deploy(*options: str) -> tuple[int, list[int]]:
-    """Run the example's own clients; the exit code, and the numbers of the last line."""
+def run(script: Path, *options: str) -> tuple[int, list[str]]:
+    """Run a script that says nothing of an error; the exit code, and the lines that it prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", EXAMPLE / "deploy.py", *options],
+        [sys.executable, "-W", "error", str(script), *options],
         capture_output=True,
         text=True,
         timeout=100,
@@ -309,7 +309,13 @@ def deploy(*options: str) -> tuple[int, list[int]]:
     )
     print(done.stdout)
     assert done.stderr == ""
-    return done.returncode, list(map(int, re.findall(r"\d+", done.stdout.splitlines()[-1])))
+    return done.returncode, done.stdout.splitlines()
+
+
+def deploy(*options: str) -> tuple[int, list[int]]:
+    """Run the example's own clients; the exit code, and the numbers of the last line."""
+    code, lines = run(EXAMPLE / "deploy.py", *options)
+    return code, list(map(int, re.findall(r"\d+", lines[-1])))
 
 
 # Each has one at its end, and some are on their way from one server to the next.
@@ -328,3 +334,15 @@ def test_the_same_clients_notice_a_deploy_that_closes_their_connections() -> Non
         "--clients=50", "--deploys=2", "--close"
     )
     assert (code, clients, deploys, faults, closed) == (0, 50, 2, 0, 100)
+
+
+def test_the_benchmark_writes_what_it_measured(tmp_path: Path) -> None:
+    table, plot = tmp_path / "table.csv", tmp_path / "plot.svg"
+    options = "--clients=20", "--deploys=1", f"--table={table}", f"--plot={plot}"
+    code, lines = run(EXAMPLE.parent.parent / "benchmarks" / "websocket.py", *options)
+    assert code == 0
+    rows = [line.split(" | ") for line in lines[2:]]
+    assert [row[0] for row in rows] == ["| handed over", "| closed", "| no deploy"]
+    assert [row[2:4] for row in rows] == [["0", "0"], ["0", "20"], ["0", "0"]]
+    assert len(table.read_text().splitlines()) == 1 + 3 * 102
+    assert plot.read_text().startswith("<svg ")
