@@ -222,7 +222,9 @@ async def deploy(
 def raise_limit_of_descriptors() -> None:
     """Let this process open as many as it may."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # macOS says infinite, and allows so many by default (OPEN_MAX).
+    soft = 10_240 if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def main() -> None:

@@ -135,7 +135,9 @@ def main() -> None:
     parser.add_argument("--close", action="store_true", help="close connections at a handover")
     options = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    # macOS says infinite, and allows so many by default (OPEN_MAX).
+    soft = 10_240 if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     asyncio.run(serve(options.control, options.port, closes=options.close))
 
 
