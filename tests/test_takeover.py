@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -45,7 +45,7 @@ import conduit
 from conduit import systemd
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
-from conduit.takeover import Takeover, protocol, sockets, succession
+from conduit.takeover import Takeover, protocol, room, sockets, succession
 from conduit.takeover import takeover as module
 from conduit.takeover.protocol import VERSIONS
 from conduit.takeover.talk import Talk as Talker
@@ -64,9 +64,10 @@ class RemoteError(Exception):
 class Server:
     """A server in a process of its own, whose calls are those of programs/server.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, *around: str, fds: Iterable[int] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", PROGRAM],
+            [*around, sys.executable, "-W", "error", PROGRAM],
+            pass_fds=tuple(fds),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,12 +119,12 @@ def a_loop_of_uvloop_has_run() -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[], Server]]:
-    """Start a server."""
+def start() -> Iterator[Callable[..., Server]]:
+    """Start a server, by a command that runs another if there is one."""
     servers: list[Server] = []
 
-    def start_one() -> Server:
-        servers.append(Server())
+    def start_one(*around: str, fds: Iterable[int] = ()) -> Server:
+        servers.append(Server(*around, fds=fds))
         return servers[-1]
 
     yield start_one
@@ -195,6 +196,14 @@ def address_of(server: Server) -> list[Any]:
 
 def identity(sock: socket.socket) -> tuple[int, bytes]:
     return os.fstat(sock.fileno()).st_ino, sock.getsockopt(socket.SOL_SOCKET, 57, 8)
+
+
+@contextlib.contextmanager
+def no_more_room() -> Iterator[None]:
+    """Let no more descriptors fit, as if the hard limit were the soft one."""
+    with room_for(0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_raise_limit", lambda: False)
+        yield
 
 
 def readable(number: int) -> bool:
@@ -432,7 +441,7 @@ def test_the_port_that_the_system_chose_may_be_named(path: str) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
         old.ready()
         port = sock.getsockname()[1]
-        with Takeover(path) as new, new.listen("localhost", port, name="http") as kept:
+        with Takeover(path) as new, new.listen("127.0.0.1", port, name="http") as kept:
             assert identity(kept) == identity(sock)
 
 
@@ -536,7 +545,7 @@ def test_a_socket_that_there_was_no_room_for_can_be_asked_for_again(path: str) -
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
         old.ready()
         with Takeover(path) as new:
-            with room_for(0), pytest.raises(conduit.Error, match="Too many open files"):
+            with no_more_room(), pytest.raises(conduit.Error, match="Too many open files"):
                 new.listen("127.0.0.1", 0, name="http")
             with new.listen("127.0.0.1", 0, name="http") as kept:
                 assert identity(kept) == identity(sock)
@@ -668,7 +677,7 @@ def test_what_cannot_be_adopted_stays_the_callers(path: str) -> None:
             takeover.adopt(made, "http")
         with pytest.raises(ValueError, match="255 bytes"):
             takeover.adopt(made, "x" * 256)
-        with room_for(0), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
+        with no_more_room(), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
             takeover.adopt(made, "x")
         assert caught.value.errno == errno.EMFILE
         assert takeover.adopt(made, "x") is made
@@ -734,7 +743,7 @@ def test_what_cannot_be_kept_is_an_error(path: str) -> None:
     with Takeover(path) as takeover:
         with pytest.raises(ValueError, match="255 bytes"):
             takeover.keep("x" * 256, 0)
-        with room_for(0), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
+        with no_more_room(), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
             takeover.keep("x", 0)
         with open(os.devnull) as file:
             pass
@@ -940,6 +949,272 @@ def test_the_predecessors_address_under_another_name_is_an_error_at_once(path: s
             new.listen("127.0.0.1", sock.getsockname()[1], name="two")
 
 
+def test_an_address_is_tried_again_though_the_predecessor_died_before_it_sent_anything(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "GREETING", GENEROUS)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with conduit.Listener(path, type=SEQPACKET) as control:
+            entering = Call(Takeover, path)
+            control.accept(GENEROUS).close()
+        with entering.result() as new:
+            assert new.predecessor is None
+            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+            assert call.is_waiting()
+            taken.close()
+            call.result().close()
+
+
+# Which socket is meant: names of several addresses, scopes, network namespaces.
+
+
+@pytest.fixture
+def name_service(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The addresses of names, for this process."""
+    names: dict[str, list[str]] = {}
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [
+            found
+            for address in names.get(host, [host])
+            for found in getaddrinfo(address, *args, **kwargs)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return names
+
+
+def test_a_name_of_one_address_is_that_address(
+    path: str, name_service: dict[str, list[str]]
+) -> None:
+    name_service["server"] = ["127.0.0.1", "127.0.0.1"]
+    with Takeover(path) as old, old.listen("server", 0, name="http") as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+            assert identity(kept) == identity(sock)
+
+
+def test_a_name_of_several_addresses_is_an_error_that_names_them(
+    path: str, name_service: dict[str, list[str]]
+) -> None:
+    name_service["server"] = ["::1", "127.0.0.1"]
+    with Takeover(path) as takeover:
+        says = "'server' is several addresses, ::1, 127.0.0.1: listen at each, under a name"
+        with pytest.raises(conduit.Error, match=says) as caught:
+            takeover.listen("server", 0)
+        assert caught.value.errno == errno.EINVAL
+        assert takeover.ready() == ()
+        with Takeover(path) as new:
+            assert new.ready() == ()
+
+
+def in_network(*commands: str) -> list[str]:
+    """What runs a command in a network namespace of its own, that has addresses."""
+    steps = ["ip link set lo up", "ip addr add fe80::1/64 dev lo nodad", *commands]
+    around = ["unshare", "--net", "sh", "-ec", "\n".join([*steps, 'exec "$@"']), "sh"]
+    try:
+        subprocess.run([*around, "true"], check=True, capture_output=True, timeout=GENEROUS)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        pytest.skip(f"no network namespace to be had: {exc}")
+    return around
+
+
+# What runs a command with a descriptor, whose number is given first, as a service manager does.
+ACTIVATED = [
+    *(sys.executable, "-c"),
+    "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='http');"
+    "os.execv(sys.argv[2], sys.argv[2:])",
+]
+
+# A second link, on which the same address is another one.
+TWO_LINKS = [
+    "ip tuntap add mode tap name link0",
+    "ip link set link0 up",
+    "ip addr add fe80::1/64 dev link0 nodad",
+]
+
+
+def test_the_same_address_on_another_link_is_a_fresh_socket(path: str) -> None:
+    # In one process, so that both are in one namespace.
+    code = """if True:
+        import sys
+        from conduit.takeover import Takeover
+        path = sys.argv[1]
+        with Takeover(path) as old, old.listen("fe80::1%lo", 0, name="x") as sock:
+            port = sock.getsockname()[1]
+            old.ready()
+            with Takeover(path) as new, new.listen("fe80::1%link0", port, name="x") as fresh:
+                assert fresh.getsockname() != sock.getsockname(), fresh.getsockname()
+                assert new.ready() == ("x",)
+                with Takeover(path) as third, third.listen("fe80::1%link0", 0, name="x") as same:
+                    assert same.getsockname() == fresh.getsockname()
+                    assert third.ready() == ()
+    """
+    done = subprocess.run(
+        [*in_network(*TWO_LINKS), sys.executable, "-P", "-W", "error", "-c", code, path],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_same_address_in_another_network_namespace_is_a_fresh_socket(
+    start: Callable[..., Server], path: str, tmp_path: Path
+) -> None:
+    old, new, third = start(), start(*in_network()), start()
+    old.call("enter", path)
+    unix = str(tmp_path / "unix")
+    wanted: dict[str, tuple[Any, ...]] = {
+        "http": ("127.0.0.1", 0),
+        "abstract": (f"@{tmp_path}",),
+        "unix": (unix,),
+    }
+    first = {name: old.call("listen", name, *args)[0] for name, args in wanted.items()}
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    second = {name: new.call("listen", name, *args)[0] for name, args in wanted.items()}
+    assert {name for name in wanted if first[name] == second[name]} == {"unix"}
+    assert sorted(new.call("ready")) == ["abstract", "http"]
+    assert old.call("wait", GENEROUS)
+    old.call("close")
+    assert os.path.exists(unix)
+    assert third.call("enter", path) == new.pid
+    assert third.call("listen", "http", "127.0.0.1", 0)[0] != second["http"]
+
+
+def test_what_the_service_manager_opened_in_another_network_namespace_is_handed_on(
+    start: Callable[..., Server], path: str
+) -> None:
+    around = in_network()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        # As a manager starts a service that has a network of its own.
+        old = start(*around, *ACTIVATED, str(sock.fileno()), fds=[sock.fileno()])
+        address = list(sock.getsockname())
+    new, third = start(*around), start()
+    old.call("enter", path)
+    found = old.call("listen", "http", "127.0.0.1", 1)
+    assert found[1] == address
+    old.call("ready")
+    for successor in (new, third):
+        assert successor.call("enter", path) is not None
+        assert successor.call("listen", "http", *address) == found
+        assert successor.call("ready") == []
+
+
+def test_where_the_system_does_not_tell_namespaces_apart_all_are_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_SO_NETNS_COOKIE", 9999)
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        assert sockets.namespace_of(sock) == b""
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+            assert identity(kept) == identity(sock)
+
+
+# Room for many.
+
+
+@contextlib.contextmanager
+def soft_limit(limit: int) -> Iterator[None]:
+    """Start processes with a soft limit of open files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@needs_descriptors(1000)
+def test_more_sockets_than_the_soft_limit_has_room_for_are_opened_and_taken_over(
+    start: Callable[..., Server], path: str
+) -> None:
+    with soft_limit(64):
+        old, new = start(), start()
+    old.call("enter", path)
+    old.call("listen_to_many", 200)
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    assert new.call("limit") < 1000
+    new.call("listen_to_many", 200)
+    assert new.call("identities") == old.call("identities")
+    assert new.call("ready") == []
+
+
+@pytest.mark.parametrize("what", ["keep", "adopt"])
+def test_descriptors_beyond_the_soft_limit_are_kept(path: str, what: str) -> None:
+    with Takeover(path) as takeover, socket.socket() as sock:
+        with room_for(0):
+            takeover.adopt(sock, "x") if what == "adopt" else takeover.keep("x", sock)
+
+
+def test_one_descriptor_of_each_socket_is_kept(path: str) -> None:
+    with Takeover(path) as old:
+        before = len(open_descriptors())
+        for name in "abc":
+            old.listen("127.0.0.1", 0, name=name).close()
+        assert len(open_descriptors()) == before + 3
+        old.ready()
+        with Takeover(path) as new:
+            before = len(open_descriptors())
+            kept = [new.listen("127.0.0.1", 0, name=name) for name in "abc"]
+            # What had come is the caller's, and a duplicate of each is kept.
+            assert len(open_descriptors()) == before + 3
+            for sock in kept:
+                sock.close()
+            assert len(open_descriptors()) == before
+
+
+@pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 4096, 1024, 1500])
+def test_the_soft_limit_is_doubled_up_to_the_hard_one(
+    hard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(1024, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    room.make_room(1 << 11)
+    most = 4096 if hard == resource.RLIM_INFINITY else hard
+    assert limits[-1] == (most, hard)
+
+
+def test_a_limit_of_the_system_below_the_hard_one_is_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10, 20))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    room.make_room(15)
+    with pytest.raises(OSError, match="Too many") as caught:
+        room.with_room(lambda: os.dup(too_many()))
+    assert caught.value.errno == errno.EMFILE
+
+
+def too_many() -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_where_the_system_does_not_tell_what_is_open_all_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_proc(_: object) -> list[str]:
+        raise FileNotFoundError("no /proc here")
+
+    limits = [(1024, 2048)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    monkeypatch.setattr(os, "listdir", no_proc)
+    room.make_room(1)
+    assert limits[-1] == (2048, 2048)
+
+
 # Who may come, and when.
 
 
@@ -982,7 +1257,12 @@ def test_another_version_of_the_protocol_is_refused(running: Server, path: str) 
             assert answer["pid"] == running.pid
     with Talk.to(path) as talk:
         talk.say("hello", versions=[1, 2], features=["x"])
-        assert talk.hear() == {"kind": "welcome", "version": 1, "pid": running.pid}
+        assert talk.hear() == {
+            "kind": "welcome",
+            "version": 1,
+            "pid": running.pid,
+            "descriptors": 1,
+        }
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\n", b"{" * 1000])
@@ -1937,8 +2217,8 @@ def test_without_room_to_take_over_nothing_is_said_and_it_can_be_done_again(path
 
 
 def test_without_room_for_what_it_watches_with_it_leaves_nothing_behind(path: str) -> None:
-    for room in range(4):
-        with room_for(room), pytest.raises(conduit.Error, match="Too many open files"):
+    for count in range(4):
+        with room_for(count), pytest.raises(conduit.Error, match="Too many open files"):
             Takeover(path)
 
 

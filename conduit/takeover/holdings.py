@@ -18,17 +18,23 @@ from typing import IO, Any, NamedTuple
 from conduit import wire
 from conduit._conduit import Descriptor
 from conduit.takeover.protocol import failure
+from conduit.takeover.sockets import namespace_of, own_namespace
 
 _ROWS_A_MESSAGE = 25
 """So many names and paths fit in a packet, however long they are and as JSON writes them."""
 
 
 class Held(NamedTuple):
-    """A socket; the path of a Unix one, and what to find there."""
+    """A socket; the path of a Unix one, and what to find there.
+
+    It is foreign if those who had it before were in another network namespace, by intent: a
+    service manager may have opened it for them.
+    """
 
     sock: socket
     path: str | None
     inode: tuple[int, int] | None
+    foreign: bool = False
 
 
 class Holdings:
@@ -50,8 +56,15 @@ class Holdings:
 
         A file in ``state`` is the caller's. A function is asked the second time only.
         """
+        here = own_namespace()
         sockets = [
-            {"name": name, "socket": held.sock, "path": held.path, "inode": held.inode}
+            {
+                "name": name,
+                "socket": held.sock,
+                "path": held.path,
+                "inode": held.inode,
+                "foreign": held.foreign or namespace_of(held.sock) != here,
+            }
             for name, held in sent.new(self.sockets)
         ]
         items = [{"name": name, "fd": item} for name, item in sent.new(self.items)]
@@ -66,6 +79,9 @@ class Holdings:
         if state is not sent.state:
             sent.state = state
             yield "state", {"file": memory_file(state) if state else None}
+
+    def __len__(self) -> int:
+        return len(self.sockets) + len(self.items)
 
     def receive(self, kind: str, message: dict[str, Any]) -> None:
         """Take what a message brings.
@@ -93,7 +109,8 @@ class Holdings:
         if inode is not None:
             device, number = inode
             inode = int(device), int(number)
-        held = Held(_fd_of(row["socket"]).to_conn(), path, inode)
+        is_foreign = row.get("foreign") is True
+        held = Held(_fd_of(row["socket"]).to_conn(), path, inode, is_foreign)
         with suppress(KeyError):
             self.sockets.pop(name).sock.close()
         self.sockets[name] = held

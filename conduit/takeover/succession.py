@@ -244,7 +244,7 @@ class Succession:
             assert version is not None
             self._chosen = session
             session.deadline = monotonic() + self.timeout
-            talk.say("welcome", protocol.welcome(version))
+            talk.say("welcome", protocol.welcome(version, len(self._holdings)))
             self._give(session)
             talk.say("control", {"socket": self._control})
         elif kind == "ready":

@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -38,6 +39,7 @@ from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
 from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
+from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
 from conduit.takeover.succession import PAUSE, Succession, log
 from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
@@ -53,6 +55,9 @@ _BACKLOG = 128
 
 _PATIENCE = 5.0
 """Seconds that `close` gives the thread to end, which does nothing that takes long."""
+
+_SPARE = 64
+"""How many descriptors fit beside those that the predecessor announces."""
 
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
@@ -149,6 +154,8 @@ class Takeover:
         self._ready = False
         self._given_up = False
         self._closed = False
+        # Whether anybody was found at the path, who may not have let go of everything.
+        self._met = False
         # What came and was not asked for, and what a successor gets.
         self._inherited = Holdings()
         self._own = Holdings()
@@ -252,13 +259,18 @@ class Takeover:
         takes all that was passed; what nobody asks for is closed by `close`.
 
         An address that is in use is tried again for 10 seconds if there was a predecessor, which
-        may be letting go of it.
+        may be letting go of it. Where the descriptors do not fit, the soft limit of open files is
+        raised, up to the hard one (getrlimit(2)); children inherit it.
+
+        The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
+        network namespace: the predecessor's is not taken if that is the predecessor's own, and
+        another than this process's. What a service manager opened elsewhere for both is.
 
         Args:
-            host: an address to bind or a host name; ``""`` is every address, of both families
-                where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
-                port was asked for before. With no port, the path of a Unix socket (``"@name"`` is
-                abstract on Linux).
+            host: an address to bind, or a host name that stands for one; ``""`` is every address,
+                of both families where the system has both. ``"::"`` is so too, unless
+                ``"0.0.0.0"`` with the same port was asked for before. With no port, the path of a
+                Unix socket (``"@name"`` is abstract on Linux).
             port: a number; 0 lets the system choose, or takes whatever port the predecessor's
                 socket of that name has.
             name: by which a successor asks for it; ``host:port`` or the path if not given.
@@ -272,8 +284,9 @@ class Takeover:
 
         Raises:
             ValueError: the name is taken in this process, or longer than 255 bytes.
-            Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
-                if this is closed. As `conduit.systemd.listen_fds`.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had (``EINVAL`` if
+                the host name stands for several addresses); without it, if this is closed. As
+                `conduit.systemd.listen_fds`.
         """
         return self._listen(host, port, name, type, backlog, mode).sock
 
@@ -299,7 +312,7 @@ class Takeover:
         self._check_new(name)
         old = self._inherited.sockets.get(name)
         try:
-            kept = (sock if old is None else old.sock).dup()
+            kept = with_room((sock if old is None else old.sock).dup)
         except OSError as exc:
             raise Error(
                 f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
@@ -334,7 +347,8 @@ class Takeover:
             kept = None
         else:
             try:
-                kept = Descriptor(os.dup(item if isinstance(item, int) else fd_of(item)), name)
+                fd = item if isinstance(item, int) else fd_of(item)
+                kept = Descriptor(with_room(partial(os.dup, fd)), name)
             except OSError as exc:
                 if isinstance(exc, Error):
                     raise
@@ -555,11 +569,11 @@ class Takeover:
         try:
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type):
-                sock, held = old.sock, old._replace(sock=old.sock.dup())
+                sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
                 del self._inherited.sockets[name]
             else:
                 old = inode = None
-                passed = self._passed(name, host, port, type)
+                passed = with_room(partial(self._passed, name, host, port, type))
                 if passed is None:
                     sock, inode = self._bind(host, port, type, mode, backlog)
                 else:
@@ -567,7 +581,7 @@ class Takeover:
                 with closed_on_error(sock):
                     if inode is not None:
                         self._paths[host] = inode
-                    held = Held(sock.dup(), host if port is None else None, inode)
+                    held = Held(with_room(sock.dup), host if port is None else None, inode)
         except OSError as exc:
             if isinstance(exc, Error):
                 raise
@@ -629,12 +643,12 @@ class Takeover:
         while True:
             try:
                 held = self._own.sockets.copy().values()
-                return sockets.bind(host, port, type, mode, backlog, held)
+                return with_room(partial(sockets.bind, host, port, type, mode, backlog, held))
             except OSError as exc:
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
-                    or self.predecessor is None
+                    or not self._met
                     # Under another name the predecessor's stays in use until `ready`.
                     or any(is_at(old, host, port, type) for old in inherited)
                     or monotonic() > deadline
@@ -665,6 +679,7 @@ class Takeover:
     def _find(self) -> None:
         deadline = monotonic() + protocol.GREETING
         while (conduit := self._connect()) is not None:
+            self._met = True
             talk = self._old = Talk(conduit, Side.SUCCESSOR)
             peer = conduit.peer
             if not admits(self._allow, peer, self):
@@ -792,6 +807,8 @@ class Takeover:
             self._await(talk, select.POLLIN, deadline)
         with closing(message):
             kind = talk.conversation.hear(message)
+            if kind == "welcome" and isinstance(message.get("descriptors"), int):
+                make_room(message["descriptors"] + _SPARE)
             if kind == "control":
                 self._receive_control(message)
             elif kind is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -46,6 +47,9 @@ class Server:
     def listen_to_many(self, count: int) -> None:
         for index in range(count):
             self.listen(f"listener {index}", "127.0.0.1", 0)
+
+    def limit(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def identities(self) -> dict[str, list[Any]]:
         return {name: identity(sock) for name, sock in self.sockets.items()}
