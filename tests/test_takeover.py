@@ -1774,6 +1774,200 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     assert not os.path.exists(path)
 
 
+# Either side is stopped, and goes on when the other has given it up, or has gone on without it.
+
+NOT_LONG = 0.5
+"""Seconds until one gives up another that is stopped."""
+
+
+def stop_at(server: Server, step: tuple[str, str, str]) -> None:
+    """Have a server stopped at a step of its next takeover."""
+    server.call("fail_at", *step, signal.SIGSTOP)
+
+
+def wait_until_stopped(server: Server) -> None:
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def resume(server: Server) -> None:
+    server.process.send_signal(signal.SIGCONT)
+
+
+def wait_until_given_up(server: Server) -> None:
+    """Return once a server has refused the one who is connected to it."""
+    while not server.call("conversations"):
+        pass
+    while not all(server.call("conversations")):
+        pass
+
+
+def ask_to_follow(server: Server, path: str) -> None:
+    """Begin what `take_over` does."""
+    server.ask("enter", path)
+    server.ask("listen", "http", "127.0.0.1", 0)
+    server.ask("ready")
+
+
+def outcome(server: Server) -> str:
+    """Why a server that was asked to follow does not; empty if it does."""
+    says = ""
+    for _ in range(3):
+        try:
+            server.answer()
+        except RemoteError as exc:
+            says = says or str(exc)
+    return says
+
+
+@contextlib.contextmanager
+def connections(server: Server) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A connection that a server has accepted, and some that wait in the queue."""
+    address = tuple(address_of(server))
+    with contextlib.ExitStack() as stack:
+        held, *waiting = [
+            stack.enter_context(socket.create_connection(address, GENEROUS)) for _ in range(4)
+        ]
+        server.call("hold", "http")
+        yield held, waiting
+
+
+def assert_owned_by(
+    owner: Server,
+    path: str,
+    holder: Server,
+    clients: tuple[socket.socket, list[socket.socket]],
+    third: Server,
+) -> None:
+    """Check that one process alone is followed, and that each connection is answered."""
+    held, waiting = clients
+    holder.call("answer_held")
+    assert held.recv(100) == b"%d" % holder.pid
+    for client in waiting:
+        owner.call("accept", "http")
+        assert client.recv(100) == b"%d" % owner.pid
+    address = address_of(owner)
+    assert owner.call("wait", 0) is False
+    assert third.call("enter", path) == owner.pid
+    assert third.call("listen", "http", "127.0.0.1", 0)[1] == address
+    assert third.call("ready") == []
+    assert owner.call("wait", GENEROUS) is True
+    served_by(address, third)
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SUCCESSOR, ids=" ".join)
+def test_a_successor_that_was_stopped_and_given_up_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, third = start(), start()
+    running.call("give_up_after", NOT_LONG)
+    stop_at(successor, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        wait_until_given_up(running)
+        running.call("give_up_after", GENEROUS)
+        resume(successor)
+        assert "TakeoverError" in outcome(successor)
+        assert_owned_by(running, path, running, clients, third)
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SUCCESSOR, ids=" ".join)
+def test_a_successor_that_was_stopped_while_another_followed_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, other, third = start(), start(), start()
+    running.call("give_up_after", NOT_LONG)
+    stop_at(successor, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        wait_until_given_up(running)
+        running.call("give_up_after", GENEROUS)
+        take_over(other, path)
+        assert running.call("wait", GENEROUS) is True
+        running.call("answer_held")
+        running.call("close")
+        resume(successor)
+        assert "TakeoverError" in outcome(successor)
+        assert clients[0].recv(100) == b"%d" % running.pid
+        for client in clients[1]:
+            other.call("accept", "http")
+            assert client.recv(100) == b"%d" % other.pid
+        assert third.call("enter", path) == other.pid
+
+
+def test_a_successor_that_is_stopped_after_its_last_word_is_the_owner(
+    start: Callable[..., Server], running: Server, path: str
+) -> None:
+    successor, third = start(), start()
+    stop_at(successor, ("after", "send", "done"))
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        assert running.call("wait", GENEROUS) is True
+        resume(successor)
+        assert outcome(successor) == ""
+        assert_owned_by(successor, path, running, clients, third)
+
+
+LAST_WORDS = ["confirmed", "done", "over"]
+"""Where a predecessor that is stopped has said, or heard, what makes its successor the owner."""
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_PREDECESSOR, ids=" ".join)
+def test_a_predecessor_that_was_stopped_is_the_owner_unless_it_has_confirmed(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, third = start(), start()
+    successor.call("give_up_after", NOT_LONG)
+    stop_at(running, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(running)
+        says = outcome(successor)
+        if step[2] in LAST_WORDS:
+            assert says == ""
+            # It serves meanwhile.
+            successor.call("accept", "http")
+            assert clients[1].pop(0).recv(100) == b"%d" % successor.pid
+            resume(running)
+            assert running.call("wait", GENEROUS) is True
+        else:
+            assert "does not hand over" in says
+            resume(running)
+        owner = successor if step[2] in LAST_WORDS else running
+        owner.call("give_up_after", GENEROUS)
+        assert_owned_by(owner, path, running, clients, third)
+
+
+@pytest.mark.parametrize("word", LAST_WORDS)
+def test_a_predecessor_that_was_stopped_while_the_line_went_on_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, word: str
+) -> None:
+    successor, third = start(), start()
+    successor.call("give_up_after", NOT_LONG)
+    step = next(step for step in STEPS_OF_A_PREDECESSOR if step[2] == word)
+    stop_at(running, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(running)
+        assert outcome(successor) == ""
+        successor.call("give_up_after", GENEROUS)
+        take_over(third, path)
+        assert successor.call("wait", GENEROUS) is True
+        assert successor.call("close") == [[], []]
+        resume(running)
+        assert running.call("wait", GENEROUS) is True
+        running.call("answer_held")
+        assert running.call("close") == [[], []]
+        assert clients[0].recv(100) == b"%d" % running.pid
+        for client in clients[1]:
+            third.call("accept", "http")
+            assert client.recv(100) == b"%d" % third.pid
+        served_by(address_of(third), third)
+        assert os.path.exists(path)
+
+
 def test_a_predecessor_killed_among_its_sockets_leaves_those_that_came(
     start: Callable[[], Server], path: str
 ) -> None:

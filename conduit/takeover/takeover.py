@@ -743,7 +743,11 @@ class Takeover:
             if self._hear(talk) != "welcome":
                 self.predecessor = peer
         talk.say("received")
-        self._flush(talk)
+        try:
+            self._flush(talk)
+        except PeerClosedError:
+            self._hear_refusal(talk)
+            raise
 
     def _take_over(self, talk: Talk) -> None:
         """Become the owner, or raise if the predecessor stays it."""
@@ -761,10 +765,7 @@ class Takeover:
             except PeerClosedError:
                 if self._given_up and not is_said:
                     raise
-                # It may only have stopped listening. Unless it leaves a refusal, it is dead.
-                with contextlib.suppress(PeerClosedError):
-                    while True:
-                        self._hear(talk)
+                self._hear_refusal(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
         except (Error, ValueError) as exc:
             talk.close()
@@ -776,6 +777,12 @@ class Takeover:
             self.predecessor_line = talk.conduit
         else:
             talk.close()
+
+    def _hear_refusal(self, talk: Talk) -> None:
+        """Raise the refusal of one that listens no more; if it left none, it is dead."""
+        with contextlib.suppress(PeerClosedError):
+            while True:
+                self._hear(talk)
 
     def _duplicate(self, control: Listener) -> socket.socket:
         try:
