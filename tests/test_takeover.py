@@ -11,6 +11,7 @@ import queue
 import resource
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -3529,6 +3530,198 @@ def test_without_ipv6_every_address_is_of_ipv4(path: str, monkeypatch: pytest.Mo
     with Takeover(path) as takeover, takeover.listen("", 0, name="http") as sock:
         assert sock.family == socket.AF_INET
         assert connects("127.0.0.1", sock.getsockname()[1])
+
+
+# Servers that remove the path of their socket when they close.
+
+
+def test_a_path_that_the_predecessor_removes_is_put_back_while_it_drains(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix) as sock:
+        old.ready()
+        with Takeover(path) as new, new.listen(unix) as kept:
+            new.ready()
+            assert old.wait(GENEROUS)
+            for _ in range(2):
+                os.unlink(unix)
+                wait_until_there(unix)
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(unix)
+                    kept.accept()[0].close()
+            assert f"has been put back: {unix}" in caplog.text
+            sock.close()
+            old.close()
+            wait_until_gone(tmp_path / f".unix.{os.getpid()}")
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+    assert os.listdir(tmp_path) == []
+
+
+def wait_until_there(path: str) -> None:
+    while not os.path.exists(path):
+        os.sched_yield()
+
+
+def wait_until_gone(path: str | Path) -> None:
+    while os.path.exists(path):
+        os.sched_yield()
+
+
+def test_a_path_that_is_removed_at_the_predecessors_very_end_is_put_back(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(unix) as kept:
+            new.ready()
+            assert old.wait(GENEROUS)
+            os.unlink(unix)
+            old.close()
+            new.step()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(unix)
+                kept.accept()[0].close()
+            # It is nobody's to remove by now but an administrator's.
+            os.unlink(unix)
+            new.step()
+            assert not os.path.exists(unix)
+
+
+def test_what_else_is_at_a_path_by_then_stays(path: str, tmp_path: Path) -> None:
+    unix = tmp_path / "unix"
+    with Takeover(path) as old, old.listen(str(unix)):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(str(unix)):
+            new.ready()
+            assert old.wait(GENEROUS)
+            unix.unlink()
+            unix.write_text("another's")
+            new.step()
+            assert unix.read_text() == "another's"
+    assert os.listdir(tmp_path) == ["unix"]
+
+
+def test_a_path_that_is_not_the_sockets_or_cannot_have_a_second_name_is_left_alone(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "conduit.takeover")
+    with Takeover(path) as old, old.listen(f"{tmp_path}/one"), old.listen(f"{tmp_path}/two"):
+        old.ready()
+        with Takeover(path) as new, new.listen(f"{tmp_path}/one"), new.listen(f"{tmp_path}/two"):
+            os.unlink(tmp_path / "one")
+            (tmp_path / "one").write_text("another's")
+            (tmp_path / f".two.{os.getpid()}").mkdir()
+            new.ready()
+            assert "two could not be put back if the predecessor removed it" in caplog.text
+            assert f"{tmp_path}/one could" not in caplog.text
+    assert sorted(os.listdir(tmp_path)) == [f".two.{os.getpid()}", "one"]
+
+
+def test_a_takeover_that_fails_leaves_no_second_names(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path) as new, new.listen(unix):
+            monkeypatch.setattr(Talker, "say", lambda *_: os.close(-1))
+            with pytest.raises(OSError, match="Bad file"):
+                new.ready()
+            monkeypatch.undo()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+
+
+def test_a_line_that_the_program_closed_is_no_reason_to_go_on_watching(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(unix):
+            new.ready()
+            assert new.predecessor_line is not None
+            new.predecessor_line.close()
+            new.step()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="servers of asyncio remove it from 3.13 on")
+@pytest.mark.parametrize("loop", LOOPS[:2])
+def test_a_unix_server_of_an_event_loop_does_not_take_its_successors_path(
+    path: str, tmp_path: Path, loop: Loop
+) -> None:
+    unix = str(tmp_path / "unix")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(unix)
+        writer.write(b"hello\n")
+        said = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        return said
+
+    async def main() -> None:
+        async with AsyncTakeover(path) as old:
+            first = await asyncio.start_unix_server(answer, sock=await old.listen(unix))
+            await old.ready()
+            async with AsyncTakeover(path) as new:
+                second = await asyncio.start_unix_server(answer, sock=await new.listen(unix))
+                await new.ready()
+                assert await old.wait()
+                first.close()
+                await first.wait_closed()
+                await old.aclose()
+                await asyncio.to_thread(wait_until_there, unix)
+                assert await ask() == b"hello\n"
+                second.close()
+                await second.wait_closed()
+
+    run(loop, main)
+
+
+TMPFILES = shutil.which("systemd-tmpfiles")
+
+
+@pytest.mark.skipif(TMPFILES is None, reason="not installed: systemd-tmpfiles")
+def test_systemd_tmpfiles_leaves_the_paths_of_sockets_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "old"
+    directory.mkdir()
+    kinds = {"stream": socket.SOCK_STREAM, "datagrams": socket.SOCK_DGRAM}
+    (tmp_path / "clean.conf").write_text(f"d {directory} 0700 - - am:10d\n")
+
+    def clean() -> list[str]:
+        for file in directory.iterdir():
+            os.utime(file, (0, 0))
+        assert TMPFILES is not None
+        subprocess.run([TMPFILES, "--clean", tmp_path / "clean.conf"], check=True)
+        return sorted(os.listdir(directory))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(conduit.Listener(directory / "listener"))
+        stack.enter_context(conduit.Conduit.bind(directory / "bound"))
+        old = stack.enter_context(Takeover(directory / "control"))
+        for name, kind in kinds.items():
+            stack.enter_context(old.listen(str(directory / name), type=kind))
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(os.fspath(directory / "stale"))
+        (directory / "file").write_text("")
+        alive = ["bound", "control", "datagrams", "listener", "stream"]
+        assert clean() == alive
+        old.ready()
+        with Takeover(directory / "control") as new:
+            for name, kind in kinds.items():
+                stack.enter_context(new.listen(str(directory / name), type=kind))
+            new.ready()
+            assert old.wait(GENEROUS)
+            old.close()
+            assert clean() == alive
 
 
 def test_a_relative_path_is_the_same_wherever_one_goes(

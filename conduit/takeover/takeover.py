@@ -37,6 +37,7 @@ from conduit.objects import fd_of
 from conduit.paths import unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
+from conduit.takeover.guard import Guard
 from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
 from conduit.takeover.room import make_room, with_room
@@ -160,6 +161,7 @@ class Takeover:
         self._inherited = Holdings()
         self._own = Holdings()
         self._paths: dict[str, tuple[int, int]] = {}
+        self._guard = Guard()
         self._activated: list[Descriptor] | None = None
         self._control: Listener | None = None
         self._old: Talk | None = None
@@ -261,6 +263,11 @@ class Takeover:
         An address that is in use is tried again for 10 seconds if there was a predecessor, which
         may be letting go of it. Where the descriptors do not fit, the soft limit of open files is
         raised, up to the hard one (getrlimit(2)); children inherit it.
+
+        The path of a Unix socket is removed when nobody follows. A server that removes it by itself
+        (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
+        successor, which puts it back within 0.1 seconds, as long as the `Takeover` of that
+        server's process is open.
 
         The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
         network namespace: the predecessor's is not taken if that is the predecessor's own, and
@@ -412,10 +419,19 @@ class Takeover:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                self._take_over(self._old)
+                # Before the predecessor drains, and its server removes them.
+                for held in self._own.sockets.copy().values():
+                    if held.path is not None and held.inode is not None:
+                        self._guard.add(held.path, held.inode)
+                try:
+                    self._take_over(self._old)
+                except BaseException:
+                    self._guard.close()
+                    raise
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
+            self._succession.watch = self._put_back
             self._answer(self._control)
         dropped = []
         for name in unwanted:
@@ -511,6 +527,7 @@ class Takeover:
                 self._control.close(unlink=not followed and self._old is None)
             except Error as exc:
                 log.warning("%s", exc)
+        self._guard.close()
         while self._paths:
             path, inode = self._paths.popitem()
             if not followed:
@@ -555,6 +572,7 @@ class Takeover:
         if self._control is not None:
             self._control.close(unlink=False)
         self._paths.clear()
+        self._guard.forget()
         self._release()
 
     def _listen(
@@ -673,6 +691,15 @@ class Takeover:
                 # It was closed, and so is this.
                 return
             poll.poll(timeout * 1000)
+
+    def _put_back(self) -> bool:
+        """Put back the paths that the predecessor removes; whether it still may."""
+        # Asked first: what it did before its end is put back as well.
+        is_draining = self.predecessor_line is not None and not _has_ended(self.predecessor_line)
+        self._guard.restore()
+        if not is_draining:
+            self._guard.close()
+        return is_draining
 
     # Towards the predecessor.
 
@@ -874,6 +901,21 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
         unlink_own(path, inode)
     except OSError as exc:
         log.warning("the path of a socket stays: %s", exc)
+
+
+def _has_ended(conduit: Conduit) -> bool:
+    """Whether the other end of a conduit is closed, or this one."""
+    handle = conduit._handle
+    try:
+        fd = handle.enter()
+    except Error:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, 0)
+        return bool(poll.poll(0))
+    finally:
+        handle.leave()
 
 
 def _anybody(peer: Peer) -> bool:
