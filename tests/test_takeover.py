@@ -200,9 +200,9 @@ def identity(sock: socket.socket) -> tuple[int, bytes]:
 
 
 @contextlib.contextmanager
-def no_more_room() -> Iterator[None]:
-    """Let no more descriptors fit, as if the hard limit were the soft one."""
-    with room_for(0), pytest.MonkeyPatch.context() as patch:
+def no_more_room(count: int = 0) -> Iterator[None]:
+    """Let only so many more descriptors fit, as if the hard limit were the soft one."""
+    with room_for(count), pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "_raise_limit", lambda: False)
         yield
 
@@ -1086,6 +1086,17 @@ def test_the_same_address_in_another_network_namespace_is_a_fresh_socket(
     assert os.path.exists(unix)
     assert third.call("enter", path) == new.pid
     assert third.call("listen", "http", "127.0.0.1", 0)[0] != second["http"]
+
+
+def test_a_socket_of_the_predecessors_own_network_namespace_is_not_this_ones(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.ready()
+        monkeypatch.setattr(sockets, "own_namespace", lambda: b"another")
+        with Takeover(path) as new:
+            with new.listen("127.0.0.1", 0, name="http") as fresh:
+                assert identity(fresh) != identity(sock)
 
 
 def test_what_the_service_manager_opened_in_another_network_namespace_is_handed_on(
@@ -2413,7 +2424,7 @@ def test_without_room_to_take_over_nothing_is_said_and_it_can_be_done_again(path
 
 def test_without_room_for_what_it_watches_with_it_leaves_nothing_behind(path: str) -> None:
     for count in range(4):
-        with room_for(count), pytest.raises(conduit.Error, match="Too many open files"):
+        with no_more_room(count), pytest.raises(conduit.Error, match="Too many open files"):
             Takeover(path)
 
 

@@ -17,11 +17,15 @@ from typing import IO, Any, NamedTuple
 
 from conduit import wire
 from conduit._conduit import Descriptor
+from conduit._syscalls import MAX_FDS
 from conduit.takeover.protocol import failure
-from conduit.takeover.sockets import namespace_of, own_namespace
+from conduit.takeover.sockets import namespace_of
 
-_ROWS_A_MESSAGE = 25
-"""So many names and paths fit in a packet, however long they are and as JSON writes them."""
+_MOST_BYTES = 50_000
+"""Of the names and paths of a message, which is one packet, as JSON writes them."""
+
+_BYTES_A_ROW = 150
+"""The rest of a row at most."""
 
 
 class Held(NamedTuple):
@@ -40,13 +44,17 @@ class Held(NamedTuple):
 class Holdings:
     """What can be handed over, by name.
 
+    Args:
+        namespace: the network namespace of this process; see `namespace_of`.
+
     Attributes:
         sockets: those to serve on.
         items: descriptors of any kind.
         state: bytes, or a function that returns them when they are needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: bytes) -> None:
+        self.namespace = namespace
         self.sockets: dict[str, Held] = {}
         self.items: dict[str, Descriptor] = {}
         self.state: bytes | Callable[[], bytes] = b""
@@ -56,21 +64,20 @@ class Holdings:
 
         A file in ``state`` is the caller's. A function is asked the second time only.
         """
-        here = own_namespace()
         sockets = [
             {
                 "name": name,
                 "socket": held.sock,
                 "path": held.path,
                 "inode": held.inode,
-                "foreign": held.foreign or namespace_of(held.sock) != here,
+                "foreign": held.foreign or namespace_of(held.sock) != self.namespace,
             }
             for name, held in sent.new(self.sockets)
         ]
         items = [{"name": name, "fd": item} for name, item in sent.new(self.items)]
         for kind, rows in (("sockets", sockets), ("items", items)):
-            for first in range(0, len(rows), _ROWS_A_MESSAGE):
-                yield kind, {kind: rows[first : first + _ROWS_A_MESSAGE]}
+            for some in _in_packets(rows):
+                yield kind, {kind: some}
         state = self.state
         if callable(state):
             if not sent.again:
@@ -129,6 +136,22 @@ class Holdings:
             self.sockets.popitem()[1].sock.close()
         while self.items:
             self.items.popitem()[1].close()
+
+
+def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Divide rows, so that each part fits in a packet with its descriptors."""
+    some: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        # A byte becomes six at most: \\u0001.
+        length = 6 * len(os.fsencode(f"{row['name']}{row.get('path')}")) + _BYTES_A_ROW
+        if some and (size + length > _MOST_BYTES or len(some) == MAX_FDS):
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += length
+    if some:
+        yield some
 
 
 class Sent:

@@ -36,6 +36,7 @@ def bind(
     mode: int,
     backlog: int,
     others: Iterable[Held],
+    here: bytes,
 ) -> tuple[socket.socket, tuple[int, int] | None]:
     """Open a socket at an address; see `Takeover.listen`.
 
@@ -43,13 +44,13 @@ def bind(
         the socket, and the device and inode of the path that is to be removed with it.
     """
     if port is not None:
-        return _bind_host(host, port, type, backlog, others), None
+        return _bind_host(host, port, type, backlog, others, here), None
     with closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
         return sock, bind_address(sock, address_from(host), mode, backlog)
 
 
 def _bind_host(
-    host: str, port: int, type: int, backlog: int, others: Iterable[Held]
+    host: str, port: int, type: int, backlog: int, others: Iterable[Held], here: bytes
 ) -> socket.socket:
     family, address = resolve(host, port, type)
     with closed_on_error(socket.socket(family, type)) as sock:
@@ -58,7 +59,7 @@ def _bind_host(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and address[0] == "::":
             # All of IPv4 as well, whatever the system's default, if that is not had already.
-            taken = any(is_at(held, "0.0.0.0", port, type) for held in others)
+            taken = any(is_at(held, "0.0.0.0", port, type, here) for held in others)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, taken)
         sock.bind(address)
         if type == socket.SOCK_STREAM:
@@ -86,11 +87,11 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
     return next(iter(addresses))
 
 
-def is_at(held: Held, host: str, port: int | None, type: int) -> bool:
-    """Whether a socket is the one that is asked for."""
+def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bool:
+    """Whether a socket is the one that is asked for, in this network namespace."""
     # A path leads to its socket from every network namespace.
     has_namespace = port is not None or host.startswith("@")
-    if has_namespace and not held.foreign and namespace_of(held.sock) != own_namespace():
+    if has_namespace and not held.foreign and namespace_of(held.sock) != here:
         return False
     if held.path is None:
         return is_bound_to(held.sock, host, port, type)
@@ -109,6 +110,9 @@ def is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> 
         return sock.family == socket.AF_UNIX and os.fsencode(here) == address_from(host)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
+    if here[0] == host and not any(here[3:]):
+        # A look-up would take longer than all else.
+        return port in (0, here[1])
     family, address = resolve(host, port, type)
     if sock.family != family or here[0] != address[0] or port not in (0, here[1]):
         return False

@@ -157,9 +157,6 @@ class Takeover:
         self._closed = False
         # Whether anybody was found at the path, who may not have let go of everything.
         self._met = False
-        # What came and was not asked for, and what a successor gets.
-        self._inherited = Holdings()
-        self._own = Holdings()
         self._paths: dict[str, tuple[int, int]] = {}
         self._guard = Guard()
         self._activated: list[Descriptor] | None = None
@@ -169,6 +166,10 @@ class Takeover:
         self._gate = threading.Lock()
         self._bell, self._rope = Conduit.pair()
         try:
+            here = with_room(sockets.own_namespace)
+            # What came and was not asked for, and what a successor gets.
+            self._inherited = Holdings(here)
+            self._own = Holdings(here)
             self._succession = Succession(
                 self._own,
                 who=self,
@@ -271,7 +272,8 @@ class Takeover:
 
         The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
         network namespace: the predecessor's is not taken if that is the predecessor's own, and
-        another than this process's. What a service manager opened elsewhere for both is.
+        another than the one in which this object was made. What a service manager opened elsewhere
+        for both is.
 
         Args:
             host: an address to bind, or a host name that stands for one; ``""`` is every address,
@@ -586,7 +588,7 @@ class Takeover:
         self._check_new(name)
         try:
             old = self._inherited.sockets.get(name)
-            if old is not None and is_at(old, host, port, type):
+            if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
                 del self._inherited.sockets[name]
             else:
@@ -658,17 +660,18 @@ class Takeover:
         self, host: str, port: int | None, type: int, mode: int, backlog: int
     ) -> tuple[socket.socket, tuple[int, int] | None]:
         deadline = monotonic() + protocol.GREETING
+        here = self._own.namespace
         while True:
             try:
                 held = self._own.sockets.copy().values()
-                return with_room(partial(sockets.bind, host, port, type, mode, backlog, held))
+                return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
                     or not self._met
                     # Under another name the predecessor's stays in use until `ready`.
-                    or any(is_at(old, host, port, type) for old in inherited)
+                    or any(is_at(old, host, port, type, here) for old in inherited)
                     or monotonic() > deadline
                 ):
                     raise
