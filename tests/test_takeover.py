@@ -20,6 +20,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -2388,14 +2389,20 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
         assert fourth.predecessor is None
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_state_that_cannot_be_written_is_told_and_leaves_the_predecessor_serving(
-    path: str, monkeypatch: pytest.MonkeyPatch
+    path: str, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     with Takeover(path) as old:
         old.offer(b"state")
         old.ready()
         with monkeypatch.context() as patched:
-            patched.setattr(os, "memfd_create", lambda *_: os.open("/dev/full", os.O_RDWR))
+            if in_memory:
+                patched.setattr(os, "memfd_create", lambda *_: os.open("/dev/full", os.O_RDWR))
+            else:
+                patched.delattr(os, "memfd_create")
+                full = partial(open, "/dev/full", "r+b")
+                patched.setattr(tempfile, "TemporaryFile", full)
             with pytest.raises(TakeoverError, match="No space left"):
                 Takeover(path)
         with Takeover(path) as new:

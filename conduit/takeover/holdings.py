@@ -17,12 +17,14 @@ from typing import IO, Any, NamedTuple
 
 from conduit import wire
 from conduit._conduit import Descriptor
-from conduit._syscalls import MAX_FDS
 from conduit.takeover.protocol import failure
 from conduit.takeover.sockets import namespace_of
 
 _MOST_BYTES = 50_000
 """Of the names and paths of a message, which is one packet, as JSON writes them."""
+
+_MOST_ROWS = 64
+"""The most of a message, so that the successor can work on one while the next is made."""
 
 _BYTES_A_ROW = 150
 """The rest of a row at most."""
@@ -145,7 +147,7 @@ def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     for row in rows:
         # A byte becomes six at most: \\u0001.
         length = 6 * len(os.fsencode(f"{row['name']}{row.get('path')}")) + _BYTES_A_ROW
-        if some and (size + length > _MOST_BYTES or len(some) == MAX_FDS):
+        if some and (size + length > _MOST_BYTES or len(some) == _MOST_ROWS):
             yield some
             some, size = [], 0
         some.append(row)

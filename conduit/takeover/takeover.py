@@ -393,6 +393,9 @@ class Takeover:
         thread that answers it; what it returns is there when the successor's `ready` returns. From
         then on this process should not change its state. If it raises, the takeover fails, and
         this process goes on serving.
+
+        They are copied twice. Of many megabytes it is cheaper to `keep` a file in memory that was
+        filled beforehand, which the successor maps.
         """
         self._own.state = state if callable(state) else bytes(state)
 
