@@ -1015,11 +1015,15 @@ def test_a_name_of_several_addresses_is_an_error_that_names_them(
 def in_network(*commands: str) -> list[str]:
     """What runs a command in a network namespace of its own, that has addresses."""
     steps = ["ip link set lo up", "ip addr add fe80::1/64 dev lo nodad", *commands]
-    around = ["unshare", "--net", "sh", "-ec", "\n".join([*steps, 'exec "$@"']), "sh"]
+    script = "\n".join([*steps, 'exec "$@"'])
+    # A user who is not root is one in a namespace of users.
+    user = ["--map-root-user"] if os.geteuid() else []
+    around = ["unshare", "--net", *user, "sh", "-ec", script, "sh"]
     try:
         subprocess.run([*around, "true"], check=True, capture_output=True, timeout=GENEROUS)
     except (OSError, subprocess.CalledProcessError) as exc:
-        pytest.skip(f"no network namespace to be had: {exc}")
+        said = getattr(exc, "stderr", b"").decode().strip()
+        pytest.skip(f"no network namespace with these addresses: {said or exc}")
     return around
 
 
