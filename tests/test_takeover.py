@@ -967,6 +967,22 @@ def test_an_address_is_tried_again_though_the_predecessor_died_before_it_sent_an
             call.result().close()
 
 
+def test_an_address_that_a_worker_of_a_killed_server_has_is_tried_again(
+    start: Callable[..., Server], running: Server, path: str
+) -> None:
+    address = address_of(running)
+    running.call("fork")
+    running.process.kill()
+    running.process.wait(GENEROUS)
+    with Takeover(path) as new:
+        assert new.predecessor is None
+        call = Call(new.listen, *address, name="http")
+        assert call.is_waiting()
+        # The worker ends with its standard input.
+        running.end()
+        call.result().close()
+
+
 # Which socket is meant: names of several addresses, scopes, network namespaces.
 
 

@@ -155,7 +155,7 @@ class Takeover:
         self._ready = False
         self._given_up = False
         self._closed = False
-        # Whether anybody was found at the path, who may not have let go of everything.
+        # Whether anybody was found at the path, or left it, who may not have let go of everything.
         self._met = False
         self._paths: dict[str, tuple[int, int]] = {}
         self._guard = Guard()
@@ -261,9 +261,10 @@ class Takeover:
         taken if it has the type, and the name or the address. The first call that looks for one
         takes all that was passed; what nobody asks for is closed by `close`.
 
-        An address that is in use is tried again for 10 seconds if there was a predecessor, which
-        may be letting go of it. Where the descriptors do not fit, the soft limit of open files is
-        raised, up to the hard one (getrlimit(2)); children inherit it.
+        An address that is in use is tried again for 10 seconds if there was a predecessor, one that
+        was killed included: it, or a worker of it, may be letting go of it. Where the descriptors
+        do not fit, the soft limit of open files is raised, up to the hard one (getrlimit(2));
+        children inherit it.
 
         The path of a Unix socket is removed when nobody follows. A server that removes it by itself
         (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
@@ -753,6 +754,9 @@ class Takeover:
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
+                # What is at a path and does not listen was left by one that was killed.
+                is_left = exc.errno == errno.ECONNREFUSED and os.path.exists(self.path)
+                self._met = self._met or is_left
             try:
                 self._control = Listener(self.path, type=TYPE, allow=_anybody)
             except Error as exc:
