@@ -34,6 +34,7 @@ from helpers import (
     Call,
     borrowed,
     handling,
+    in_child,
     is_private,
     needs_descriptors,
     not_traced,
@@ -1202,6 +1203,18 @@ def test_one_descriptor_of_each_socket_is_kept(path: str) -> None:
             for sock in kept:
                 sock.close()
             assert len(open_descriptors()) == before
+
+
+@needs_descriptors(6000)
+def test_the_table_of_descriptors_is_large_enough_before_they_come() -> None:
+    def prepare() -> None:
+        before = len(open_descriptors())
+        room.make_room(5000)
+        assert len(open_descriptors()) == before
+        status = Path("/proc/self/status").read_text()
+        assert int(status.partition("FDSize:")[2].split()[0]) >= 5000
+
+    assert in_child(prepare) == 0
 
 
 @pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 4096, 1024, 1500])

@@ -60,6 +60,9 @@ _PATIENCE = 5.0
 _SPARE = 64
 """How many descriptors fit beside those that the predecessor announces."""
 
+_MOST = 1 << 16
+"""The most descriptors that room is made for before they come."""
+
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
 
@@ -195,10 +198,11 @@ class Takeover:
     def _enter(self) -> None:
         """Receive what the predecessor has, or take the free place."""
         try:
-            if self._thread is not None:
-                self._start(self._thread)
             self._find()
             self._check_open()
+            # Not before: the table of descriptors grows faster while no thread shares it.
+            if self._thread is not None:
+                self._start(self._thread)
         except BaseException:
             self.close()
             raise
@@ -852,7 +856,8 @@ class Takeover:
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "welcome" and isinstance(message.get("descriptors"), int):
-                make_room(message["descriptors"] + _SPARE)
+                # Of each, one is kept and one is the caller's. It may say any number.
+                make_room(min(2 * message["descriptors"], _MOST) + _SPARE)
             if kind == "control":
                 self._receive_control(message)
             elif kind is not None:
