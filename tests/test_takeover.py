@@ -1822,8 +1822,8 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
 
 # Either side is stopped, and goes on when the other has given it up, or has gone on without it.
 
-NOT_LONG = 0.5
-"""Seconds until one gives up another that is stopped."""
+NOT_LONG = 1.0
+"""Seconds until a successor gives up a predecessor that is stopped."""
 
 
 def stop_at(server: Server, step: tuple[str, str, str]) -> None:
@@ -1839,10 +1839,11 @@ def resume(server: Server) -> None:
     server.process.send_signal(signal.SIGCONT)
 
 
-def wait_until_given_up(server: Server) -> None:
-    """Return once a server has refused the one who is connected to it."""
+def give_up(server: Server) -> None:
+    """Have a server refuse the one who is connected to it, for being late."""
     while not server.call("conversations"):
         pass
+    server.call("give_up_after", 0.0)
     while not all(server.call("conversations")):
         pass
 
@@ -1905,12 +1906,11 @@ def test_a_successor_that_was_stopped_and_given_up_owns_nothing(
     start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
 ) -> None:
     successor, third = start(), start()
-    running.call("give_up_after", NOT_LONG)
     stop_at(successor, step)
     with connections(running) as clients:
         ask_to_follow(successor, path)
         wait_until_stopped(successor)
-        wait_until_given_up(running)
+        give_up(running)
         running.call("give_up_after", GENEROUS)
         resume(successor)
         assert "TakeoverError" in outcome(successor)
@@ -1922,12 +1922,11 @@ def test_a_successor_that_was_stopped_while_another_followed_owns_nothing(
     start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
 ) -> None:
     successor, other, third = start(), start(), start()
-    running.call("give_up_after", NOT_LONG)
     stop_at(successor, step)
     with connections(running) as clients:
         ask_to_follow(successor, path)
         wait_until_stopped(successor)
-        wait_until_given_up(running)
+        give_up(running)
         running.call("give_up_after", GENEROUS)
         take_over(other, path)
         assert running.call("wait", GENEROUS) is True

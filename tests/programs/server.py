@@ -14,8 +14,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from conduit import Conduit
+from conduit._syscalls import monotonic
 from conduit.takeover import Takeover, protocol
-from conduit.takeover.talk import NOTHING, Talk
+from conduit.takeover.talk import NOTHING, TYPE, Talk
 
 
 def identity(sock: socket.socket) -> list[Any]:
@@ -93,7 +95,12 @@ class Server:
         """Wait no longer for the other side of a takeover."""
         protocol.GREETING = seconds
         if hasattr(self, "takeover"):
-            self.takeover._succession.timeout = seconds
+            succession = self.takeover._succession
+            succession.timeout = seconds
+            for session in succession._sessions.copy().values():
+                session.deadline = monotonic() + seconds
+            # It is asleep until the deadline that was.
+            Conduit.connect(self.takeover.path, type=TYPE).close()
 
     def conversations(self) -> list[bool]:
         """Whether each of those who are connected was refused."""
