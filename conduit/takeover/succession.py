@@ -63,6 +63,7 @@ class Succession:
         over: whether nothing is left to do here, since it does.
         line: the conduit to the successor, then.
         asking: whether a function of the program's is running in `step`.
+        watch: called every 0.1 seconds in `step`, until it returns False.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Succession:
         self.over: bool = False
         self.line: Conduit | None = None
         self.asking: bool = False
+        self.watch: Callable[[], bool] | None = None
         self.timeout = timeout
         self._holdings = holdings
         self._who = who
@@ -133,10 +135,14 @@ class Succession:
         times = [session.deadline for session in self._sessions.copy().values()]
         if self._rest_until is not None:
             times.append(self._rest_until)
+        if self.watch is not None:
+            times.append(monotonic() + PAUSE)
         return max(0.0, min(times) - monotonic()) if times else 3600.0
 
     def _look_at_clock(self) -> None:
         now = monotonic()
+        if self.watch is not None and not self.watch():
+            self.watch = None
         if self._rest_until is not None and now >= self._rest_until and not self.followed:
             self._rest_until = None
             self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
@@ -244,7 +250,7 @@ class Succession:
             assert version is not None
             self._chosen = session
             session.deadline = monotonic() + self.timeout
-            talk.say("welcome", protocol.welcome(version))
+            talk.say("welcome", protocol.welcome(version, len(self._holdings)))
             self._give(session)
             talk.say("control", {"socket": self._control})
         elif kind == "ready":

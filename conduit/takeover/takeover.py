@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -36,8 +37,10 @@ from conduit.objects import fd_of
 from conduit.paths import unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
+from conduit.takeover.guard import Guard
 from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
+from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
 from conduit.takeover.succession import PAUSE, Succession, log
 from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
@@ -53,6 +56,12 @@ _BACKLOG = 128
 
 _PATIENCE = 5.0
 """Seconds that `close` gives the thread to end, which does nothing that takes long."""
+
+_SPARE = 64
+"""How many descriptors fit beside those that the predecessor announces."""
+
+_MOST = 1 << 16
+"""The most descriptors that room is made for before they come."""
 
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
@@ -149,10 +158,10 @@ class Takeover:
         self._ready = False
         self._given_up = False
         self._closed = False
-        # What came and was not asked for, and what a successor gets.
-        self._inherited = Holdings()
-        self._own = Holdings()
+        # Whether anybody was found at the path, or left it, who may not have let go of everything.
+        self._met = False
         self._paths: dict[str, tuple[int, int]] = {}
+        self._guard = Guard()
         self._activated: list[Descriptor] | None = None
         self._control: Listener | None = None
         self._old: Talk | None = None
@@ -160,6 +169,10 @@ class Takeover:
         self._gate = threading.Lock()
         self._bell, self._rope = Conduit.pair()
         try:
+            here = with_room(sockets.own_namespace)
+            # What came and was not asked for, and what a successor gets.
+            self._inherited = Holdings(here)
+            self._own = Holdings(here)
             self._succession = Succession(
                 self._own,
                 who=self,
@@ -185,10 +198,11 @@ class Takeover:
     def _enter(self) -> None:
         """Receive what the predecessor has, or take the free place."""
         try:
-            if self._thread is not None:
-                self._start(self._thread)
             self._find()
             self._check_open()
+            # Not before: the table of descriptors grows faster while no thread shares it.
+            if self._thread is not None:
+                self._start(self._thread)
         except BaseException:
             self.close()
             raise
@@ -251,14 +265,26 @@ class Takeover:
         taken if it has the type, and the name or the address. The first call that looks for one
         takes all that was passed; what nobody asks for is closed by `close`.
 
-        An address that is in use is tried again for 10 seconds if there was a predecessor, which
-        may be letting go of it.
+        An address that is in use is tried again for 10 seconds if there was a predecessor, one that
+        was killed included: it, or a worker of it, may be letting go of it. Where the descriptors
+        do not fit, the soft limit of open files is raised, up to the hard one (getrlimit(2));
+        children inherit it.
+
+        The path of a Unix socket is removed when nobody follows. A server that removes it by itself
+        (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
+        successor, which puts it back within 0.1 seconds, as long as the `Takeover` of that
+        server's process is open.
+
+        The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
+        network namespace: the predecessor's is not taken if that is the predecessor's own, and
+        another than the one in which this object was made. What a service manager opened elsewhere
+        for both is.
 
         Args:
-            host: an address to bind or a host name; ``""`` is every address, of both families
-                where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
-                port was asked for before. With no port, the path of a Unix socket (``"@name"`` is
-                abstract on Linux).
+            host: an address to bind, or a host name that stands for one; ``""`` is every address,
+                of both families where the system has both. ``"::"`` is so too, unless
+                ``"0.0.0.0"`` with the same port was asked for before. With no port, the path of a
+                Unix socket (``"@name"`` is abstract on Linux).
             port: a number; 0 lets the system choose, or takes whatever port the predecessor's
                 socket of that name has.
             name: by which a successor asks for it; ``host:port`` or the path if not given.
@@ -272,8 +298,9 @@ class Takeover:
 
         Raises:
             ValueError: the name is taken in this process, or longer than 255 bytes.
-            Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
-                if this is closed. As `conduit.systemd.listen_fds`.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had (``EINVAL`` if
+                the host name stands for several addresses); without it, if this is closed. As
+                `conduit.systemd.listen_fds`.
         """
         return self._listen(host, port, name, type, backlog, mode).sock
 
@@ -299,7 +326,7 @@ class Takeover:
         self._check_new(name)
         old = self._inherited.sockets.get(name)
         try:
-            kept = (sock if old is None else old.sock).dup()
+            kept = with_room((sock if old is None else old.sock).dup)
         except OSError as exc:
             raise Error(
                 f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
@@ -334,7 +361,8 @@ class Takeover:
             kept = None
         else:
             try:
-                kept = Descriptor(os.dup(item if isinstance(item, int) else fd_of(item)), name)
+                fd = item if isinstance(item, int) else fd_of(item)
+                kept = Descriptor(with_room(partial(os.dup, fd)), name)
             except OSError as exc:
                 if isinstance(exc, Error):
                     raise
@@ -370,6 +398,9 @@ class Takeover:
         thread that answers it; what it returns is there when the successor's `ready` returns. From
         then on this process should not change its state. If it raises, the takeover fails, and
         this process goes on serving.
+
+        They are copied twice. Of many megabytes it is cheaper to `keep` a file in memory that was
+        filled beforehand, which the successor maps.
         """
         self._own.state = state if callable(state) else bytes(state)
 
@@ -398,10 +429,19 @@ class Takeover:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                self._take_over(self._old)
+                # Before the predecessor drains, and its server removes them.
+                for held in self._own.sockets.copy().values():
+                    if held.path is not None and held.inode is not None:
+                        self._guard.add(held.path, held.inode)
+                try:
+                    self._take_over(self._old)
+                except BaseException:
+                    self._guard.close()
+                    raise
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
+            self._succession.watch = self._put_back
             self._answer(self._control)
         dropped = []
         for name in unwanted:
@@ -497,6 +537,7 @@ class Takeover:
                 self._control.close(unlink=not followed and self._old is None)
             except Error as exc:
                 log.warning("%s", exc)
+        self._guard.close()
         while self._paths:
             path, inode = self._paths.popitem()
             if not followed:
@@ -541,6 +582,7 @@ class Takeover:
         if self._control is not None:
             self._control.close(unlink=False)
         self._paths.clear()
+        self._guard.forget()
         self._release()
 
     def _listen(
@@ -554,12 +596,12 @@ class Takeover:
         self._check_new(name)
         try:
             old = self._inherited.sockets.get(name)
-            if old is not None and is_at(old, host, port, type):
-                sock, held = old.sock, old._replace(sock=old.sock.dup())
+            if old is not None and is_at(old, host, port, type, self._own.namespace):
+                sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
                 del self._inherited.sockets[name]
             else:
                 old = inode = None
-                passed = self._passed(name, host, port, type)
+                passed = with_room(partial(self._passed, name, host, port, type))
                 if passed is None:
                     sock, inode = self._bind(host, port, type, mode, backlog)
                 else:
@@ -567,7 +609,7 @@ class Takeover:
                 with closed_on_error(sock):
                     if inode is not None:
                         self._paths[host] = inode
-                    held = Held(sock.dup(), host if port is None else None, inode)
+                    held = Held(with_room(sock.dup), host if port is None else None, inode)
         except OSError as exc:
             if isinstance(exc, Error):
                 raise
@@ -626,17 +668,18 @@ class Takeover:
         self, host: str, port: int | None, type: int, mode: int, backlog: int
     ) -> tuple[socket.socket, tuple[int, int] | None]:
         deadline = monotonic() + protocol.GREETING
+        here = self._own.namespace
         while True:
             try:
                 held = self._own.sockets.copy().values()
-                return sockets.bind(host, port, type, mode, backlog, held)
+                return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
-                    or self.predecessor is None
+                    or not self._met
                     # Under another name the predecessor's stays in use until `ready`.
-                    or any(is_at(old, host, port, type) for old in inherited)
+                    or any(is_at(old, host, port, type, here) for old in inherited)
                     or monotonic() > deadline
                 ):
                     raise
@@ -660,11 +703,21 @@ class Takeover:
                 return
             poll.poll(timeout * 1000)
 
+    def _put_back(self) -> bool:
+        """Put back the paths that the predecessor removes; whether it still may."""
+        # Asked first: what it did before its end is put back as well.
+        is_draining = self.predecessor_line is not None and not _has_ended(self.predecessor_line)
+        self._guard.restore()
+        if not is_draining:
+            self._guard.close()
+        return is_draining
+
     # Towards the predecessor.
 
     def _find(self) -> None:
         deadline = monotonic() + protocol.GREETING
         while (conduit := self._connect()) is not None:
+            self._met = True
             talk = self._old = Talk(conduit, Side.SUCCESSOR)
             peer = conduit.peer
             if not admits(self._allow, peer, self):
@@ -705,6 +758,9 @@ class Takeover:
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
+                # What is at a path and does not listen was left by one that was killed.
+                is_left = exc.errno == errno.ECONNREFUSED and os.path.exists(self.path)
+                self._met = self._met or is_left
             try:
                 self._control = Listener(self.path, type=TYPE, allow=_anybody)
             except Error as exc:
@@ -728,7 +784,11 @@ class Takeover:
             if self._hear(talk) != "welcome":
                 self.predecessor = peer
         talk.say("received")
-        self._flush(talk)
+        try:
+            self._flush(talk)
+        except PeerClosedError:
+            self._hear_refusal(talk)
+            raise
 
     def _take_over(self, talk: Talk) -> None:
         """Become the owner, or raise if the predecessor stays it."""
@@ -746,10 +806,7 @@ class Takeover:
             except PeerClosedError:
                 if self._given_up and not is_said:
                     raise
-                # It may only have stopped listening. Unless it leaves a refusal, it is dead.
-                with contextlib.suppress(PeerClosedError):
-                    while True:
-                        self._hear(talk)
+                self._hear_refusal(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
         except (Error, ValueError) as exc:
             talk.close()
@@ -761,6 +818,12 @@ class Takeover:
             self.predecessor_line = talk.conduit
         else:
             talk.close()
+
+    def _hear_refusal(self, talk: Talk) -> None:
+        """Raise the refusal of one that listens no more; if it left none, it is dead."""
+        with contextlib.suppress(PeerClosedError):
+            while True:
+                self._hear(talk)
 
     def _duplicate(self, control: Listener) -> socket.socket:
         try:
@@ -792,6 +855,9 @@ class Takeover:
             self._await(talk, select.POLLIN, deadline)
         with closing(message):
             kind = talk.conversation.hear(message)
+            if kind == "welcome" and isinstance(message.get("descriptors"), int):
+                # Of each, one is kept and one is the caller's. It may say any number.
+                make_room(min(2 * message["descriptors"], _MOST) + _SPARE)
             if kind == "control":
                 self._receive_control(message)
             elif kind is not None:
@@ -850,6 +916,21 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
         unlink_own(path, inode)
     except OSError as exc:
         log.warning("the path of a socket stays: %s", exc)
+
+
+def _has_ended(conduit: Conduit) -> bool:
+    """Whether the other end of a conduit is closed, or this one."""
+    handle = conduit._handle
+    try:
+        fd = handle.enter()
+    except Error:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, 0)
+        return bool(poll.poll(0))
+    finally:
+        handle.leave()
 
 
 def _anybody(peer: Peer) -> bool:
