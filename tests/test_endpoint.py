@@ -105,6 +105,29 @@ def test_a_place_that_cannot_be_is_an_error(tmp_path: Path, driver: Driver) -> N
     assert caught.value.errno == errno.ENAMETOOLONG
 
 
+@pytest.mark.parametrize("mode", [-1, 0o10000])
+def test_a_mode_that_none_has_is_a_value_error(tmp_path: Path, driver: Driver, mode: int) -> None:
+    for make in (driver.Conduit.bind, driver.Listener):
+        with pytest.raises(ValueError, match="permission bits"):
+            make(tmp_path / "s", mode=mode)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_directory_is_gone_a_relative_path_is_an_error_and_no_other(
+    tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for make in (driver.Conduit.bind, driver.Listener):
+        with pytest.raises(Error, match="the current directory is not to be found") as caught:
+            make("s")
+        assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.ENOENT)
+        make(tmp_path / "s").close()
+        make(f"@conduit-{os.getpid()}-gone").close()
+
+
 @only_blocking
 def test_a_child_leaves_the_path(tmp_path: Path, driver: Driver) -> None:
     path = tmp_path / "s"
