@@ -323,6 +323,9 @@ cdef class Message:
 
     def close(self) -> None:
         """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
+    def __reduce__(self) -> object:
+        raise mistakes.not_picklable(self)
+
         cdef int fds[SLOTS]
         cdef int count = 0, err = 0
         cdef Descriptor descriptor

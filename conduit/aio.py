@@ -424,6 +424,9 @@ async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
 class _Closing(ABC):
     """What ``async with`` closes at the end."""
 
+    def __reduce__(self) -> str:
+        raise mistakes.not_picklable(self)
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -40,6 +40,7 @@ from conduit.errors import (
     from_handler,
     prefix_message,
 )
+from conduit.mistakes import not_picklable
 from conduit.objects import prepare
 from conduit.wire import (
     HEADER_SIZE,
@@ -149,6 +150,9 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"<conduit.Channel over {self._conduit!r}>"
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
 
     def __enter__(self) -> Self:
         return self

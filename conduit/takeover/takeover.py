@@ -31,7 +31,7 @@ from conduit._conduit import Conduit, Descriptor
 from conduit._syscalls import monotonic
 from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
 from conduit.listener import Listener
-from conduit.mistakes import path_from
+from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
 from conduit.paths import unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
@@ -215,6 +215,9 @@ class Takeover:
             except Exception:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
 
     def __repr__(self) -> str:
         return f"<conduit.takeover.Takeover {self.path!r}>"
