@@ -937,7 +937,10 @@ cdef class Conduit:
 
         See ``shutdown(2)``. All processes that share the socket are affected.
         """
-        cdef int err = shut_down(self._handle.enter(), index(how))
+        cdef int err, direction = index(how)
+        if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise ValueError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, not {how!r}")
+        err = shut_down(self._handle.enter(), direction)
         self._handle.leave()
         if err:
             raise self._handle.error("shutting down", -err)
