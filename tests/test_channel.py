@@ -14,10 +14,12 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import socket
 import sys
 import sysconfig
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from drivers import Driver, only_blocking
 from helpers import (
     Call,
     content,
+    flooding,
     handling,
     in_child,
     interrupt_once_polling,
@@ -56,6 +59,7 @@ from conduit import (
     WouldBlockError,
 )
 from conduit.channel import Channel, close_descriptors
+from conduit.wire import abandonment
 
 Ends = tuple[Channel, Channel]
 
@@ -1359,6 +1363,68 @@ FIELDS = st.fixed_dictionaries(
         "kind": st.sampled_from([1, 1, 1, 2, 2, 3, 0, 200]),
         "flags": st.sampled_from([0, 0, 0, 1, 2, 16]),
         "count": st.integers(0, 4),
+@only_blocking
+def test_a_receive_that_does_not_wait_does_not_receive_without_end_either(driver: Driver) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        here.conduit.timeout = 0
+        for _ in range(20):
+            peer.send(frame("ignored", kind=0x99))
+        peer.send(frame("next"))
+        for _ in range(2):
+            with pytest.raises(WouldBlockError, match="more to come"):
+                here.receive()
+        assert here.receive() == "next"
+
+
+@only_blocking
+def test_a_deadline_holds_whatever_a_peer_sends_that_nobody_asked_for(
+    kind: int, driver: Driver
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        here.conduit.timeout = 0.2
+        # On a stream, as much as leaves no gap.
+        data = frame("", kind=0x99) * (100 if kind == socket.SOCK_STREAM else 1)
+        with flooding(peer, data):
+            select.select([here], [], [])
+            begun = time.monotonic()
+            with pytest.raises(TransferTimeoutError):
+                here.receive()
+            assert 0.19 < time.monotonic() - begun < 1
+
+
+@only_blocking
+def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> None:
+    here, there = channels
+    with socket.socket(fileno=os.dup(here.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    # Far more than there is room for.
+    here._owed.update(map(abandonment, range(1, 500)))
+    here.conduit.timeout, there.conduit.timeout = 0.2, 0
+    ended = threading.Event()
+
+    def read_slowly() -> None:
+        while not ended.wait(0.05):
+            with contextlib.suppress(WouldBlockError):
+                while True:
+                    there.conduit.receive(100)
+
+    reading = Call(read_slowly)
+    with file() as mine:
+        begun = time.monotonic()
+        try:
+            with pytest.raises(TransferTimeoutError):
+                here.send(mine)
+            assert 0.19 < time.monotonic() - begun < 0.5
+            assert not mine.closed
+        finally:
+            ended.set()
+            reading.result()
+
+
         "total": st.sampled_from([0, 1, 2, 3, 4, 5, 1 << 31]),
         "length": st.sampled_from([0, 2, 9, 20, 21, 100, 1 << 30]),
         "number": st.integers(0, 2),
