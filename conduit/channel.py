@@ -282,10 +282,9 @@ class Channel:
                 )
         return self._decode(*found)
 
-    def _decode(
-        self, body: bytes, fds: tuple[Descriptor, ...]
-    ) -> tuple[Any, tuple[Descriptor, ...]]:
+    def _decode(self, body: bytes, came: tuple[Descriptor, ...]) -> tuple[Any, list[Descriptor]]:
         """Return an object and its descriptors."""
+        fds = [*came]
         try:
             return self._codec.decode(body, fds), fds
         except BaseException as exc:

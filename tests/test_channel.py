@@ -165,6 +165,23 @@ def test_what_is_kept_stays_open_here(channels: Ends) -> None:
             assert same_file(obj[1].fileno(), sock.fileno())
 
 
+@pytest.mark.parametrize("codec", ["json", "literal"])
+def test_a_descriptor_keeps_its_name_and_what_has_none_gets_none(
+    kind: int, driver: Driver, codec: str
+) -> None:
+    one, other = driver.Conduit.pair(type=kind)
+    functions = CODECS[codec]()
+    with driver.Channel(one, **functions) as here, driver.Channel(other, **functions) as there:
+        named = [Descriptor(memory(b"1"), "first"), Descriptor(memory(b"2"), '"\udcff\n')]
+        here.send({"fds": [file(b"0"), *named], "null": open(os.devnull)})
+        with there.receiving() as obj:
+            assert contents(obj["fds"]) == [b"0", b"1", b"2"]
+            assert [fd.name for fd in obj["fds"]] == ["", "first", '"\udcff\n']
+            assert obj["null"].name == ""
+            assert all(is_private(fd.fileno()) for fd in obj["fds"])
+        assert all(fd.closed for fd in obj["fds"])
+
+
 @pytest.mark.parametrize("count", [2, MAX_FDS + 1])
 def test_what_stands_twice_is_sent_twice_and_closed_once(channels: Ends, count: int) -> None:
     fd = file(b"twice")
@@ -468,6 +485,12 @@ def nested(depth: int) -> Any:
         (lambda: float("nan"), ValueError),
         (circular, ValueError),
         (lambda: nested(100_000), ValueError),
+        (lambda: {"a": {1: 0, "1": 1}}, ValueError),
+        (lambda: [{"1.5": 0, 1.5: 1}], ValueError),
+        (lambda: {-1e22: 0, "-1e+22": 1}, ValueError),
+        (lambda: {True: 0, "true": 1}, ValueError),
+        (lambda: {False: 0, "false": 1}, ValueError),
+        (lambda: {None: 0, "null": 1, "$fd": 2}, ValueError),
     ],
 )
 def test_what_json_cannot_tell_is_refused_before_anything_is_sent(
@@ -1074,6 +1097,10 @@ BAD_BODIES = {
     "a-negative-place": (b'[{"$fd":-1}]', 1),
     "a-place-that-is-no-number": (b'[{"$fd":true},{"$fd":0}]', 2),
     "a-place-that-is-text": (b'[{"$fd":"0"}]', 1),
+    "a-place-and-a-name-too-many": (b'[{"$fd":[0,"a","b"]}]', 1),
+    "a-place-with-no-name": (b'[{"$fd":[0,1]}]', 1),
+    "a-place-of-two-with-names": (b'[{"$fd":[0,"a"]},{"$fd":[0,"b"]}]', 1),
+    "a-name-and-then-no-json": (b'[{"$fd":[0,"a"]},', 2),
     "a-place-of-two": (b'[{"$fd":0},{"$fd":0}]', 1),
     "no-place": (b"[]", 1),
     "a-name-twice": (b'{"a":{"$fd":0},"a":1}', 1),
@@ -1337,33 +1364,6 @@ def test_a_peer_that_sends_what_nobody_asked_for_does_not_stop_the_loop(driver: 
 
 
 @only_blocking
-def test_descriptors_for_which_there_is_no_room_end_a_stream_and_not_packets(
-    channels: Ends, kind: int
-) -> None:
-    here, there = channels
-    given = [file(b"%d" % place) for place in range(3)]
-    here.send(given)
-    here.send("next")
-    with room_for(2), pytest.raises(Error) as caught:
-        there.receive()
-    assert caught.value.errno == errno.EMFILE
-    if kind == socket.SOCK_SEQPACKET:
-        assert there.receive() == "next"
-    else:
-        with pytest.raises(Error, match="out of step"):
-            there.receive()
-
-
-FIELDS = st.fixed_dictionaries(
-    {},
-    optional={
-        "magic": st.sampled_from([0x43FD, 0]),
-        "version": st.sampled_from([0, 1, 2]),
-        "size": st.sampled_from([0, 24, 25, 255]),
-        "kind": st.sampled_from([1, 1, 1, 2, 2, 3, 0, 200]),
-        "flags": st.sampled_from([0, 0, 0, 1, 2, 16]),
-        "count": st.integers(0, 4),
-@only_blocking
 def test_a_receive_that_does_not_wait_does_not_receive_without_end_either(driver: Driver) -> None:
     mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
@@ -1425,6 +1425,33 @@ def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> No
             reading.result()
 
 
+@only_blocking
+def test_descriptors_for_which_there_is_no_room_end_a_stream_and_not_packets(
+    channels: Ends, kind: int
+) -> None:
+    here, there = channels
+    given = [file(b"%d" % place) for place in range(3)]
+    here.send(given)
+    here.send("next")
+    with room_for(2), pytest.raises(Error) as caught:
+        there.receive()
+    assert caught.value.errno == errno.EMFILE
+    if kind == socket.SOCK_SEQPACKET:
+        assert there.receive() == "next"
+    else:
+        with pytest.raises(Error, match="out of step"):
+            there.receive()
+
+
+FIELDS = st.fixed_dictionaries(
+    {},
+    optional={
+        "magic": st.sampled_from([0x43FD, 0]),
+        "version": st.sampled_from([0, 1, 2]),
+        "size": st.sampled_from([0, 24, 25, 255]),
+        "kind": st.sampled_from([1, 1, 1, 2, 2, 3, 0, 200]),
+        "flags": st.sampled_from([0, 0, 0, 1, 2, 16]),
+        "count": st.integers(0, 4),
         "total": st.sampled_from([0, 1, 2, 3, 4, 5, 1 << 31]),
         "length": st.sampled_from([0, 2, 9, 20, 21, 100, 1 << 30]),
         "number": st.integers(0, 2),
