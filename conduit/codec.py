@@ -95,7 +95,7 @@ def take(fds: list[Descriptor], left: list[Descriptor | None], place: object) ->
                 fds[index : index + 1] = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))
             return fds[index]
     raise ValueError(
-        f"{place!r} is the place of none of its {len(left)} descriptors, or of one twice"
+        f"{place!r:.60} is the place of none of its {len(left)} descriptors, or of one twice"
     )
 
 

@@ -1143,6 +1143,16 @@ def send_all(peer: socket.socket, data: bytes, fds: list[int]) -> None:
         peer.sendall(data[sent:])
 
 
+def test_what_is_no_place_is_told_in_short(kind: int, driver: Driver) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        peer.send(frame({"$fd": "x" * 10_000}))
+        with pytest.raises(Error) as caught:
+            here.receive()
+        assert len(str(caught.value)) < 300
+
+
 def test_what_loads_raises_is_the_cause_of_the_error(kind: int, driver: Driver) -> None:
     def loads(body: bytes) -> Any:
         raise LookupError("of its own")
