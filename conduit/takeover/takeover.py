@@ -33,7 +33,7 @@ from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_
 from conduit.listener import Listener
 from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
-from conduit.paths import unlink_own
+from conduit.paths import absolute, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
 from conduit.takeover.holdings import Held, Holdings
@@ -551,7 +551,7 @@ class Takeover:
     ) -> _Opened:
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
-            host = os.path.abspath(host)
+            host = os.fsdecode(absolute(host))
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
