@@ -38,6 +38,17 @@ def test_what_comes_tells_who_sent_it(tmp_path: Path, driver: Driver) -> None:
         assert (empty.data, empty.fds, empty.sender) == (b"", (), ME)
 
 
+def test_an_empty_datagram_carries_a_file_as_journald_takes_it(
+    tmp_path: Path, driver: Driver
+) -> None:
+    with driver.Conduit.bind(tmp_path / "s") as link:
+        with driver.Conduit.connect(tmp_path / "s", type=socket.SOCK_DGRAM) as sender:
+            sender.transfer(memory(b"1"), data=b"")
+        with link.receive() as message:
+            assert (message.data, message.sender) == (b"", ME)
+            assert content(message.fds[0].fileno()) == b"1"
+
+
 @needs_root
 def test_each_sender_is_told(driver: Driver) -> None:
     with public_directory() as directory:

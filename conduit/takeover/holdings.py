@@ -19,8 +19,11 @@ from conduit import wire
 from conduit._conduit import Descriptor
 from conduit.takeover.protocol import failure
 
-_ROWS_A_MESSAGE = 25
-"""So many names and paths fit in a packet, however long they are and as JSON writes them."""
+_ROWS_A_MESSAGE = 20
+"""So many names and paths fit in a packet, however long they are and as JSON writes them.
+
+The name of an item stands there twice: a Descriptor's goes along with it.
+"""
 
 
 class Held(NamedTuple):
