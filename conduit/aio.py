@@ -424,6 +424,9 @@ async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
 class _Closing(ABC):
     """What ``async with`` closes at the end."""
 
+    def __reduce__(self) -> str:
+        raise mistakes.not_picklable(self)
+
     async def __aenter__(self) -> Self:
         return self
 
@@ -1242,10 +1245,10 @@ class AsyncChannel(_Closing):
                 raise
             raise StopAsyncIteration from None
 
-    async def _receive_with_fds(self) -> tuple[Any, tuple[Descriptor, ...]]:
+    async def _receive_with_fds(self) -> tuple[Any, list[Descriptor]]:
         return await self._receiving.call(self._attempt)
 
-    def _attempt(self) -> tuple[Any, tuple[Descriptor, ...]]:
+    def _attempt(self) -> tuple[Any, list[Descriptor]]:
         found = self._channel._advance()
         if found is None:
             raise WouldBlockError("there is more to come of a message")

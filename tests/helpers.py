@@ -288,6 +288,26 @@ def dripping(peer: socket.socket) -> Iterator[Call[int]]:
         call.thread.join()
 
 
+@contextlib.contextmanager
+def flooding(peer: socket.socket, data: bytes) -> Iterator[None]:
+    """Let several processes send this without end, faster than one can receive it."""
+    program = (
+        "import contextlib, socket, sys\n"
+        "peer = socket.socket(fileno=int(sys.argv[1]))\n"
+        "with contextlib.suppress(OSError):\n"
+        "    while True:\n"
+        "        peer.sendall(bytes.fromhex(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-S", "-c", program, str(peer.fileno()), data.hex()]
+    senders = [subprocess.Popen(command, pass_fds=[peer.fileno()]) for _ in range(3)]
+    try:
+        yield
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.wait()
+
+
 def interrupt_once_polling(number: int) -> Call[None]:
     """Send a signal to the calling thread as soon as it sleeps in poll(2)."""
     target, native = threading.get_ident(), threading.get_native_id()

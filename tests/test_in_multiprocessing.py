@@ -519,7 +519,7 @@ def test_without_the_module_multiprocessing_refuses_and_names_it() -> None:
         "    writer.send(link)\n"
     )
     assert "TypeError: cannot pickle" in done.stderr
-    assert "conduit.multiprocessing lets it go" in done.stderr
+    assert "conduit.multiprocessing lets a Conduit" in done.stderr
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, float("nan")])

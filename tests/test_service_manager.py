@@ -26,6 +26,7 @@ from helpers import (
     Call,
     content,
     fill,
+    flooding,
     handling,
     in_child,
     interrupt_once_polling,
@@ -361,6 +362,16 @@ def test_a_barrier_that_is_not_reached_in_time_is_an_error(
     text, [end], _ = manager.read()
     assert text == "BARRIER=1"
     os.close(end)
+
+
+def test_a_barrier_ends_at_its_deadline_whatever_the_manager_writes(manager: Manager) -> None:
+    begun = time.monotonic()
+    waiting = Call(systemd.barrier, 0.2)
+    _, [end], _ = manager.read()
+    with socket.socket(fileno=end) as there, flooding(there, b"not yet"):
+        with pytest.raises(conduit.TransferTimeoutError):
+            waiting.result()
+        assert time.monotonic() - begun < 1
 
 
 class Alarm(conduit.TransferTimeoutError):

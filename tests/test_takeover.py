@@ -3786,3 +3786,18 @@ def test_a_relative_path_is_the_same_wherever_one_goes(
         monkeypatch.chdir(other)
         takeover.ready()
     assert os.listdir(one) == os.listdir(other) == []
+
+
+def test_where_the_directory_is_gone_a_relative_path_is_an_error(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Takeover(path) as takeover:
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(conduit.Error, match="current directory is not to be found") as caught:
+            takeover.listen("name")
+        assert caught.value.errno == errno.ENOENT
+        with pytest.raises(conduit.Error, match="current directory is not to be found"):
+            Takeover("name")

@@ -145,8 +145,9 @@ def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     some: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        # A byte becomes six at most: \\u0001.
-        length = 6 * len(os.fsencode(f"{row['name']}{row.get('path')}")) + _BYTES_A_ROW
+        # A byte becomes six at most: \\u0001. A Descriptor's name goes along with it.
+        texts = row["name"], row.get("path") or "", row["fd"].name if "fd" in row else ""
+        length = 6 * len(os.fsencode("".join(texts))) + _BYTES_A_ROW
         if some and (size + length > _MOST_BYTES or len(some) == _MOST_ROWS):
             yield some
             some, size = [], 0

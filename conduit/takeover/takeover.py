@@ -32,9 +32,9 @@ from conduit._conduit import Conduit, Descriptor
 from conduit._syscalls import monotonic
 from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
 from conduit.listener import Listener
-from conduit.mistakes import path_from
+from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
-from conduit.paths import unlink_own
+from conduit.paths import absolute, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
 from conduit.takeover.guard import Guard
@@ -229,6 +229,9 @@ class Takeover:
             except Exception:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
 
     def __repr__(self) -> str:
         return f"<conduit.takeover.Takeover {self.path!r}>"
@@ -590,7 +593,7 @@ class Takeover:
     ) -> _Opened:
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
-            host = os.path.abspath(host)
+            host = os.fsdecode(absolute(host))
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
