@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import inspect
 import logging
 import mmap
 import os
@@ -42,12 +43,15 @@ from helpers import (
 from sides import close_all, is_at_eof
 
 from conduit import (
+    Channel,
     Conduit,
     DescriptorTypeError,
     Error,
     ErrType,
+    Listener,
     Peer,
     PeerClosedError,
+    Reader,
     aio,
 )
 from conduit._conduit import Send
@@ -55,6 +59,7 @@ from conduit.aio import AsyncConduit, AsyncListener, direction
 from conduit.aio.direction import STRIDE
 from conduit.aio.waiter import new_waiter
 from conduit.objects import may_wait
+from conduit.takeover import Takeover
 
 pytestmark = pytest.mark.anyio
 
@@ -1429,6 +1434,34 @@ def test_a_public_name_says_that_it_is_of_the_package() -> None:
     for name in aio.__all__:
         assert getattr(aio, name).__module__ == "conduit.aio"
     assert repr(aio.AsyncReader) == "<class 'conduit.aio.AsyncReader'>"
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaited", "only_blocking"),
+    [
+        (Conduit, AsyncConduit, {"timeout"}),
+        (Listener, AsyncListener, {"admit"}),
+        (Reader, aio.AsyncReader, set()),
+        (Channel, aio.AsyncChannel, set()),
+        (Takeover, aio.AsyncTakeover, {"fileno", "step"}),
+    ],
+)
+def test_what_is_awaited_has_the_names_of_what_blocks(
+    blocking: type, awaited: type, only_blocking: set[str]
+) -> None:
+    def names(cls: type) -> set[str]:
+        return {
+            name for name in {*dir(cls), *inspect.get_annotations(cls)} if not name.startswith("_")
+        }
+
+    assert names(blocking) - names(awaited) == only_blocking
+    for name in names(blocking) & names(awaited):
+        one, other = getattr(blocking, name, None), getattr(awaited, name)
+        if callable(one):
+            taken = {*inspect.signature(one).parameters} - {"timeout"}
+            assert taken == {*inspect.signature(other).parameters}, name
+    assert hasattr(blocking, "__iter__") is hasattr(awaited, "__aiter__")
+    assert hasattr(blocking, "__enter__") is hasattr(awaited, "__aenter__") is True
 
 
 def test_without_anyio_the_import_says_what_to_install() -> None:

@@ -1954,18 +1954,6 @@ def test_what_is_opened_once_somebody_follows_or_it_is_closed_is_not_kept(path: 
             os.close(into)
             assert is_at_eof(out)
             assert not old._own.sockets
-            opened = new._listen("127.0.0.1", 0, "y", socket.SOCK_STREAM, 1, 0)
-            new.close()
-            new._undo(opened)
-
-
-def test_what_came_and_nobody_got_is_closed_if_it_was_closed_meanwhile(path: str) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"):
-        old.ready()
-        with Takeover(path) as new:
-            opened = new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0)
-            new.close()
-            new._undo(opened)
 
 
 def test_a_control_socket_that_fails_to_close_is_told_in_the_log(
@@ -2103,7 +2091,6 @@ def test_what_cannot_be_used_of_the_service_manager_is_an_error(
     monkeypatch.setattr(systemd, "listen_fds", listen_fds)
     with Takeover(path) as takeover:
         takeover.step()
-        takeover._give_up()
         with pytest.raises(conduit.Error, match="the environment lies"):
             takeover.listen("127.0.0.1", 0)
 
@@ -2805,63 +2792,6 @@ def no_thread_is_left() -> bool:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_listening_can_be_cancelled_and_done_again(
-    path: str, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, may_end, undone = threading.Event(), threading.Event(), threading.Event()
-    bind, undo = sockets.bind, Takeover._undo
-
-    def slow(*args: Any) -> Any:
-        begun.set()
-        assert may_end.wait(GENEROUS)
-        return bind(*args)
-
-    def undo_and_tell(*args: Any) -> None:
-        undo(*args)
-        undone.set()
-
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            for host, port in ((str(tmp_path / "unix"), None), ("127.0.0.1", 0)):
-                for event in (begun, may_end, undone):
-                    event.clear()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(listen, takeover, host, port)
-                    await to_thread.run_sync(begun.wait)
-                    tasks.cancel_scope.cancel()
-                may_end.set()
-                await to_thread.run_sync(undone.wait)
-                assert os.listdir(tmp_path) == [Path(path).name]
-                (await takeover.listen(host, port, name="x")).close()
-                takeover.takeover._undo(takeover_module_opened("x"))
-
-    async def listen(takeover: AsyncTakeover, host: str, port: int | None) -> None:
-        await takeover.listen(host, port, name="x")
-        raise AssertionError
-
-    def takeover_module_opened(name: str) -> Any:
-        return module._Opened(name, socket.socket(), None)
-
-    monkeypatch.setattr(sockets, "bind", slow)
-    monkeypatch.setattr(Takeover, "_undo", undo_and_tell)
-    run(loop, main)
-
-
-def test_what_came_can_be_asked_for_again_when_nobody_got_it(path: str) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
-        old.ready()
-        with Takeover(path) as new:
-            new._undo(new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0))
-            with new.listen("127.0.0.1", 0, name="x") as kept:
-                assert identity(kept) == identity(sock)
-            assert new.ready() == ()
-        with Takeover(f"{path}2") as other:
-            opened = new._inherited
-            assert not opened.sockets
-            other.ready()
-
-
-@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("last", ["ready", "done"])
 def test_ready_can_be_cancelled_until_its_last_word(path: str, loop: Loop, last: str) -> None:
     async def main() -> None:
@@ -2933,59 +2863,6 @@ def test_closing_what_an_async_takeover_is_about_ends_its_waits(path: str, loop:
             await anyio.wait_all_tasks_blocked()
             takeover.takeover.close()
 
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_waiting_without_room_for_a_descriptor_is_an_error(path: str, loop: Loop) -> None:
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            with room_for(0), pytest.raises(conduit.Error, match="waiting: Too many open files"):
-                await takeover.wait()
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_waiting_that_begins_while_it_is_closed_ends(
-    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-
-            def close_first(fd: int) -> int:
-                monkeypatch.undo()
-                takeover.takeover.close()
-                raise OSError(errno.EBADF, "Bad file descriptor")
-
-            monkeypatch.setattr(os, "dup", close_first)
-            assert await takeover.wait() is False
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_listening_that_fails_once_it_was_cancelled_fails_silently(
-    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, may_end = threading.Event(), threading.Event()
-
-    def fail_late(*args: Any) -> Any:
-        begun.set()
-        assert may_end.wait(GENEROUS)
-        raise OSError(errno.EADDRINUSE, "Address already in use")
-
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(takeover.listen, "127.0.0.1", 0)
-                await to_thread.run_sync(begun.wait)
-                tasks.cancel_scope.cancel()
-            may_end.set()
-            monkeypatch.undo()
-            (await takeover.listen("127.0.0.1", 0)).close()
-
-    monkeypatch.setattr(sockets, "bind", fail_late)
     run(loop, main)
 
 

@@ -58,10 +58,17 @@ class AsyncChannel(Closing):
         """Return the number of the socket."""
         return self._conduit.fileno()
 
-    async def aclose(self) -> None:
+    def close(self) -> None:
         """Close the conduit, and what came of a message; see `Channel.close`."""
         self._conduit.close()
         self._channel.close()
+
+    async def aclose(self) -> None:
+        """Close as `close` does, and let the calls of other tasks end.
+
+        It is closed even if this is cancelled.
+        """
+        self.close()
         await self._conduit.aclose()
 
     async def send(self, obj: Any, *, keep: bool = False) -> None:

@@ -13,15 +13,14 @@ watched through a duplicate.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
 
 from conduit._conduit import PAUSE, QUEUED, Send
 from conduit._handle import Handle
-from conduit.aio.waiter import Waiter, checkpoint, new_waiter, sleep
-from conduit.errors import Error, ErrType, WouldBlockError, from_handler
+from conduit.aio.queue import Queue
+from conduit.aio.waiter import Waiter, checkpoint, sleep
+from conduit.errors import Error, ErrType, WouldBlockError, prefix_message
 
 _T = TypeVar("_T")
 
@@ -32,25 +31,22 @@ RETRY = 0.01
 """Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
 
 
-class Direction:
+class Direction(Queue):
     """The calls of one direction of a socket: when other tasks are due, and how one waits.
-
-    Those that wait stand in ``waiting`` in the order in which they came. They may be of several
-    loops, of which one may end without them; what such a call holds is let go of for it.
 
     A loop has one callback for a number, and no way to ask for it. Where the program, or another
     conduit, may have the same number watched, it is ``shared``, and each wait has a duplicate: one
     that was kept would keep the connection open when the program closes what it lent.
     """
 
-    __slots__ = ("_handle", "_writing", "passed", "shared", "waiting")
+    __slots__ = ("_handle", "_writing", "passed", "shared")
 
     def __init__(self, handle: Handle, writing: bool, shared: bool) -> None:
+        super().__init__()
         self._handle = handle
         self._writing = writing
-        self.shared = shared
-        self.waiting: deque[Waiter] = deque()
-        self.passed = 0
+        self.shared: bool = shared
+        self.passed: int = 0
 
     def free(self) -> bool:
         """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
@@ -64,23 +60,6 @@ class Direction:
         self.passed = 0
         await checkpoint()
         return not self.waiting
-
-    def join(self) -> Waiter:
-        """Stand in the line of those who wait, until `leave`."""
-        for waiter in self.waiting.copy():
-            if not waiter.has_ended:
-                break
-            self.leave(waiter)
-        waiter = new_waiter()
-        self.waiting.append(waiter)
-        return waiter
-
-    def leave(self, waiter: Waiter) -> None:
-        """Leave the line, with what it holds; nothing if that was done for it."""
-        with suppress(ValueError):
-            self.waiting.remove(waiter)
-        while waiter.holds:
-            waiter.holds.pop()()
 
     async def wait(self, waiter: Waiter, sent: int = 0) -> None:
         """Wait until the socket may be ready; ``sent`` is what has left of a message.
@@ -96,16 +75,11 @@ class Direction:
             fd, end = handle.enter(), handle.leave
         waiter.holds.append(end)
         try:
-            await waiter.wait(fd, self._writing)
-        except waiter.refusals as exc:
-            if from_handler(exc):
-                raise
-            raise Error(
-                f"{self._handle!r}: cannot wait: the event loop does not watch its number: {exc}",
-                ErrType.FAILED_TRANSFER,
-                getattr(exc, "errno", None),
-                sent=sent,
-            ) from exc
+            await waiter.wait(fd, writing=self._writing)
+        except Error as exc:
+            prefix_message(exc, repr(self._handle))
+            exc.sent = sent
+            raise
         finally:
             # It is no longer there if its loop has ended.
             if waiter.holds:  # pragma: no branch - whose tasks then do not run on
@@ -116,21 +90,6 @@ class Direction:
                 ErrType.NO_FD,
                 sent=sent,
             )
-
-    def wake_all(self) -> None:
-        """Let the calls that wait find the conduit closed."""
-        for waiter in self.waiting.copy():
-            try:
-                waiter.wake()
-            except RuntimeError:
-                self.leave(waiter)
-
-    async def end(self) -> None:
-        """Let the calls of this loop end, once the conduit is closed and they are woken."""
-        await checkpoint()
-        here = new_waiter().loop
-        while any(waiter.loop is here for waiter in self.waiting):
-            await checkpoint()
 
 
 class Receiving(Direction):

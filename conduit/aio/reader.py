@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from conduit._conduit import Descriptor
 from conduit.aio.closing import Closing
 from conduit.aio.conduit import AsyncConduit
 from conduit.aio.waiter import checkpoint
 from conduit.reader import Reader
+
+_W = TypeVar("_W", int, bytes)
 
 
 class AsyncReader(Closing):
@@ -43,19 +47,11 @@ class AsyncReader(Closing):
 
     async def receive_exactly(self, size: int) -> bytes:
         """Receive so many bytes; see `Reader.receive_exactly`."""
-        if not self._receiving.free():
-            await self._receiving.let_others_run()
-        while (found := self._ahead.exactly(size)) is None:
-            await self._receive(size)
-        return found
+        return await self._read(self._ahead.exactly, size)
 
     async def receive_until(self, delimiter: bytes) -> bytes:
         """Receive the bytes up to a delimiter, which is consumed; see `Reader.receive_until`."""
-        if not self._receiving.free():
-            await self._receiving.let_others_run()
-        while (found := self._ahead.until(delimiter)) is None:
-            await self._receive(delimiter)
-        return found
+        return await self._read(self._ahead.until, delimiter)
 
     def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
         """Return so many of the descriptors that came; see `Reader.take_fds`."""
@@ -70,7 +66,11 @@ class AsyncReader(Closing):
         self.close()
         await checkpoint()
 
-    async def _receive(self, wanted: int | bytes) -> None:
-        """Receive once, or wait until another task has: it may have got what is wanted here."""
-        # What it gets is in the reader when this returns, and is consumed by who awaits it.
-        await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))
+    async def _read(self, find: Callable[[_W], bytes | None], wanted: _W) -> bytes:
+        if not self._receiving.free():
+            await self._receiving.let_others_run()
+        while (found := find(wanted)) is None:
+            # Receive once, or wait until another task has: it may have got what is wanted here.
+            # What it gets is in the reader then, and is consumed by who awaits it.
+            await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))
+        return found

@@ -1,22 +1,28 @@
-"""`AsyncTakeover`: a place in a line of servers, on an event loop."""
+"""`AsyncTakeover`: a place in a line of servers, on an event loop.
+
+There is no thread. The steps of a successor wait here as each task does; a task of its own answers
+those who want to follow, since they come at any time.
+"""
 
 from __future__ import annotations
 
-import os
+import select
 import socket
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar
 
 import anyio
-from anyio import to_thread
 
-from conduit._conduit import Descriptor
+from conduit._conduit import Conduit, Descriptor
+from conduit._handle import Handle
 from conduit.aio.closing import Closing
+from conduit.aio.queue import Queue
+from conduit.aio.waiter import Waiter, checkpoint, spawn
 from conduit.errors import Error, ErrType
 from conduit.peer import Peer
-from conduit.takeover import Takeover
+from conduit.takeover import Takeover, sockets
+from conduit.takeover.succession import PAUSE, log
+from conduit.takeover.takeover import Steps
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -28,9 +34,13 @@ class AsyncTakeover(Closing):
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
 
     AsyncTakeover(path, timeout=60.0, allow=None) is entered with ``async with``; then, in this
-    order: `listen`, `ready`, `wait`. What may take a while runs in a worker thread. Each call can
-    be cancelled: what it was about has then not happened, but for a `ready` with which the
-    predecessor has handed over already. That one returns as if it had not been cancelled.
+    order: `listen`, `ready`, `wait`. Successors are answered by a task on the same loop, which
+    calls ``allow`` and a function that was offered. Nothing runs in a thread but the look-up of a
+    host name.
+
+    Each call can be cancelled: what it was about has then not happened, but for a `ready` with
+    which the predecessor has handed over already. That one returns as if it had not been cancelled,
+    without a ``predecessor_line``.
     """
 
     def __init__(
@@ -42,18 +52,50 @@ class AsyncTakeover(Closing):
     ) -> None:
         self._arguments = (path, timeout, allow)
         self._entered: Takeover | None = None
+        # All that is woken when it is closed, or nothing is left to do.
+        self._queue = Queue()
 
     @property
     def takeover(self) -> Takeover:
-        """The `Takeover` that was entered: its ``predecessor``, ``dropped``, ``successor``..."""
+        """The `Takeover` that was entered."""
         if self._entered is None:
             raise RuntimeError("this AsyncTakeover is to be entered first, with async with")
         return self._entered
 
     @property
+    def path(self) -> str | bytes:
+        """The path of the control socket; see `Takeover`."""
+        return self.takeover.path
+
+    @property
+    def predecessor(self) -> Peer | None:
+        """Whose sockets were received; see `Takeover`."""
+        return self.takeover.predecessor
+
+    @property
     def state(self) -> bytes:
         """What the predecessor offered; see `Takeover`."""
         return self.takeover.state
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The names of the predecessor's sockets that were not asked for; see `Takeover`."""
+        return self.takeover.dropped
+
+    @property
+    def predecessor_line(self) -> Conduit | None:
+        """A conduit to the predecessor; see `Takeover`. `AsyncConduit` takes it over."""
+        return self.takeover.predecessor_line
+
+    @property
+    def successor(self) -> Conduit | None:
+        """A conduit to the successor; see `Takeover.successor`. `AsyncConduit` takes it over."""
+        return self.takeover.successor
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was entered and closed."""
+        return self._entered is not None and self._entered.closed
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,17 +115,19 @@ class AsyncTakeover(Closing):
         return self.takeover.take(name)
 
     def offer(self, state: bytes | Callable[[], bytes]) -> None:
-        """Offer bytes to the successor; see `Takeover.offer`. A function runs in a thread."""
+        """Offer bytes to the successor; see `Takeover.offer`. A function runs on the loop."""
         self.takeover.offer(state)
 
     async def __aenter__(self) -> Self:
         takeover = Takeover.__new__(Takeover)
         path, timeout, allow = self._arguments
-        takeover._prepare(path, timeout, allow, True)
+        takeover._prepare(path, timeout, allow, False)
+        takeover._wake = self._queue.wake_all
         try:
-            await _in_thread(takeover._enter, lambda _: None)
+            await checkpoint()
+            await self._drive(takeover._find())
+            self._answer(takeover)
         except BaseException:
-            # It ends what the thread waits for, which then leaves nothing behind.
             takeover.close()
             raise
         self._entered = takeover
@@ -100,79 +144,104 @@ class AsyncTakeover(Closing):
         mode: int = 0o600,
     ) -> socket.socket:
         """Return a socket at an address, the predecessor's if it has it; see `Takeover.listen`."""
+        await checkpoint()
         takeover = self.takeover
-        listen = partial(takeover._listen, host, port, name, type, backlog, mode)
-        return (await _in_thread(listen, takeover._undo)).sock
+        if port is not None and host and not sockets.is_numeric(host):
+            name = f"{host}:{port}" if name is None else name
+            try:
+                found = await anyio.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)
+            except OSError as exc:
+                raise Error(
+                    f"listening as {name!r}: {exc.strerror}", ErrType.NO_FD, exc.errno
+                ) from exc
+            host = found[0][4][0]
+        return await self._drive(takeover._listen(host, port, name, type, backlog, mode))
 
     async def ready(self) -> tuple[str, ...]:
         """Say that requests are served; see `Takeover.ready`."""
-        takeover = self.takeover
-        outcome: Future[tuple[str, ...]] = Future()
-        try:
-            await to_thread.run_sync(_settle, outcome, takeover.ready, abandon_on_cancel=True)
-        except BaseException:
-            if not outcome.cancel():
-                # From here on the thread waits for nobody.
-                takeover._give_up()
-                if outcome.exception() is None:
-                    return outcome.result()
-            raise
-        return outcome.result()
+        await checkpoint()
+        return await self._drive(self.takeover._become_ready())
 
     async def wait(self) -> bool:
         """Wait until a successor is ready, and return whether there is one; see `Takeover.wait`.
 
-        `aclose`, or `Takeover.close` from anywhere, ends it.
+        `aclose`, or `close` from anywhere, ends it.
         """
         takeover = self.takeover
-        if not (takeover.closed or takeover.wait(0)):
-            # Of this task alone, and open until it is done with it.
-            try:
-                fd = os.dup(takeover.fileno())
-            except OSError as exc:
-                if takeover.closed:
-                    return takeover.wait(0)
-                raise Error(
-                    f"{takeover!r}: waiting: {exc.strerror}", ErrType.NO_FD, exc.errno
-                ) from exc
-            try:
-                await anyio.wait_readable(fd)
-            finally:
-                os.close(fd)
+        waiter = self._queue.join()
+        try:
+            while not takeover._is_over:
+                await waiter.wait()
+        finally:
+            self._queue.leave(waiter)
         return takeover.wait(0)
 
-    async def aclose(self) -> None:
-        """Leave the line; see `Takeover.close`. It is closed even if this is cancelled."""
+    def close(self) -> None:
+        """Leave the line; see `Takeover.close`."""
         if self._entered is not None:
-            try:
-                with anyio.CancelScope(shield=True):
-                    await to_thread.run_sync(self._entered.close)
-            finally:
-                # asyncio's own cancellation comes through the shield, maybe before the thread ran.
-                if not self._entered.closed:
-                    self._entered.close()
+            self._entered.close()
 
+    async def aclose(self) -> None:
+        """Close as `close` does, and let the calls of other tasks end.
 
-async def _in_thread(function: Callable[[], _T], undo: Callable[[_T], object]) -> _T:
-    """Run a function in a worker thread; if this is cancelled, undo there what it did."""
-    outcome: Future[_T] = Future()
-    try:
-        await to_thread.run_sync(_settle, outcome, function, abandon_on_cancel=True)
-    except BaseException:
-        if not outcome.cancel():
-            outcome.add_done_callback(partial(_undo, undo))
-        raise
-    return outcome.result()
+        It is closed even if this is cancelled.
+        """
+        self.close()
+        await self._queue.end()
 
-
-def _undo(undo: Callable[[_T], object], outcome: Future[_T]) -> None:
-    if outcome.exception() is None:
-        undo(outcome.result())
-
-
-def _settle(outcome: Future[_T], function: Callable[[], _T]) -> None:
-    if outcome.set_running_or_notify_cancel():  # pragma: no branch - cancelled before it began
+    async def _drive(self, steps: Steps[_T]) -> _T:
+        """Do all steps, and wait in between."""
+        waiter = self._queue.join()
         try:
-            outcome.set_result(function())
-        except BaseException as exc:
-            outcome.set_exception(exc)
+            wait = next(steps)
+            while True:
+                try:
+                    await _wait(waiter, *wait)
+                except BaseException as exc:
+                    # They may be over all the same.
+                    wait = steps.throw(exc)
+                else:
+                    wait = next(steps)
+        except StopIteration as done:
+            result: _T = done.value
+            return result
+        finally:
+            self._queue.leave(waiter)
+
+    def _answer(self, takeover: Takeover) -> None:
+        """Answer those who want to follow, until one serves or it is closed."""
+        succession = takeover._succession
+        # `close` closes the succession's own at any time, and not before the loop lets go of it.
+        watched = Handle.duplicate(succession.fileno(), "watching successors", "")
+        takeover._watched = watched
+        waiter = self._queue.join()
+        waiter.holds.append(watched.close)
+
+        async def answer() -> None:
+            try:
+                while not takeover._is_over:
+                    try:
+                        succession.step()
+                        await waiter.wait(watched.fileno(), limit=succession.until_next())
+                    except Exception:
+                        log.exception("answering successors failed, and goes on")
+                        await waiter.wait(limit=PAUSE)
+            finally:
+                self._queue.leave(waiter)
+
+        self._answering = spawn(answer)
+
+
+async def _wait(waiter: Waiter, conduit: Conduit | None, events: int, limit: float) -> None:
+    if conduit is None:
+        await waiter.wait(limit=limit)
+        return
+    try:
+        fd = conduit._handle.enter()
+    except Error:
+        # It was closed, and so is the takeover.
+        return
+    try:
+        await waiter.wait(fd, writing=events == select.POLLOUT, limit=limit)
+    finally:
+        conduit._handle.leave()

@@ -68,6 +68,15 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
     return family, address
 
 
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address, which needs no look-up."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
 def is_at(held: Held, host: str, port: int | None, type: int) -> bool:
     """Whether a socket is the one that is asked for."""
     if held.path is None:

@@ -115,7 +115,7 @@ class Succession:
             return
         self._is_stepping = True
         try:
-            for key, _ in self._selector.select(min(timeout, self._until_next())):
+            for key, _ in self._selector.select(min(timeout, self.until_next())):
                 # What one does may close another.
                 if key.fd in self._selector.get_map():
                     key.data()
@@ -128,8 +128,8 @@ class Succession:
             self._is_stepping = False
             self._stepper.clear()
 
-    def _until_next(self) -> float:
-        """Seconds until the next deadline."""
+    def until_next(self) -> float:
+        """Return the seconds until the next deadline."""
         times = [session.deadline for session in self._sessions.copy().values()]
         if self._rest_until is not None:
             times.append(self._rest_until)

@@ -1,13 +1,15 @@
 """`Takeover`, which programs use: this process's place in a line of servers.
 
-It is the successor of one process, and maybe the predecessor of another. As a successor it waits
-for each answer with a deadline, here, in the caller's thread. As a predecessor it is a
-`Succession`, which a thread drives, or the program with `step`.
+It is the successor of one process, and maybe the predecessor of another. What a successor does is
+told by generators that yield what they wait for, with a deadline: `_drive` waits for it in the
+caller's thread, `conduit.aio.AsyncTakeover` on its event loop. As a predecessor it is a
+`Succession`, which a thread drives, the event loop, or the program with `step`.
 
 **No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
 it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
-that waits, waits for the bell as well, a socket whose other end `close` closes first. All that
-`close` does can be done twice: it may interrupt itself.
+that waits, waits for the bell as well: a socket whose other end `close` closes first, and on an
+event loop a function that `close` calls. All that `close` does can be done twice: it may interrupt
+itself.
 """
 
 from __future__ import annotations
@@ -22,14 +24,22 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
+from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    TakeoverError,
+    WouldBlockError,
+    from_handler,
+)
 from conduit.listener import Listener
 from conduit.mistakes import path_from
 from conduit.objects import fd_of
@@ -58,12 +68,13 @@ _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
 
 
-class _Opened(NamedTuple):
-    """What `Takeover.listen` did: a socket for the caller, and what came for it, if it did."""
+_T = TypeVar("_T")
 
-    name: str
-    sock: socket.socket
-    old: Held | None
+Wait = tuple[Conduit | None, int, float]
+"""What is waited for: the events of a conduit, if any, no longer than so many seconds."""
+
+Steps = Generator[Wait, None, _T]
+"""What is done by and by, and in the end returns something."""
 
 
 class Takeover:
@@ -130,7 +141,13 @@ class Takeover:
         thread: bool = True,
     ) -> None:
         self._prepare(path, timeout, allow, thread)
-        self._enter()
+        try:
+            if self._thread is not None:
+                self._start(self._thread)
+            self._drive(self._find())
+        except BaseException:
+            self.close()
+            raise
 
     def _prepare(
         self,
@@ -147,7 +164,6 @@ class Takeover:
         self.predecessor_line = None
         self._allow = same_user_or_root if allow is None else allow
         self._ready = False
-        self._given_up = False
         self._closed = False
         # What came and was not asked for, and what a successor gets.
         self._inherited = Holdings()
@@ -158,6 +174,10 @@ class Takeover:
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
+        # For an event loop: what to call when `wait` would return, and what is watched, which is
+        # closed by who watches it.
+        self._wake: Callable[[], object] = _nothing
+        self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
             self._succession = Succession(
@@ -182,17 +202,6 @@ class Takeover:
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
 
-    def _enter(self) -> None:
-        """Receive what the predecessor has, or take the free place."""
-        try:
-            if self._thread is not None:
-                self._start(self._thread)
-            self._find()
-            self._check_open()
-        except BaseException:
-            self.close()
-            raise
-
     def _start(self, thread: threading.Thread) -> None:
         try:
             thread.start()
@@ -209,7 +218,7 @@ class Takeover:
         """Answer successors, in a thread of its own."""
         # Not released: nobody else waits there, and who closes may do that a second time.
         self._gate.acquire()
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             try:
                 self._succession.step(3600.0)
             except Exception:
@@ -275,7 +284,7 @@ class Takeover:
             Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
                 if this is closed. As `conduit.systemd.listen_fds`.
         """
-        return self._listen(host, port, name, type, backlog, mode).sock
+        return self._drive(self._listen(host, port, name, type, backlog, mode))
 
     def adopt(self, sock: socket.socket, name: str) -> socket.socket:
         """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
@@ -389,6 +398,9 @@ class Takeover:
                 close it.
             Error: ``NO_FD`` if this is closed.
         """
+        return self._drive(self._become_ready())
+
+    def _become_ready(self) -> Steps[tuple[str, ...]]:
         self._check_open()
         if self._ready:
             return self.dropped
@@ -398,7 +410,7 @@ class Takeover:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                self._take_over(self._old)
+                yield from self._take_over(self._old)
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
@@ -434,7 +446,7 @@ class Takeover:
             whether there is one.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             left = 3600.0 if deadline is None else deadline - monotonic()
             if self._thread is None:
                 self._succession.step(max(0.0, left))
@@ -443,6 +455,11 @@ class Takeover:
             if left <= 0:
                 break
         return self._succession.over or (self._closed and self._succession.followed)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for any more, and nobody to answer."""
+        return self._closed or self._succession.over
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
@@ -512,6 +529,7 @@ class Takeover:
         """End what waits for the bell, now and later."""
         with contextlib.suppress(Error):
             self._rope.shutdown()
+        self._wake()
 
     def _join(self) -> None:
         """Wait for the thread, unless it is in a function of the program's, which may take long."""
@@ -542,10 +560,12 @@ class Takeover:
             self._control.close(unlink=False)
         self._paths.clear()
         self._release()
+        if self._watched is not None:
+            self._watched.close()
 
     def _listen(
         self, host: str, port: int | None, name: str | None, type: int, backlog: int, mode: int
-    ) -> _Opened:
+    ) -> Steps[socket.socket]:
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
             host = os.path.abspath(host)
@@ -558,10 +578,10 @@ class Takeover:
                 sock, held = old.sock, old._replace(sock=old.sock.dup())
                 del self._inherited.sockets[name]
             else:
-                old = inode = None
+                inode = None
                 passed = self._passed(name, host, port, type)
                 if passed is None:
-                    sock, inode = self._bind(host, port, type, mode, backlog)
+                    sock, inode = yield from self._bind(host, port, type, mode, backlog)
                 else:
                     sock = passed
                 with closed_on_error(sock):
@@ -575,30 +595,7 @@ class Takeover:
                 f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
             ) from exc
         self._hold(name, held)
-        return _Opened(name, sock, old)
-
-    def _undo(self, opened: _Opened) -> None:
-        """Have a socket that was opened, and that nobody got, as if it had not been."""
-        held = self._own.sockets.pop(opened.name, None)
-        if held is not None:
-            held.sock.close()
-        if opened.old is not None:
-            self._inherited.sockets[opened.name] = opened.old
-            if self._closed:
-                self._inherited.close()
-            return
-        opened.sock.close()
-        path = None if held is None else held.path
-        inode = None if path is None else self._paths.pop(path, None)
-        if path is not None and inode is not None:
-            _remove(path, inode)
-
-    def _give_up(self) -> None:
-        """End what `ready` waits for; if its last word has left, this process owns it all."""
-        self._given_up = True
-        if self._old is not None:
-            with contextlib.suppress(Error):
-                self._old.conduit.shutdown(socket.SHUT_RDWR)
+        return sock
 
     def _hold(self, name: str, held: Held) -> None:
         """Keep a socket for the successor, unless there is none any more, or this is closed."""
@@ -624,7 +621,7 @@ class Takeover:
 
     def _bind(
         self, host: str, port: int | None, type: int, mode: int, backlog: int
-    ) -> tuple[socket.socket, tuple[int, int] | None]:
+    ) -> Steps[tuple[socket.socket, tuple[int, int] | None]]:
         deadline = monotonic() + protocol.GREETING
         while True:
             try:
@@ -640,8 +637,19 @@ class Takeover:
                     or monotonic() > deadline
                 ):
                     raise
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
             self._check_open()
+
+    def _drive(self, steps: Steps[_T]) -> _T:
+        """Do all steps, and wait in between."""
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    wait = next(steps)
+                except StopIteration as done:
+                    result: _T = done.value
+                    return result
+                self._poll(*wait)
 
     def _poll(self, conduit: Conduit | None, events: int, timeout: float) -> None:
         """Wait for a conduit, for the bell, or so many seconds."""
@@ -662,15 +670,17 @@ class Takeover:
 
     # Towards the predecessor.
 
-    def _find(self) -> None:
+    def _find(self) -> Steps[None]:
+        """Receive what the predecessor has, or take the free place."""
         deadline = monotonic() + protocol.GREETING
-        while (conduit := self._connect()) is not None:
+        while (conduit := (yield from self._connect())) is not None:
             talk = self._old = Talk(conduit, Side.SUCCESSOR)
             peer = conduit.peer
             if not admits(self._allow, peer, self):
                 raise failure(f"{self.path!r} is served by {peer}, who is not allowed")
             try:
-                self._inherit(talk, peer)
+                yield from self._inherit(talk, peer)
+                self._check_open()
                 return
             except PeerClosedError:
                 if monotonic() > deadline:
@@ -683,9 +693,10 @@ class Takeover:
                 self._control.close(unlink=False)
                 self._control = None
             # It may still be listening: a process that is killed closes one thing after another.
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
         assert self._control is not None
         self._answer(self._control)
+        self._check_open()
 
     def _answer(self, control: Listener) -> None:
         """Let successors be answered from now on."""
@@ -693,69 +704,75 @@ class Takeover:
         with contextlib.suppress(RuntimeError):
             self._gate.release()
 
-    def _connect(self) -> Conduit | None:
+    def _connect(self) -> Steps[Conduit | None]:
         """Connect to the predecessor; if there is none, listen in its place."""
         deadline = monotonic() + protocol.GREETING
         while True:
             self._check_open()
             try:
-                return Conduit.connect(
-                    self.path, type=TYPE, timeout=protocol.GREETING, name=f"to {self.path!r}"
-                )
+                return Conduit.connect(self.path, type=TYPE, timeout=0, name=f"to {self.path!r}")
+            except WouldBlockError:
+                if monotonic() > deadline:
+                    raise failure(
+                        f"the predecessor at {self.path!r} answers nobody: as many wait to be "
+                        "answered as can, and the deadline passed"
+                    ) from None
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
-            try:
-                self._control = Listener(self.path, type=TYPE, allow=_anybody)
-            except Error as exc:
-                # Somebody was faster, and is the predecessor then, unless it never listens.
-                if (
-                    exc.errno != errno.EADDRINUSE
-                    or not _is_socket(self.path)
-                    or monotonic() > deadline
-                ):
-                    raise
-                self._poll(None, 0, PAUSE)
-            else:
-                return None
+                try:
+                    self._control = Listener(self.path, type=TYPE, allow=_anybody)
+                    return None
+                except Error as exc:
+                    # Somebody was faster, and is the predecessor then, unless it never listens.
+                    if (
+                        exc.errno != errno.EADDRINUSE
+                        or not _is_socket(self.path)
+                        or monotonic() > deadline
+                    ):
+                        raise
+            yield None, 0, PAUSE
 
-    def _inherit(self, talk: Talk, peer: Peer) -> None:
+    def _inherit(self, talk: Talk, peer: Peer) -> Steps[None]:
         talk.say("hello", protocol.hello())
         # It may be gone already, and what it said before is still to be read.
         with contextlib.suppress(PeerClosedError):
-            self._flush(talk)
+            yield from self._flush(talk)
         while talk.conversation.state is not State.GIVEN:
-            if self._hear(talk) != "welcome":
+            if (yield from self._hear(talk)) != "welcome":
                 self.predecessor = peer
         talk.say("received")
-        self._flush(talk)
+        yield from self._flush(talk)
 
-    def _take_over(self, talk: Talk) -> None:
+    def _take_over(self, talk: Talk) -> Steps[None]:
         """Become the owner, or raise if the predecessor stays it."""
         is_said = False
         try:
             try:
                 talk.say("ready")
-                self._flush(talk)
+                yield from self._flush(talk)
                 while talk.conversation.state is not State.CONFIRMED:
-                    self._hear(talk)
+                    yield from self._hear(talk)
                 talk.say("done")
-                self._flush(talk)
+                yield from self._flush(talk)
                 is_said = True
-                self._hear_that_it_is_over(talk)
+                yield from self._hear_that_it_is_over(talk)
             except PeerClosedError:
-                if self._given_up and not is_said:
-                    raise
                 # It may only have stopped listening. Unless it leaves a refusal, it is dead.
                 with contextlib.suppress(PeerClosedError):
                     while True:
-                        self._hear(talk)
+                        yield from self._hear(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
         except (Error, ValueError) as exc:
             talk.close()
             if isinstance(exc, TakeoverError):
                 raise
             raise failure(f"the predecessor does not hand over: {exc}") from exc
+        except BaseException:
+            # The waiting is cancelled. Once the last word has left, all is this process's.
+            if not is_said:
+                talk.close()
+                raise
         if talk.conversation.state is State.OVER:
             talk.conduit.timeout = None
             self.predecessor_line = talk.conduit
@@ -768,28 +785,28 @@ class Takeover:
         except OSError as exc:
             raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
 
-    def _hear_that_it_is_over(self, talk: Talk) -> None:
+    def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
         while talk.conversation.state is State.DONE:
             try:
-                self._hear(talk)
+                yield from self._hear(talk)
             except TakeoverError:
                 # All else than a refusal is too late to matter.
                 if talk.conversation.is_refused:
                     raise
                 return
 
-    def _flush(self, talk: Talk) -> None:
+    def _flush(self, talk: Talk) -> Steps[None]:
         """Send what is to be said."""
         deadline = monotonic() + protocol.GREETING
         while events := talk.flush():
-            self._await(talk, events, deadline)
+            yield self._await(talk, events, deadline)
 
-    def _hear(self, talk: Talk) -> str | None:
+    def _hear(self, talk: Talk) -> Steps[str | None]:
         """Wait for a message, and take what it brings."""
         deadline = monotonic() + protocol.GREETING
         while (message := self._receive(talk)) is NOTHING:
-            self._await(talk, select.POLLIN, deadline)
+            yield self._await(talk, select.POLLIN, deadline)
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "control":
@@ -819,7 +836,7 @@ class Takeover:
         except Error as exc:
             raise failure(f"a message (control) is malformed: {exc}") from exc
 
-    def _await(self, talk: Talk, events: int, deadline: float) -> None:
+    def _await(self, talk: Talk, events: int, deadline: float) -> Wait:
         left = deadline - monotonic()
         self._check_open()
         if left <= 0:
@@ -827,7 +844,7 @@ class Takeover:
                 f"the predecessor does not hand over: {talk.conduit.peer} does not answer, and "
                 "the deadline passed"
             )
-        self._poll(talk.conduit, events, left)
+        return talk.conduit, events, left
 
 
 def _close_in_child() -> None:
@@ -850,6 +867,10 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
         unlink_own(path, inode)
     except OSError as exc:
         log.warning("the path of a socket stays: %s", exc)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _anybody(peer: Peer) -> bool:
