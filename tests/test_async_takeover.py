@@ -248,11 +248,11 @@ async def test_what_fails_while_successors_are_answered_is_logged_and_they_are_a
 ) -> None:
     real, failed = Succession.step, anyio.Event()
 
-    def step(self: Succession, timeout: float = 0) -> None:
+    def step(self: Succession) -> None:
         if not failed.is_set():
             failed.set()
             raise OSError(errno.EIO, "Input/output error")
-        real(self, timeout)
+        real(self)
 
     monkeypatch.setattr(Succession, "step", step)
     async with AsyncTakeover(path) as old:
@@ -302,13 +302,14 @@ async def test_a_child_closes_what_the_loop_watches(path: str) -> None:
 def test_a_program_that_serves_on_a_loop_may_fork(path: str) -> None:
     # From 3.12 on, a fork beside a thread is a DeprecationWarning, and here an error.
     program = """
-import asyncio, os, sys
+import asyncio, os, sys, threading
 from conduit.aio import AsyncTakeover
 
 async def main():
     async with AsyncTakeover(sys.argv[1]) as old:
         with await old.listen("127.0.0.1", 0, name="http"):
             await old.ready()
+            assert threading.active_count() == 1
             if (pid := os.fork()) == 0:
                 os._exit(7)
             assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Self
 
 import anyio
@@ -32,6 +33,7 @@ from helpers import (
     Call,
     borrowed,
     handling,
+    is_open,
     is_private,
     needs_descriptors,
     not_traced,
@@ -2542,25 +2544,76 @@ def test_the_oldest_of_many_that_say_nothing_makes_room(path: str) -> None:
 GEVENT = """
 from gevent import monkey
 monkey.patch_all()
-import sys, gevent
+import os, sys, gevent
 from conduit.takeover import Takeover
 
-with Takeover(sys.argv[1]) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+thread = sys.argv[2] == "thread"
+
+def drive(takeover):
+    while not (takeover.closed or takeover.wait(0)):
+        gevent.socket.wait_read(takeover.fileno(), timeout=1, timeout_exc=TimeoutError)
+        takeover.step()
+
+with Takeover(sys.argv[1], thread=thread) as old, old.listen("127.0.0.1", 0, name="http") as sock:
     old.ready()
+    if not thread:
+        # With warnings as errors. There is no thread, of which from 3.12 on a fork would warn.
+        if os.fork() == 0:
+            os._exit(0)
+        driving = gevent.spawn(drive, old)
     beats = []
     gevent.spawn(lambda: [beats.append(1) or gevent.sleep(0.01) for _ in range(1000)])
-    with Takeover(sys.argv[1]) as new, new.listen("127.0.0.1", 0, name="http") as kept:
-        assert kept.getsockname() == sock.getsockname()
-        new.ready()
-        assert old.wait(20)
-        assert new.wait(0.1) is False
+    with Takeover(sys.argv[1], thread=thread) as new:
+        with new.listen("127.0.0.1", 0, name="http") as kept:
+            assert kept.getsockname() == sock.getsockname()
+            new.ready()
+            if not thread:
+                driving.join(20)
+            assert old.wait(20)
+            assert new.wait(0.1) is False
+    gevent.sleep(0.05)
     assert len(beats) > 3, beats
 """
 
 
-def test_with_gevent_the_thread_is_a_greenlet_that_blocks_nobody(path: str) -> None:
+@pytest.mark.parametrize("driver", ["thread", "step"])
+def test_with_gevent_a_takeover_blocks_no_greenlet(path: str, driver: str) -> None:
     pytest.importorskip("gevent")
-    done = run_python(GEVENT, path)
+    done = run_python(GEVENT, path, driver)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_watched_has_a_number_where_gevent_has_put_a_selector_without_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_original(module: str, name: str) -> Any:
+        return getattr(sys.modules[module], f"real_{name}")
+
+    real = selectors.DefaultSelector
+    monkeypatch.setattr(selectors, "real_DefaultSelector", real, raising=False)
+    monkeypatch.setattr(selectors, "DefaultSelector", object)
+    monkey = ModuleType("gevent.monkey")
+    monkeypatch.setattr(monkey, "get_original", get_original, raising=False)
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with Takeover(path, thread=False) as takeover:
+        assert is_open(takeover.fileno())
+        assert isinstance(takeover._succession._selector, real)
+
+
+def test_a_program_that_answers_by_itself_may_fork(path: str) -> None:
+    # From 3.12 on, a fork beside a thread is a DeprecationWarning, and here an error.
+    program = """
+import os, sys, threading
+from conduit.takeover import Takeover
+
+with Takeover(sys.argv[1], thread=False) as old, old.listen("127.0.0.1", 0):
+    old.ready()
+    assert threading.active_count() == 1
+    if (pid := os.fork()) == 0:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    done = run_python(program, path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -220,7 +220,7 @@ class Takeover:
         self._gate.acquire()
         while not self._is_over:
             try:
-                self._succession.step(3600.0)
+                self._step(3600.0)
             except Exception:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
@@ -449,7 +449,7 @@ class Takeover:
         while not self._is_over:
             left = 3600.0 if deadline is None else deadline - monotonic()
             if self._thread is None:
-                self._succession.step(max(0.0, left))
+                self._step(max(0.0, left))
             else:
                 self._poll(None, 0, max(0.0, left))
             if left <= 0:
@@ -651,8 +651,14 @@ class Takeover:
                     return result
                 self._poll(*wait)
 
-    def _poll(self, conduit: Conduit | None, events: int, timeout: float) -> None:
-        """Wait for a conduit, for the bell, or so many seconds."""
+    def _step(self, timeout: float) -> None:
+        """Answer successors, once something comes from them or so many seconds have passed."""
+        succession = self._succession
+        self._poll(None, 0, min(timeout, succession.until_next()), succession.fileno())
+        succession.step()
+
+    def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
+        """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
         bell = self._bell._handle
         other = conduit and conduit._handle
         poll = select.poll()
@@ -666,6 +672,8 @@ class Takeover:
             except Error:
                 # It was closed, and so is this.
                 return
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
             poll.poll(timeout * 1000)
 
     # Towards the predecessor.
