@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -241,6 +242,38 @@ async def test_close_from_anywhere_ends_what_waits(path: str, what: str, way: st
             control.close()
     assert len(ended) == 1
     await new.aclose()
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["task kept", "task cancelled"])
+def test_a_takeover_whose_loop_has_ended_is_closed_from_another(path: str, kept: bool) -> None:
+    async def serve() -> None:
+        await old.__aenter__()
+        await old.ready()
+        waiting.append(asyncio.ensure_future(old.wait()))
+        await turns(3)
+
+    async def close() -> None:
+        assert old.takeover.closed is False
+        await old.aclose()
+        assert await old.wait() is False
+
+    old = AsyncTakeover(path)
+    waiting: list[asyncio.Future[bool]] = []
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(serve())
+    if not kept:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(asyncio.sleep(0))
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    asyncio.run(close())
+    assert not os.path.exists(path)
+    # Nobody would see them go otherwise: a task that is pending says so.
+    pending: set[Any] = {*waiting, old._answering} if kept else set()
+    for task in pending:
+        task._log_destroy_pending = False
+    waiting.clear()
 
 
 async def test_what_fails_while_successors_are_answered_is_logged_and_they_are_answered(
