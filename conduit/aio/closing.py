@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
 from abc import ABC, abstractmethod
-from types import TracebackType
 from typing import Self
 
 
@@ -14,12 +12,7 @@ class Closing(ABC):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
     @abstractmethod

@@ -226,17 +226,6 @@ class AsyncConduit(Closing):
     @overload
     async def receive_file(
         self,
-        mode: None = None,
-        buffering: int = -1,
-        encoding: None = None,
-        errors: None = None,
-        newline: None = None,
-        *,
-        name: str | None = None,
-    ) -> BinaryIO: ...
-    @overload
-    async def receive_file(
-        self,
         mode: OpenTextMode,
         buffering: int = -1,
         encoding: str | None = None,
@@ -292,7 +281,7 @@ class AsyncConduit(Closing):
     @overload
     async def receive_file(
         self,
-        mode: OpenBinaryMode,
+        mode: OpenBinaryMode | None = None,
         buffering: int = -1,
         encoding: None = None,
         errors: None = None,
