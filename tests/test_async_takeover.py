@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
-from helpers import GENEROUS, is_open, room_for, run_python
+from helpers import GENEROUS, fork_among_threads, is_open, room_for, run_python
 
 import conduit
 from conduit.aio import AsyncTakeover, takeover
@@ -84,7 +84,7 @@ async def test_all_steps_of_both_sides_run_on_one_loop_without_a_thread(path: st
                     assert same.getsockname() == sock.getsockname()
                 assert await new.ready() == new.dropped == ("unwanted",)
                 assert await old.wait()
-                assert threading.active_count() == before
+                assert threading.active_count() <= before
                 assert old.successor is not None
                 assert new.predecessor_line is not None
                 old.successor.transfer(data=b"on the line")
@@ -325,7 +325,7 @@ async def test_a_child_closes_what_the_loop_watches(path: str) -> None:
         watched = old.takeover._watched
         assert watched is not None
         fd = watched.fileno()
-        pid = os.fork()
+        pid = fork_among_threads()
         if pid == 0:
             os._exit(0 if old.closed and not is_open(fd) else 1)
         assert os.waitpid(pid, 0)[1] == 0  # noqa: ASYNC222
