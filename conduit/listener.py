@@ -60,7 +60,6 @@ class Listener:
     """
 
     path: str | bytes
-    conduit: Conduit
 
     def __init__(
         self,

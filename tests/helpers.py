@@ -21,6 +21,8 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
+from conduit.takeover import room
+
 T = TypeVar("T")
 
 KINDS = [
@@ -179,6 +181,14 @@ def room_for(count: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for number in numbers:
             os.close(number)
+
+
+@contextlib.contextmanager
+def no_more_room(count: int = 0) -> Iterator[None]:
+    """Let only so many more descriptors fit, as if the hard limit were the soft one."""
+    with room_for(count), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_raise_limit", lambda: False)
+        yield
 
 
 @contextlib.contextmanager

@@ -71,11 +71,19 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
     """Return the family and address to bind to.
 
     Raises:
-        OSError: there is none; ``EINVAL`` if there are several.
+        OSError: there is none, or several (`only_one`).
     """
     if not host:
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    found = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)
+    return only_one(host, socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE))
+
+
+def only_one(host: str, found: Iterable[tuple[Any, ...]]) -> tuple[int, Any]:
+    """Return the family and address that a look-up has found.
+
+    Raises:
+        OSError: ``EINVAL``, since there are several.
+    """
     # A name may stand for the same one twice.
     addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
     if len(addresses) > 1:
@@ -85,6 +93,15 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
             f"{host!r} is several addresses, {listed}: listen at each, under a name of its own",
         )
     return next(iter(addresses))
+
+
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address, which needs no look-up."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return True
 
 
 def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bool:

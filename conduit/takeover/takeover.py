@@ -1,13 +1,15 @@
 """`Takeover`, which programs use: this process's place in a line of servers.
 
-It is the successor of one process, and maybe the predecessor of another. As a successor it waits
-for each answer with a deadline, here, in the caller's thread. As a predecessor it is a
-`Succession`, which a thread drives, or the program with `step`.
+It is the successor of one process, and maybe the predecessor of another. What a successor does is
+told by generators that yield what they wait for, with a deadline: `_drive` waits for it in the
+caller's thread, `conduit.aio.AsyncTakeover` on its event loop. As a predecessor it is a
+`Succession`, which a thread drives, the event loop, or the program with `step`.
 
 **No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
 it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
-that waits, waits for the bell as well, a socket whose other end `close` closes first. All that
-`close` does can be done twice: it may interrupt itself.
+that waits, waits for the bell as well: a socket whose other end `close` closes first, and on an
+event loop a function that `close` calls. All that `close` does can be done twice: it may interrupt
+itself.
 """
 
 from __future__ import annotations
@@ -22,15 +24,23 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
+from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    TakeoverError,
+    WouldBlockError,
+    from_handler,
+)
 from conduit.listener import Listener
 from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
@@ -67,12 +77,13 @@ _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
 
 
-class _Opened(NamedTuple):
-    """What `Takeover.listen` did: a socket for the caller, and what came for it, if it did."""
+_T = TypeVar("_T")
 
-    name: str
-    sock: socket.socket
-    old: Held | None
+Wait = tuple[Conduit | None, int, float]
+"""What is waited for: the events of a conduit, if any, no longer than so many seconds."""
+
+Steps = Generator[Wait, None, _T]
+"""What is done by and by, and in the end returns something."""
 
 
 class Takeover:
@@ -139,7 +150,14 @@ class Takeover:
         thread: bool = True,
     ) -> None:
         self._prepare(path, timeout, allow, thread)
-        self._enter()
+        try:
+            self._drive(self._find())
+            # Not before: the table of descriptors grows faster while no thread shares it.
+            if self._thread is not None:
+                self._start(self._thread)
+        except BaseException:
+            self.close()
+            raise
 
     def _prepare(
         self,
@@ -156,7 +174,6 @@ class Takeover:
         self.predecessor_line = None
         self._allow = same_user_or_root if allow is None else allow
         self._ready = False
-        self._given_up = False
         self._closed = False
         # Whether anybody was found at the path, or left it, who may not have let go of everything.
         self._met = False
@@ -167,6 +184,10 @@ class Takeover:
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
+        # For an event loop: what to call when `wait` would return, and what is watched, which is
+        # closed by who watches it.
+        self._wake: Callable[[], object] = _nothing
+        self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
             here = with_room(sockets.own_namespace)
@@ -195,18 +216,6 @@ class Takeover:
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
 
-    def _enter(self) -> None:
-        """Receive what the predecessor has, or take the free place."""
-        try:
-            self._find()
-            self._check_open()
-            # Not before: the table of descriptors grows faster while no thread shares it.
-            if self._thread is not None:
-                self._start(self._thread)
-        except BaseException:
-            self.close()
-            raise
-
     def _start(self, thread: threading.Thread) -> None:
         try:
             thread.start()
@@ -223,9 +232,9 @@ class Takeover:
         """Answer successors, in a thread of its own."""
         # Not released: nobody else waits there, and who closes may do that a second time.
         self._gate.acquire()
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             try:
-                self._succession.step(3600.0)
+                self._step(3600.0)
             except Exception:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
@@ -305,7 +314,7 @@ class Takeover:
                 the host name stands for several addresses); without it, if this is closed. As
                 `conduit.systemd.listen_fds`.
         """
-        return self._listen(host, port, name, type, backlog, mode).sock
+        return self._drive(self._listen(host, port, name, type, backlog, mode))
 
     def adopt(self, sock: socket.socket, name: str) -> socket.socket:
         """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
@@ -423,6 +432,9 @@ class Takeover:
                 close it.
             Error: ``NO_FD`` if this is closed.
         """
+        return self._drive(self._become_ready())
+
+    def _become_ready(self) -> Steps[tuple[str, ...]]:
         self._check_open()
         if self._ready:
             return self.dropped
@@ -437,7 +449,7 @@ class Takeover:
                     if held.path is not None and held.inode is not None:
                         self._guard.add(held.path, held.inode)
                 try:
-                    self._take_over(self._old)
+                    yield from self._take_over(self._old)
                 except BaseException:
                     self._guard.close()
                     raise
@@ -477,15 +489,20 @@ class Takeover:
             whether there is one.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             left = 3600.0 if deadline is None else deadline - monotonic()
             if self._thread is None:
-                self._succession.step(max(0.0, left))
+                self._step(max(0.0, left))
             else:
                 self._poll(None, 0, max(0.0, left))
             if left <= 0:
                 break
         return self._succession.over or (self._closed and self._succession.followed)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for any more, and nobody to answer."""
+        return self._closed or self._succession.over
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
@@ -556,6 +573,7 @@ class Takeover:
         """End what waits for the bell, now and later."""
         with contextlib.suppress(Error):
             self._rope.shutdown()
+        self._wake()
 
     def _join(self) -> None:
         """Wait for the thread, unless it is in a function of the program's, which may take long."""
@@ -587,10 +605,12 @@ class Takeover:
         self._paths.clear()
         self._guard.forget()
         self._release()
+        if self._watched is not None:
+            self._watched.close()
 
     def _listen(
         self, host: str, port: int | None, name: str | None, type: int, backlog: int, mode: int
-    ) -> _Opened:
+    ) -> Steps[socket.socket]:
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
             host = os.fsdecode(absolute(host))
@@ -603,10 +623,10 @@ class Takeover:
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
                 del self._inherited.sockets[name]
             else:
-                old = inode = None
+                inode = None
                 passed = with_room(partial(self._passed, name, host, port, type))
                 if passed is None:
-                    sock, inode = self._bind(host, port, type, mode, backlog)
+                    sock, inode = yield from self._bind(host, port, type, mode, backlog)
                 else:
                     sock = passed
                 with closed_on_error(sock):
@@ -620,30 +640,7 @@ class Takeover:
                 f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
             ) from exc
         self._hold(name, held)
-        return _Opened(name, sock, old)
-
-    def _undo(self, opened: _Opened) -> None:
-        """Have a socket that was opened, and that nobody got, as if it had not been."""
-        held = self._own.sockets.pop(opened.name, None)
-        if held is not None:
-            held.sock.close()
-        if opened.old is not None:
-            self._inherited.sockets[opened.name] = opened.old
-            if self._closed:
-                self._inherited.close()
-            return
-        opened.sock.close()
-        path = None if held is None else held.path
-        inode = None if path is None else self._paths.pop(path, None)
-        if path is not None and inode is not None:
-            _remove(path, inode)
-
-    def _give_up(self) -> None:
-        """End what `ready` waits for; if its last word has left, this process owns it all."""
-        self._given_up = True
-        if self._old is not None:
-            with contextlib.suppress(Error):
-                self._old.conduit.shutdown(socket.SHUT_RDWR)
+        return sock
 
     def _hold(self, name: str, held: Held) -> None:
         """Keep a socket for the successor, unless there is none any more, or this is closed."""
@@ -669,7 +666,7 @@ class Takeover:
 
     def _bind(
         self, host: str, port: int | None, type: int, mode: int, backlog: int
-    ) -> tuple[socket.socket, tuple[int, int] | None]:
+    ) -> Steps[tuple[socket.socket, tuple[int, int] | None]]:
         deadline = monotonic() + protocol.GREETING
         here = self._own.namespace
         while True:
@@ -686,11 +683,28 @@ class Takeover:
                     or monotonic() > deadline
                 ):
                     raise
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
             self._check_open()
 
-    def _poll(self, conduit: Conduit | None, events: int, timeout: float) -> None:
-        """Wait for a conduit, for the bell, or so many seconds."""
+    def _drive(self, steps: Steps[_T]) -> _T:
+        """Do all steps, and wait in between."""
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    wait = next(steps)
+                except StopIteration as done:
+                    result: _T = done.value
+                    return result
+                self._poll(*wait)
+
+    def _step(self, timeout: float) -> None:
+        """Answer successors, once something comes from them or so many seconds have passed."""
+        succession = self._succession
+        self._poll(None, 0, min(timeout, succession.until_next()), succession.fileno())
+        succession.step()
+
+    def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
+        """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
         bell = self._bell._handle
         other = conduit and conduit._handle
         poll = select.poll()
@@ -704,6 +718,8 @@ class Takeover:
             except Error:
                 # It was closed, and so is this.
                 return
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
             poll.poll(timeout * 1000)
 
     def _put_back(self) -> bool:
@@ -717,16 +733,18 @@ class Takeover:
 
     # Towards the predecessor.
 
-    def _find(self) -> None:
+    def _find(self) -> Steps[None]:
+        """Receive what the predecessor has, or take the free place."""
         deadline = monotonic() + protocol.GREETING
-        while (conduit := self._connect()) is not None:
+        while (conduit := (yield from self._connect())) is not None:
             self._met = True
             talk = self._old = Talk(conduit, Side.SUCCESSOR)
             peer = conduit.peer
             if not admits(self._allow, peer, self):
                 raise failure(f"{self.path!r} is served by {peer}, who is not allowed")
             try:
-                self._inherit(talk, peer)
+                yield from self._inherit(talk, peer)
+                self._check_open()
                 return
             except PeerClosedError:
                 if monotonic() > deadline:
@@ -739,9 +757,10 @@ class Takeover:
                 self._control.close(unlink=False)
                 self._control = None
             # It may still be listening: a process that is killed closes one thing after another.
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
         assert self._control is not None
         self._answer(self._control)
+        self._check_open()
 
     def _answer(self, control: Listener) -> None:
         """Let successors be answered from now on."""
@@ -749,84 +768,90 @@ class Takeover:
         with contextlib.suppress(RuntimeError):
             self._gate.release()
 
-    def _connect(self) -> Conduit | None:
+    def _connect(self) -> Steps[Conduit | None]:
         """Connect to the predecessor; if there is none, listen in its place."""
         deadline = monotonic() + protocol.GREETING
         while True:
             self._check_open()
             try:
-                return Conduit.connect(
-                    self.path, type=TYPE, timeout=protocol.GREETING, name=f"to {self.path!r}"
-                )
+                return Conduit.connect(self.path, type=TYPE, timeout=0, name=f"to {self.path!r}")
+            except WouldBlockError:
+                if monotonic() > deadline:
+                    raise failure(
+                        f"the predecessor at {self.path!r} answers nobody: as many wait to be "
+                        "answered as can, and the deadline passed"
+                    ) from None
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
                 # What is at a path and does not listen was left by one that was killed.
                 is_left = exc.errno == errno.ECONNREFUSED and os.path.exists(self.path)
                 self._met = self._met or is_left
-            try:
-                self._control = Listener(self.path, type=TYPE, allow=_anybody)
-            except Error as exc:
-                # Somebody was faster, and is the predecessor then, unless it never listens.
-                if (
-                    exc.errno != errno.EADDRINUSE
-                    or not _is_socket(self.path)
-                    or monotonic() > deadline
-                ):
-                    raise
-                self._poll(None, 0, PAUSE)
-            else:
-                return None
+                try:
+                    self._control = Listener(self.path, type=TYPE, allow=_anybody)
+                    return None
+                except Error as exc:
+                    # Somebody was faster, and is the predecessor then, unless it never listens.
+                    if (
+                        exc.errno != errno.EADDRINUSE
+                        or not _is_socket(self.path)
+                        or monotonic() > deadline
+                    ):
+                        raise
+            yield None, 0, PAUSE
 
-    def _inherit(self, talk: Talk, peer: Peer) -> None:
+    def _inherit(self, talk: Talk, peer: Peer) -> Steps[None]:
         talk.say("hello", protocol.hello())
         # It may be gone already, and what it said before is still to be read.
         with contextlib.suppress(PeerClosedError):
-            self._flush(talk)
+            yield from self._flush(talk)
         while talk.conversation.state is not State.GIVEN:
-            if self._hear(talk) != "welcome":
+            if (yield from self._hear(talk)) != "welcome":
                 self.predecessor = peer
         talk.say("received")
         try:
-            self._flush(talk)
+            yield from self._flush(talk)
         except PeerClosedError:
-            self._hear_refusal(talk)
+            yield from self._hear_refusal(talk)
             raise
 
-    def _take_over(self, talk: Talk) -> None:
+    def _take_over(self, talk: Talk) -> Steps[None]:
         """Become the owner, or raise if the predecessor stays it."""
         is_said = False
         try:
             try:
                 talk.say("ready")
-                self._flush(talk)
+                yield from self._flush(talk)
                 while talk.conversation.state is not State.CONFIRMED:
-                    self._hear(talk)
+                    yield from self._hear(talk)
                 talk.say("done")
-                self._flush(talk)
+                yield from self._flush(talk)
                 is_said = True
-                self._hear_that_it_is_over(talk)
+                yield from self._hear_that_it_is_over(talk)
             except PeerClosedError:
-                if self._given_up and not is_said:
-                    raise
-                self._hear_refusal(talk)
+                yield from self._hear_refusal(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
         except (Error, ValueError) as exc:
             talk.close()
             if isinstance(exc, TakeoverError):
                 raise
             raise failure(f"the predecessor does not hand over: {exc}") from exc
+        except BaseException:
+            # The waiting is cancelled. Once the last word has left, all is this process's.
+            if not is_said:
+                talk.close()
+                raise
         if talk.conversation.state is State.OVER:
             talk.conduit.timeout = None
             self.predecessor_line = talk.conduit
         else:
             talk.close()
 
-    def _hear_refusal(self, talk: Talk) -> None:
+    def _hear_refusal(self, talk: Talk) -> Steps[None]:
         """Raise the refusal of one that listens no more; if it left none, it is dead."""
         with contextlib.suppress(PeerClosedError):
             while True:
-                self._hear(talk)
+                yield from self._hear(talk)
 
     def _duplicate(self, control: Listener) -> socket.socket:
         try:
@@ -834,28 +859,28 @@ class Takeover:
         except OSError as exc:
             raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
 
-    def _hear_that_it_is_over(self, talk: Talk) -> None:
+    def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
         while talk.conversation.state is State.DONE:
             try:
-                self._hear(talk)
+                yield from self._hear(talk)
             except TakeoverError:
                 # All else than a refusal is too late to matter.
                 if talk.conversation.is_refused:
                     raise
                 return
 
-    def _flush(self, talk: Talk) -> None:
+    def _flush(self, talk: Talk) -> Steps[None]:
         """Send what is to be said."""
         deadline = monotonic() + protocol.GREETING
         while events := talk.flush():
-            self._await(talk, events, deadline)
+            yield self._await(talk, events, deadline)
 
-    def _hear(self, talk: Talk) -> str | None:
+    def _hear(self, talk: Talk) -> Steps[str | None]:
         """Wait for a message, and take what it brings."""
         deadline = monotonic() + protocol.GREETING
         while (message := self._receive(talk)) is NOTHING:
-            self._await(talk, select.POLLIN, deadline)
+            yield self._await(talk, select.POLLIN, deadline)
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "welcome" and isinstance(message.get("descriptors"), int):
@@ -888,7 +913,7 @@ class Takeover:
         except Error as exc:
             raise failure(f"a message (control) is malformed: {exc}") from exc
 
-    def _await(self, talk: Talk, events: int, deadline: float) -> None:
+    def _await(self, talk: Talk, events: int, deadline: float) -> Wait:
         left = deadline - monotonic()
         self._check_open()
         if left <= 0:
@@ -896,7 +921,7 @@ class Takeover:
                 f"the predecessor does not hand over: {talk.conduit.peer} does not answer, and "
                 "the deadline passed"
             )
-        self._poll(talk.conduit, events, left)
+        return talk.conduit, events, left
 
 
 def _close_in_child() -> None:
@@ -934,6 +959,10 @@ def _has_ended(conduit: Conduit) -> bool:
         return bool(poll.poll(0))
     finally:
         handle.leave()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _anybody(peer: Peer) -> bool:
