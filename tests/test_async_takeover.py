@@ -131,11 +131,6 @@ async def test_cancelling_the_wait_at_any_turn_loses_no_successor(path: str) -> 
                 await cancelled_after(count, old.wait)
 
 
-# uvloop looks names up by itself.
-looks_up_as_python = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"], indirect=True)
-
-
-@looks_up_as_python
 async def test_the_look_up_of_a_name_is_cancelled_and_nothing_was_opened(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +156,6 @@ async def test_the_look_up_of_a_name_is_cancelled_and_nothing_was_opened(
             await old.listen("localhost", 0)
 
 
-@looks_up_as_python
 async def test_a_name_that_nobody_knows_is_an_error(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

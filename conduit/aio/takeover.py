@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeVar
 
-import anyio
+from anyio import to_thread
 
 from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
@@ -149,12 +149,14 @@ class AsyncTakeover(Closing):
         if port is not None and host and not sockets.is_numeric(host):
             name = f"{host}:{port}" if name is None else name
             try:
-                found = await anyio.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)
-                _, (host, *_) = sockets.only_one(host, found)
+                _, address = await to_thread.run_sync(
+                    sockets.resolve, host, port, type, abandon_on_cancel=True
+                )
             except OSError as exc:
                 raise Error(
-                    f"listening as {name!r}: {exc.strerror}", ErrType.NO_FD, exc.errno
+                    f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
                 ) from exc
+            host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return await self._drive(takeover._listen(host, port, name, type, backlog, mode))
 
     async def ready(self) -> tuple[str, ...]:

@@ -71,19 +71,11 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
     """Return the family and address to bind to.
 
     Raises:
-        OSError: there is none, or several (`only_one`).
+        OSError: there is none; ``EINVAL`` if there are several.
     """
     if not host:
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    return only_one(host, socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE))
-
-
-def only_one(host: str, found: Iterable[tuple[Any, ...]]) -> tuple[int, Any]:
-    """Return the family and address that a look-up has found.
-
-    Raises:
-        OSError: ``EINVAL``, since there are several.
-    """
+    found = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)
     # A name may stand for the same one twice.
     addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
     if len(addresses) > 1:
