@@ -17,7 +17,7 @@ class ErrType(enum.IntEnum):
     FAILED_TRANSFER = 2
     """The message could not be sent or received."""
     FAILED_CLOSE = 3
-    """It was sent, but closing the local copy failed; or `close()` failed."""
+    """It was sent, but closing the local copy failed; or ``close()`` failed."""
     BAD_CLONE = 4
     """Duplicating or adopting a descriptor failed."""
     BAD_CTRL_MESG = 5
