@@ -58,7 +58,6 @@ class Listener:
     """
 
     path: str | bytes
-    conduit: Conduit
 
     def __init__(
         self,

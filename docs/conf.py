@@ -22,6 +22,7 @@ extensions = [
 exclude_patterns = ["_*"]
 nitpicky = True
 default_role = "py:obj"
+smartquotes_action = "D"  # Dashes. A quote in a docstring is code as often as not.
 suppress_warnings = ["autoapi.python_import_resolution"]
 
 html_theme = "furo"
@@ -42,6 +43,7 @@ autoapi_generate_api_docs = False
 autoapi_python_class_content = "class"
 autoapi_member_order = "bysource"
 autoapi_options = ["members", "imported-members"]
+autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -46,7 +47,7 @@ def described(name: str, what: str, parser: argparse.ArgumentParser) -> Iterator
     yield f".. program:: {parser.prog}"
     yield ""
     description = parser.description or what
-    yield description[:1].upper() + description[1:] + ("" if description.endswith(".") else ".")
+    yield escaped(description[:1].upper() + description[1:].removesuffix(".") + ".")
     yield ""
     # One line, as it would be typed.
     usage = " ".join(parser.format_usage().removeprefix("usage: ").split()).replace(" [-h]", "")
@@ -60,10 +61,19 @@ def described(name: str, what: str, parser: argparse.ArgumentParser) -> Iterator
         yield f".. option:: {names}"
         yield ""
         text = parser._get_formatter()._expand_help(action) if action.help else ""
-        yield f"    {text}"
+        yield f"    {escaped(text)}"
         yield ""
-    if parser.epilog:
-        yield from ["::", "", *(f"    {line}" for line in parser.epilog.splitlines()), ""]
+    for paragraph in (parser.epilog or "").split("\n\n"):
+        if paragraph.startswith(" "):
+            yield from [".. code-block:: text", "", *paragraph.splitlines(), ""]
+        else:
+            yield from [escaped(paragraph), ""]
+
+
+def escaped(text: str) -> str:
+    """Return text that reStructuredText reads as nothing but text, and long options as code."""
+    text = re.sub(r"([\\*_|`])", r"\\\1", text)
+    return re.sub(r"(?<!\S)(--[a-z-]+)", r"``\1``", text)
 
 
 class CommandLine(SphinxDirective):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 from typing import Any
 
 from docutils import nodes
@@ -28,11 +30,31 @@ def simplify(app: Any) -> None:
     for name in conduit.__all__:
         if f"conduit.{name}" not in objects:
             objects[f"conduit.{name}"] = objects[f"{getattr(conduit, name).__module__}.{name}"]
-    for found in list(objects.values()):
+    for found in objects.values():
         # The last overload is the most general one; the others say the same for fewer modes.
-        if overloads := found.obj.get("overloads"):
-            found.obj["args"], found.obj["return_annotation"] = overloads[-1]
-            overloads.clear()
+        if getattr(found, "overloads", None) and found.type != "class":
+            found.args, found.return_annotation = found.overloads[-1]
+            found.overloads = []
+
+
+def write_defaults(
+    app: Any, what: str, name: str, obj: Any, options: Any, arguments: str, returned: str
+) -> tuple[str, str]:
+    """Write defaults as people do: permissions in octal, and those that a stub leaves out."""
+
+    def default(found: re.Match[str]) -> str:
+        value: Any = functools.reduce(getattr, name.split(".")[1:], conduit)
+        value = inspect.signature(value).parameters[found[1]].default
+        return found[0].replace("...", getattr(value, "name", repr(value)))
+
+    arguments = re.sub(r"\bmode: int = \d+", lambda found: octal(found[0]), arguments or "")
+    return re.sub(r"(\w+): int = \.\.\.", default, arguments), returned
+
+
+def octal(argument: str) -> str:
+    """Write the default of an argument in octal."""
+    before, default = argument.split(" = ")
+    return f"{before} = {int(default):#o}"
 
 
 def read_docstring(
@@ -73,6 +95,7 @@ def _link(app: Any, node: Any, content: Any, page: str, anchor: str) -> Any:
 def setup(app: Any) -> dict[str, bool]:
     """Let Sphinx call the above."""
     app.connect("builder-inited", simplify, priority=900)
+    app.connect("autodoc-process-signature", write_defaults)
     app.connect("autodoc-process-docstring", read_docstring)
     app.connect("missing-reference", resolve, priority=400)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
