@@ -33,7 +33,8 @@ class Error(OSError):
 
     Attributes:
         type: the kind of failure, an `ErrType`.
-        errno, strerror: the system's, or None where the system reported nothing.
+        errno: the system's number, or None where the system reported nothing.
+        strerror: the same in words.
         sent: how many bytes of the payload had left when the failure came. Where it is 0,
             nothing was transferred, and the caller still owns everything.
 

@@ -62,7 +62,7 @@ def read_docstring(
 ) -> None:
     """Read a docstring as Google's style has it. A property's has no type before its colon."""
     what = "method" if what == "property" else what
-    config = Config(napoleon_use_ivar=True)
+    config = Config(napoleon_custom_sections=[("Attributes", "params_style")])
     lines[:] = GoogleDocstring(lines, config, app, what, name, obj, options).lines()
 
 
