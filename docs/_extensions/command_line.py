@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -64,15 +66,20 @@ def described(name: str, what: str, parser: argparse.ArgumentParser) -> Iterator
         yield f"    {escaped(text)}"
         yield ""
     for paragraph in (parser.epilog or "").split("\n\n"):
-        if paragraph.startswith(" "):
-            yield from [".. code-block:: text", "", *paragraph.splitlines(), ""]
-        else:
-            yield from [escaped(paragraph), ""]
+        for indented, lines in itertools.groupby(
+            paragraph.splitlines(), lambda line: line.startswith(" ")
+        ):
+            if indented:
+                block = textwrap.indent(textwrap.dedent("\n".join(lines)), "    ")
+                yield from [".. code-block:: text", "", *block.splitlines(), ""]
+            else:
+                yield from [escaped(" ".join(lines)), ""]
 
 
 def escaped(text: str) -> str:
-    """Return text that reStructuredText reads as nothing but text, and long options as code."""
-    text = re.sub(r"([\\*_|`])", r"\\\1", text)
+    """Return text that reStructuredText reads as nothing but text, with quoted code and options."""
+    text = re.sub(r"([\\*_|]|--(?= ))", r"\\\1", text)
+    text = re.sub(r"`([^`]*)`", r"``\1``", text)
     return re.sub(r"(?<!\S)(--[a-z-]+)", r"``\1``", text)
 
 

@@ -71,7 +71,7 @@ def resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     link = functools.partial(_link, app, node, content)
-    target = node["reftarget"]
+    target = node["reftarget"].removesuffix("()")
     module, _, name = target.rpartition(".")
     if module == "_typeshed":
         return link("reference/types", name.lower())
