@@ -26,6 +26,7 @@ smartquotes_action = "D"  # Dashes. A quote in a docstring is code as often as n
 suppress_warnings = ["autoapi.python_import_resolution"]
 
 html_theme = "furo"
+pygments_dark_style = "monokai"
 html_title = f"conduit {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
