@@ -25,10 +25,11 @@ from sides import is_at_eof, needs_root, wait_until_process_polls
 
 import conduit
 from conduit import Conduit, Peer
-from conduit import run as module
-from conduit.__main__ import main
+from conduit.cli import main
+from conduit.cli import run as module
+from conduit.cli.addresses import parse_address
+from conduit.cli.run import Options
 from conduit.errors import TakeoverError
-from conduit.run import Options, parse_address
 from conduit.takeover import Takeover
 
 # Writes what it was given as a line of JSON to a Unix socket, then does what that says.

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import re
 import select
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -18,6 +16,8 @@ from typing import NamedTuple, Self
 
 from conduit import systemd
 from conduit._conduit import Conduit
+from conduit.cli.addresses import Address
+from conduit.cli.messages import CommandError, say
 from conduit.errors import Error
 from conduit.peer import Peer
 from conduit.takeover import Takeover
@@ -87,32 +87,6 @@ except ProcessLookupError:
 """
 
 
-class CommandError(Exception):
-    """The command line cannot do what it was asked to; ``code`` is its exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Address(NamedTuple):
-    """Where to listen.
-
-    Attributes:
-        key: by which a successor asks for the socket.
-        name: as COMMAND reads it in LISTEN_FDNAMES.
-        host: or a path, if there is no port.
-        port: None for a Unix socket.
-        type: ``SOCK_STREAM`` or ``SOCK_DGRAM``.
-    """
-
-    key: str
-    name: str
-    host: str
-    port: int | None
-    type: int
-
-
 class Options(NamedTuple):
     """What ``conduit run`` is asked to do; seconds are floats."""
 
@@ -121,43 +95,6 @@ class Options(NamedTuple):
     command: Sequence[str]
     ready_after: float | None
     timeout: float
-
-
-def parse_address(text: str) -> Address:
-    """Read ``[NAME=]ADDR``.
-
-    Raises:
-        ValueError: it is not an address; the message says what is wrong.
-    """
-    given, place = "", text
-    if not text.startswith(("/", "./", "../", "@")) and "=" in text:
-        given, _, place = text.partition("=")
-        if not 0 < len(given.encode()) < 256 or ":" in given or not given.isprintable():
-            raise ValueError(f"{given!r} cannot be a name: 1 to 255 bytes, no colon, printable")
-    # What sd_listen_fds(3) calls a socket without a name.
-    name = given or "unknown"
-    if place.startswith(("/", "./", "../", "@")):
-        # The successor may be started in another directory.
-        path = place if place.startswith("@") else os.path.abspath(place)
-        return Address(given or path, name, path, None, socket.SOCK_STREAM)
-    if url := re.fullmatch(r"(\w+://|(?:tcp|unix):)(.*[^/])/*", place):
-        scheme, plain = url.groups()
-        raise ValueError(f"{text!r}: write only {plain}, without {scheme}")
-    udp = place.startswith("udp:")
-    host, colon, port = place.removeprefix("udp:").rpartition(":")
-    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        hint = ""
-        if place.isascii() and place.isdigit() and int(place) < 65536:
-            hint = f"; for a port on every address, write :{place}"
-        elif place and not colon and "/" in place:
-            hint = f"; for a Unix socket, write ./{place}"
-        raise ValueError(f"{text!r} is no HOST:PORT, [IPV6]:PORT, udp:HOST:PORT or path{hint}")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{text!r}: write an IPv6 address as [{host}]:{port}")
-    kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
-    return Address(given or place, name, host, int(port), kind)
 
 
 def run(options: Options) -> int:
@@ -235,7 +172,7 @@ def _serve(
                 takeover.ready()
                 ready = True
                 _tell(f"READY=1\nMAINPID={os.getpid()}")
-                _say(f"{title} serves{_whom_it_follows(takeover)}")
+                say(f"{title} serves{_whom_it_follows(takeover)}")
             elif now >= deadline:
                 raise CommandError(
                     f"{title} was not ready within {options.timeout:g} seconds"
@@ -244,7 +181,7 @@ def _serve(
         elif not draining and takeover.wait(0):
             draining = True
             poller.unregister(takeover.fileno())
-            _say(f"a successor serves; {title} finishes what it has begun")
+            say(f"a successor serves; {title} finishes what it has begun")
             command.send(signal.SIGTERM)
 
 
@@ -270,21 +207,12 @@ def _whom_it_follows(takeover: Takeover) -> str:
     return text
 
 
-def _say(text: str) -> None:
-    # A terminal may want to stop who writes from the background.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-    # Whoever read it may be gone; serving goes on.
-    with contextlib.suppress(OSError):
-        print(f"conduit: {text}", file=sys.stderr, flush=True)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-
-
 def _tell(state: str) -> None:
     """Notify the manager that started this process, if one did."""
     try:
         systemd.notify(state)
     except Error as exc:
-        _say(f"NOTIFY_SOCKET: {exc}")
+        say(f"NOTIFY_SOCKET: {exc}")
 
 
 class _Signals:
@@ -368,7 +296,7 @@ class _Notices:
             except BlockingIOError:
                 return ready
             except Error as exc:
-                _say(f"a notice that cannot be read: {exc}")
+                say(f"a notice that cannot be read: {exc}")
 
 
 def _speaks_for(sender: Peer | None, command: int) -> bool:
