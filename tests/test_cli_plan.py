@@ -91,6 +91,15 @@ def test_what_is_not_ready_in_time_is_ended() -> None:
     assert plan.outcome == (1, "was not ready within 5 seconds")
 
 
+def test_what_the_predecessor_does_not_hand_over_to_is_ended() -> None:
+    plan, only = serving()
+    plan.reject(only, "it refuses", 2)
+    assert plan.take() == [Send(only, TERM)]
+    assert plan.deadline == 2 + GRACE
+    end(plan, only, 143, 3)
+    assert plan.outcome == (1, "it refuses")
+
+
 def test_time_that_is_asked_for_is_given() -> None:
     plan, only = begun(timeout=5)
     plan.extend(only, 10, 3)

@@ -25,9 +25,10 @@ from sides import is_at_eof, needs_root, wait_until_process_polls
 
 import conduit
 from conduit import Conduit, Peer
-from conduit.cli import main
+from conduit.cli import main, notices, plan, processes
 from conduit.cli import run as module
 from conduit.cli.addresses import parse_address
+from conduit.cli.messages import CommandError
 from conduit.cli.run import Options
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover
@@ -366,21 +367,21 @@ def test_a_command_that_has_changed_its_user_says_that_it_is_ready(bench: Bench)
 
 def test_only_a_process_of_the_command_or_of_this_user_speaks_for_it() -> None:
     me, stranger = os.getpid(), os.geteuid() + 12345
-    assert module._speaks_for(None, 1 << 22)
-    assert module._speaks_for(Peer(me, os.geteuid(), 0), 1 << 22)
-    assert module._speaks_for(Peer(me, stranger, 0), os.getpgid(0))
-    assert module._speaks_for(Peer(me, stranger, 0), os.getppid())
-    assert not module._speaks_for(Peer(me, stranger, 0), 1 << 22)
-    assert not module._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
+    assert notices._speaks_for(None, 1 << 22)
+    assert notices._speaks_for(Peer(me, os.geteuid(), 0), 1 << 22)
+    assert notices._speaks_for(Peer(me, stranger, 0), os.getpgid(0))
+    assert notices._speaks_for(Peer(me, stranger, 0), os.getppid())
+    assert not notices._speaks_for(Peer(me, stranger, 0), 1 << 22)
+    assert not notices._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
 
 
 def test_what_a_command_says_at_length_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
-    with module._Notices() as notices:
-        with Conduit.connect(notices.path, type=socket.SOCK_DGRAM) as link:
+    with notices.Notices("/") as board:
+        with Conduit.connect(board.path, type=socket.SOCK_DGRAM) as link:
             link.transfer(data=b"STATUS=" + bytes(10_000))
             link.transfer(memory(), data=b"READY=1")
-        assert notices.take(os.getpid())
-        assert not notices.take(os.getpid())
+        assert [notice.lines for notice in board.take(os.getpid())] == [["READY=1"]]
+        assert board.take(os.getpid()) == []
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -750,85 +751,83 @@ while True:
 
 def options(directory: Path, *command: str) -> Options:
     addresses = [parse_address(f"{directory}/unix")]
-    return Options(str(directory / "control"), addresses, command, None, GENEROUS)
+    return Options(str(directory / "control"), addresses, command)
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pids of what is started."""
+
+    def note(*args: Any) -> int:
+        pids.append(spawn(*args))
+        return pids[-1]
+
+    pids: list[int] = []
+    spawn = processes._spawn
+    monkeypatch.setattr(processes, "_spawn", note)
+    return pids
 
 
 def test_a_command_that_is_deaf_to_sigterm_is_killed_when_the_old_one_says_no(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
     def refuse(takeover: Takeover) -> None:
         raise TakeoverError("the other side refuses: no", conduit.ErrType.FAILED_TRANSFER)
 
-    def note(words: Any, *args: Any) -> int:
-        commands.append(spawn(words, *args))
-        return commands[-1]
-
-    spawn = module._spawn
-    monkeypatch.setattr(module, "_spawn", note)
-    monkeypatch.setattr(module, "_GRACE", 0.05)
+    monkeypatch.setattr(plan, "GRACE", 0.05)
     monkeypatch.setattr(Takeover, "ready", refuse)
     with pytest.raises(TakeoverError, match="no"):
         module.run(options(tmp_path, sys.executable, "-c", DEAF))
-    assert len(commands) == 2
-    for pid in commands:
+    assert len(spawned) == 2
+    for pid in spawned:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_command_that_cannot_be_guarded_does_not_run_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
     def spawn_one(python: str, *args: Any, **kwargs: Any) -> int:
         # As if this Python had just been removed.
-        pid = spawn(f"{tmp_path}/python" if commands else python, *args, **kwargs)
-        commands.append(pid)
-        return pid
+        return spawn(f"{tmp_path}/python" if spawned else python, *args, **kwargs)
 
     spawn = os.posix_spawn
     monkeypatch.setattr(os, "posix_spawn", spawn_one)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CommandError, match=r"sleep could not be started \(No such file"):
         module.run(options(tmp_path, "sleep", "1000"))
-    [pid] = commands
+    [pid] = spawned
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("room", range(3))
 def test_a_command_that_there_is_no_room_to_guard_is_not_started(
-    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
-    def note(*args: Any) -> int:
-        commands.append(spawn(*args))
-        return commands[-1]
-
-    def start(*args: Any) -> Any:
+    def start(*args: Any, **kwargs: Any) -> Any:
         with room_for(room):
-            return command(*args)
+            return process(*args, **kwargs)
 
-    spawn, command = module._spawn, module._Command
-    monkeypatch.setattr(module, "_spawn", note)
-    monkeypatch.setattr(module, "_Command", start)
-    with pytest.raises(OSError, match="Too many open files"):
+    process = module.Process
+    monkeypatch.setattr(module, "Process", start)
+    with pytest.raises(CommandError, match="Too many open files"):
         module.run(options(tmp_path, "sleep", "1000"))
-    assert commands == []
+    assert spawned == []
     assert os.listdir(tmp_path) == []
 
 
-def test_a_directory_too_deep_for_a_socket_is_an_error_and_left_empty(
+def test_where_there_are_no_temporary_files_notices_come_beside_the_control_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Too deep for a socket.
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with notices.Notices(str(tmp_path)) as beside:
+        assert os.path.dirname(os.path.dirname(beside.path)) == str(tmp_path)
     with pytest.raises(OSError, match="the path has"):
-        module.run(options(tmp_path, "true"))
+        notices.Notices(str(deep))
     assert os.listdir(deep) == []
     assert os.listdir(tmp_path) == [deep.name]
 
@@ -846,6 +845,7 @@ def test_a_manager_is_told(bench: Bench, tmp_path: Path, abstract: bool) -> None
         run = bench.run(environment=environment)
         command = bench.command()
         command.tell("ready")
+        assert manager.recv(1000) == b"STATUS=here"
         told = manager.recv(1000).decode()
         assert told.splitlines() == ["READY=1", f"MAINPID={run.process.pid}"]
         command.tell(0)

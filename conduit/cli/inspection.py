@@ -46,7 +46,7 @@ class Sight(NamedTuple):
 
 
 def family(pid: int, group: int) -> set[int]:
-    """Return a process, its descendants, and the processes of a group or session."""
+    """Return a process, its descendants, and those of a group or session, as far as told."""
     found = {pid}
     parents: dict[int, int] = {}
     for each, (parent, its_group, session) in _processes():
@@ -55,12 +55,7 @@ def family(pid: int, group: int) -> set[int]:
             found.add(each)
     while more := {each for each, parent in parents.items() if parent in found} - found:
         found |= more
-    return found
-
-
-def descendants(pid: int) -> set[int]:
-    """Return a process and its descendants."""
-    return family(pid, -1)
+    return found & parents.keys()
 
 
 def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:

@@ -239,6 +239,12 @@ class Plan:
             self._drain(generation, self.policy.stop_signal, now)
             self._fail(generation, why, 1, now)
 
+    def reject(self, generation: Generation, why: str, now: float) -> None:
+        """Note that the first one to serve may not: the predecessor does not hand over."""
+        generation.served = self._ever_served = False
+        self._drain(generation, self.policy.stop_signal, now)
+        self._fail(generation, why, 1, now)
+
     def extend(self, generation: Generation, seconds: float, now: float) -> None:
         """Note that a generation asks for time to start."""
         if generation.state is State.STARTING and generation.deadline is not None:
@@ -338,7 +344,7 @@ class Plan:
     def followed(self, now: float) -> None:
         """Note that a successor, another process, serves from now on."""
         self.is_followed = True
-        self._do(Say("a successor serves; finishing what has begun", self.serving))
+        self._do(Say("finishes what it has begun: a successor serves", self.serving))
         self._end(self.policy.stop_signal, now)
 
     def tick(self, now: float) -> None:

@@ -1,37 +1,49 @@
-"""``conduit run``: keep listening sockets, run a server on them, and let the next one follow."""
+"""``conduit run``: keep listening sockets, run a server on them, and let the next one follow.
+
+`Plan` decides; this does what it decides, and tells it what happens. It is one loop around poll(2)
+in one thread. It starts processes (`conduit.cli.processes`), looks at what they do
+(`conduit.cli.inspection`), hears what they say (`conduit.cli.notices`), and answers those who come
+to the control socket (`conduit.cli.control`).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import select
 import shutil
 import signal
-import sys
-import tempfile
+import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
-from conduit import systemd
+from conduit import __version__, systemd
 from conduit._conduit import Conduit
+from conduit.cli import inspection, plan, processes
 from conduit.cli.addresses import Address
+from conduit.cli.control import NOBODY, Guest, ask
 from conduit.cli.messages import CommandError, say
+from conduit.cli.notices import Notice, Notices
+from conduit.cli.plan import Generation, Plan, Policy, State
+from conduit.cli.processes import Process
+from conduit.cli.spares import Spares
 from conduit.errors import Error
-from conduit.peer import Peer
 from conduit.takeover import Takeover
-
-_FIRST = 3
-"""The descriptor at which the sockets begin (sd_listen_fds(3), ``SD_LISTEN_FDS_START``)."""
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
 
-_LONGEST_NOTICE = 4096
+_GLANCE = 0.02
+"""Seconds until COMMAND is looked at again; they grow."""
 
-_GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL for a COMMAND that must go."""
+_LONGEST_GLANCE = 0.25
+
+_FLUX = 1.0
+"""Seconds that what says it is ready has to be seen with the sockets."""
+
+_OFTEN = 5.0
+"""Seconds after which successors that say nothing are looked for, at the latest."""
 
 _FORWARDED = (
     signal.SIGTTIN,
@@ -45,56 +57,38 @@ _FORWARDED = (
     signal.SIGWINCH,
 )
 
-# Becomes COMMAND, whose pid nobody knows before. Python itself, since there need be no shell, and
-# shells drop variables whose names they do not like. A terminal is not to stop COMMAND for writing
-# from a group that is not the terminal's.
-_STAGE = """\
-import os, signal, sys
-for number in (signal.SIGPIPE, signal.SIGXFSZ):
-    signal.signal(number, signal.SIG_DFL)
-if os.isatty(1) or os.isatty(2):
-    signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-_, kept, *words = sys.argv
-if not kept:
-    os.environ.pop("LC_CTYPE", None)
-os.environ["LISTEN_PID"] = str(os.getpid())
-try:
-    os.execvp(words[0], words)
-except OSError as exc:
-    os.write(2, b"conduit: " + os.fsencode(f"{words[0]}: {exc.strerror}\\n"))
-    os._exit(126)
-"""
+_PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
+"""What COMMAND says that the service manager hears as well."""
 
-# Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes
-# without the line that says that COMMAND has ended by itself.
-_GUARD = f"""\
-import os, signal, sys, time
-group = int(sys.argv[1])
-if os.read(0, 1):
-    sys.exit()
-try:
-    os.kill(group, signal.SIGTERM)
-    deadline = time.monotonic() + {_GRACE}
-    while time.monotonic() < deadline:
-        os.kill(group, 0)
-        time.sleep(0.1)
-except ProcessLookupError:
-    pass
-try:
-    os.killpg(group, signal.SIGKILL)
-except ProcessLookupError:
-    pass
-"""
+EITHER, NOTIFY, ACCEPTING = "either", "notify", "accepting"
+"""What shows that COMMAND is ready."""
 
 
 class Options(NamedTuple):
-    """What ``conduit run`` is asked to do; seconds are floats."""
+    """What ``conduit run`` is asked to do.
+
+    Attributes:
+        control: where to be found.
+        addresses: where to listen.
+        command: what to run.
+        policy: how to treat it.
+        ready: what shows that it is ready: `EITHER`, `NOTIFY`, `ACCEPTING`, or seconds that it has
+            run, which show nothing.
+        listen_pid: whether LISTEN_PID says which process is meant.
+        mode: of Unix sockets.
+        owner: of Unix sockets: user and group, -1 for this process's.
+        backlog: connections that may wait.
+    """
 
     control: str
     addresses: Sequence[Address]
     command: Sequence[str]
-    ready_after: float | None
-    timeout: float
+    policy: Policy = Policy()
+    ready: str | float = EITHER
+    listen_pid: bool = True
+    mode: int = 0o600
+    owner: tuple[int, int] = (-1, -1)
+    backlog: int = _BACKLOG
 
 
 def run(options: Options) -> int:
@@ -108,91 +102,446 @@ def run(options: Options) -> int:
             predecessor goes on serving.
         Error: the predecessor refuses, or an address cannot be had.
     """
-    if shutil.which(options.command[0]) is None:
-        raise CommandError(f"{options.command[0]}: command not found", 127)
+    check_command(options.command)
     with contextlib.ExitStack() as stack:
         # Longer than this run gives itself, so that its own deadline is the one that is told.
-        takeover = stack.enter_context(Takeover(options.control, timeout=options.timeout + _GRACE))
+        takeover = stack.enter_context(
+            Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
+        )
         signals = stack.enter_context(_Signals())
-        notices = stack.enter_context(_Notices())
-        with contextlib.ExitStack() as sockets:
-            numbers = [
-                sockets.enter_context(
-                    takeover.listen(
-                        address.host,
-                        address.port,
-                        name=address.key,
-                        type=address.type,
-                        backlog=_BACKLOG,
-                    )
-                ).fileno()
-                for address in options.addresses
-            ]
-            names = [address.name for address in options.addresses]
-            command = _Command(options.command, numbers, names, notices.path)
-        stack.callback(command.release)
-        try:
-            return _serve(options, takeover, command, signals, notices)
-        except BaseException:
-            command.stop(signals)
+        runner = stack.enter_context(_Runner(options, takeover, signals))
+        return runner.run()
+
+
+def check(options: Options) -> None:
+    """Print what `run` would do, and do nothing.
+
+    Raises:
+        CommandError: COMMAND cannot be found.
+    """
+    check_command(options.command)
+    try:
+        [told] = ask(options.control, "status")
+        print(f"takes over from conduit {told['version']} (pid {told['pid']})")
+    except CommandError as exc:
+        if exc.code != NOBODY:
             raise
+        print(f"starts anew: {exc}")
+    for place, address in enumerate(options.addresses, processes.FIRST):
+        print(f"descriptor {place}: {address.name}, {address.key}")
+    names = [address.name for address in options.addresses]
+    print("runs:", *processes.filled(options.command, names))
 
 
-def _serve(
-    options: Options,
-    takeover: Takeover,
-    command: _Command,
-    signals: _Signals,
-    notices: _Notices,
-) -> int:
-    """Watch over COMMAND, from its start to its end."""
-    title = f"{options.command[0]} (pid {command.pid})"
-    poller = select.poll()
-    for number in (signals.fileno(), notices.fileno(), takeover.fileno()):
-        poller.register(number, select.POLLIN)
-    started = time.monotonic()
-    deadline = started + options.timeout
-    assumed = deadline if options.ready_after is None else started + options.ready_after
-    ready = draining = False
-    while True:
-        poller.poll(None if ready else _milliseconds(min(deadline, assumed)))
-        for number in signals.take():
-            command.send(number)
-        said = notices.take(command.pid)
-        if command.ended():
-            if ready:
-                return command.code
-            raise CommandError(
-                f"{title} {command.fate} before it was ready{_who_serves(takeover)}",
-                command.code or 1,
-            )
-        if not ready:
-            now = time.monotonic()
-            if said or (options.ready_after is not None and now >= assumed):
-                takeover.ready()
-                ready = True
-                _tell(f"READY=1\nMAINPID={os.getpid()}")
-                say(f"{title} serves{_whom_it_follows(takeover)}")
-            elif now >= deadline:
-                raise CommandError(
-                    f"{title} was not ready within {options.timeout:g} seconds"
-                    f"{_who_serves(takeover)}"
+def check_command(command: Sequence[str]) -> None:
+    """Raise `CommandError` if a program cannot be found."""
+    if shutil.which(command[0]) is None:
+        raise CommandError(f"{command[0]}: command not found", 127)
+
+
+class _Running:
+    """A generation that has a process.
+
+    Attributes:
+        said: who said that it is ready, as a pid, and when.
+        glance: when to look at it next, and how long it is then until the next time.
+    """
+
+    def __init__(self, process: Process, notices: Notices) -> None:
+        self.process = process
+        self.notices = notices
+        self.said: tuple[int, float] | None = None
+        self.glance: tuple[float, float] = (0.0, _GLANCE)
+
+    def close(self) -> None:
+        """Let go of it; a guard that was not released ends it."""
+        self.notices.close()
+
+
+class _Runner:
+    """Does what a `Plan` says; context manager.
+
+    All that it owns is closed when the block is left. What still runs then, since something failed
+    that nobody thought of, is ended by its guard.
+    """
+
+    def __init__(self, options: Options, takeover: Takeover, signals: _Signals) -> None:
+        self._options = options
+        self._takeover = takeover
+        self._signals = signals
+        self._plan = Plan(options.policy, options.command)
+        self._running: dict[Generation, _Running] = {}
+        self._error: Error | None = None
+        self._begun = time.time()
+        self._first = options.command[0]
+        self._sockets: list[socket.socket] = []
+        self._guests: list[Guest] = []
+        self._spares = Spares(
+            [
+                address.host
+                for address in options.addresses
+                if address.port is None and not address.host.startswith("@")
+            ]
+        )
+        self._poller = select.poll()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._spares.remove()
+        self._close_sockets()
+        for guest in self._guests:
+            guest.close()
+        for running in self._running.values():
+            running.close()
+            running.process.abandon()
+
+    def run(self) -> int:
+        """Serve; as `run`."""
+        options = self._options
+        for address in options.addresses:
+            self._open(address)
+        self._inodes = frozenset(os.fstat(sock.fileno()).st_ino for sock in self._sockets)
+        self._takeover._receive_guests(self._answer)
+        for number in (self._signals.fileno(), self._takeover.fileno()):
+            self._poller.register(number, select.POLLIN)
+        self._plan.begin(time.monotonic())
+        while self._plan.outcome is None:
+            self._do_all()
+            self._poller.poll(self._milliseconds())
+            self._notice()
+        self._do_all()
+        code, failure = self._plan.outcome
+        if self._error is not None:
+            raise self._error
+        if failure:
+            raise CommandError(f"{self._first} {failure}{_who_serves(self._takeover)}", code)
+        return code
+
+    def _open(self, address: Address) -> None:
+        options, path = self._options, address.host
+        before = address.port is None and os.path.lexists(path) and os.lstat(path).st_ino
+        sock = self._takeover.listen(
+            address.host,
+            address.port,
+            name=address.key,
+            type=address.type,
+            backlog=options.backlog,
+            mode=options.mode,
+        )
+        self._sockets.append(sock)
+        is_path = address.port is None and not path.startswith("@")
+        # Not one that was taken over: that one is as it was.
+        if is_path and options.owner != (-1, -1) and os.lstat(path).st_ino != before:
+            os.chown(path, *options.owner)
+
+    # What is to be done.
+
+    def _do_all(self) -> None:
+        while actions := self._plan.take():
+            for action in actions:
+                self._do(action)
+
+    def _do(self, action: plan.Action) -> None:
+        if isinstance(action, plan.Start):
+            self._start(action.generation)
+        elif isinstance(action, plan.Send):
+            self._send(action)
+        elif isinstance(action, plan.HandOver):
+            self._hand_over(action)
+        elif isinstance(action, plan.Answer):
+            text = self._about(action.generation, action.text)
+            if action.code is None:
+                action.asker.say("progress", text=text)
+            else:
+                action.asker.say("end", text=text, code=action.code)
+        elif isinstance(action, plan.Say):
+            say(self._about(action.generation, action.text))
+        elif action.state == "RELOADING=1":
+            _tell(f"{action.state}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        else:
+            _tell(action.state)
+
+    def _start(self, generation: Generation) -> None:
+        options = self._options
+        directory = os.path.dirname(os.path.abspath(options.control))
+        try:
+            notices = Notices(directory)
+            try:
+                process = Process(
+                    generation.words,
+                    [sock.fileno() for sock in self._sockets],
+                    [address.name for address in options.addresses],
+                    notices.path,
+                    listen_pid=options.listen_pid,
+                    stop_signal=options.policy.stop_signal,
                 )
-        elif not draining and takeover.wait(0):
-            draining = True
-            poller.unregister(takeover.fileno())
-            say(f"a successor serves; {title} finishes what it has begun")
-            command.send(signal.SIGTERM)
+            except BaseException:
+                notices.close()
+                raise
+        except OSError as exc:
+            how = f"could not be started ({exc.strerror or exc})"
+            self._plan.exited(generation, 1, how, time.monotonic())
+            return
+        self._running[generation] = _Running(process, notices)
+        self._poller.register(notices.fileno(), select.POLLIN)
+        if generation.number == 1:
+            self._first = self._about(generation, "").strip()
+
+    def _send(self, action: plan.Send) -> None:
+        running = self._running.get(action.generation)
+        if running is None:
+            return
+        if not self._plan.is_ending or self._plan.is_followed:
+            self._spares.make()
+        if action.to_all:
+            running.process.send_all(action.number)
+        else:
+            running.process.send(action.number)
+
+    def _hand_over(self, action: plan.HandOver) -> None:
+        text = "serves"
+        if action.is_first:
+            try:
+                self._takeover.ready()
+            except Error as exc:
+                self._error = exc
+                self._plan.reject(action.generation, str(exc), time.monotonic())
+                return
+            text += _whom_it_follows(self._takeover)
+            _tell(f"READY=1\nMAINPID={os.getpid()}")
+        else:
+            _tell("READY=1")
+        say(self._about(action.generation, text))
+
+    def _about(self, generation: Generation | None, text: str) -> str:
+        """Return a sentence about a generation, if it is about one."""
+        if generation is None:
+            return text
+        running = self._running.get(generation)
+        pid = "" if running is None else f" (pid {running.process.pid})"
+        return f"{generation.words[0]}{pid} {text}"
+
+    def _close_sockets(self) -> None:
+        while self._sockets:
+            self._sockets.pop().close()
+
+    # What happens.
+
+    def _milliseconds(self) -> float | None:
+        """How long to wait at most."""
+        now = time.monotonic()
+        times = [now + _OFTEN]
+        if self._plan.deadline is not None:
+            times.append(self._plan.deadline)
+        if self._plan.starting is not None:
+            running = self._running.get(self._plan.starting)
+            times += [] if running is None else [running.glance[0]]
+        if any(each.state is State.LEFTOVER for each in self._plan.generations):
+            times.append(now + _GLANCE)
+        return max(0.0, min(times) - now) * 1000 + 1
+
+    def _notice(self) -> None:
+        """Tell the plan what has happened."""
+        now = time.monotonic()
+        for number in self._signals.take():
+            self._plan.signal(number, now)
+        for generation, running in list(self._running.items()):
+            for notice in running.notices.take(running.process.pid):
+                self._hear(generation, running, notice, now)
+        self._reap(now)
+        if not self._plan.is_followed:
+            self._takeover.step()
+            if self._takeover.wait(0):
+                self._poller.unregister(self._takeover.fileno())
+                self._plan.followed(now)
+        if self._plan.is_ending:
+            self._close_sockets()
+        starting = self._plan.starting
+        if starting is not None and starting in self._running:
+            self._judge(starting, self._running[starting], now)
+        for generation in self._plan.suspects(now):
+            pid = self._running[generation].process.pid
+            sight = inspection.see(inspection.family(pid, pid), self._inodes)
+            self._plan.looked(generation, bool(sight.waiting), now)
+        self._plan.tick(now)
+
+    def _reap(self, now: float) -> None:
+        for pid, status in processes.reap():
+            for generation, running in self._running.items():
+                if running.process.note(pid):
+                    self._plan.exited(generation, *processes.fate(status), now)
+                    break
+        # Before they are forgotten, what is told of them is told with their pids.
+        self._do_all()
+        for generation, running in list(self._running.items()):
+            if generation.state is State.LEFTOVER and running.process.is_gone():
+                self._plan.emptied(generation, now)
+            if generation.state is State.ENDED:
+                self._spares.restore()
+                del self._running[generation]
+                self._poller.unregister(running.notices.fileno())
+                running.close()
+                running.process.release()
+        if all(each.state in (State.STARTING, State.SERVING) for each in self._running):
+            self._spares.remove()
+
+    def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
+        said = dict(line.partition("=")[::2] for line in notice.lines)
+        if said.get("READY") == "1" and running.said is None:
+            running.said = notice.pid, now
+        usec = said.get("EXTEND_TIMEOUT_USEC", "")
+        if usec.isascii() and usec.isdigit():
+            self._plan.extend(generation, int(usec) / 1e6, now)
+        heard = self._plan.serving or self._plan.starting
+        if generation is heard:
+            state = "\n".join(f"{key}={said[key]}" for key in _PASSED_ON if key in said)
+            if state:
+                _tell(state)
+
+    def _judge(self, generation: Generation, running: _Running, now: float) -> None:
+        """Tell the plan whether a generation serves, if that is to be seen."""
+        when, pause = running.glance
+        if now < when and running.said is None:
+            return
+        running.glance = now + pause, min(1.3 * pause, _LONGEST_GLANCE)
+        ready = self._options.ready
+        if running.said is not None and ready != ACCEPTING:
+            speaker, since = running.said
+            self._judge_by(_has(running.process.pid, speaker, self._inodes), generation, since, now)
+        elif ready in (EITHER, ACCEPTING):
+            if not self._inodes - _seen(running.process.pid, self._inodes).waiting:
+                self._plan.ready(generation, now)
+        elif isinstance(ready, float) and now - generation.since >= ready:
+            self._judge_by(
+                _has(running.process.pid, 0, self._inodes), generation, generation.since, now
+            )
+
+    def _judge_by(
+        self, has_sockets: bool | None, generation: Generation, since: float, now: float
+    ) -> None:
+        """Tell the plan, by whether it was seen to have the sockets; None if that is unknown."""
+        if has_sockets is not False:
+            self._plan.ready(generation, now)
+        elif now - since >= _FLUX:
+            self._plan.refuse(
+                generation,
+                "says that it is ready, and has not the sockets: it has to take them by LISTEN_FDS "
+                "and LISTEN_PID (behind a wrapper: --no-listen-pid), or as {fd} in its words",
+                now,
+            )
+
+    # What others ask.
+
+    def _answer(self, conduit: Conduit, message: dict[str, Any]) -> None:
+        guest = Guest(conduit)
+        self._guests = [each for each in self._guests if not each.closed] + [guest]
+        now = time.monotonic()
+        kind = message["kind"]
+        if kind == "status":
+            guest.say("status", **self.status())
+        elif kind == "stop":
+            self._plan.stop(guest, self._options.policy.stop_signal, now)
+        elif kind == "reload":
+            words, timeout = message.get("command"), message.get("timeout")
+            is_command = words is None or (
+                isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+            )
+            if not is_command or not (timeout is None or isinstance(timeout, int | float)):
+                guest.say("end", text="a request that is malformed", code=2)
+            else:
+                self._plan.reload(guest, words, timeout, now)
+        else:
+            guest.say("end", text=f"conduit {__version__} knows no {kind!r}", code=2)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `conduit status` tells."""
+        now = time.monotonic()
+        old = self._takeover.predecessor_line
+        predecessor = self._takeover.predecessor
+        drains = old is not None and predecessor is not None and not _is_closed(old)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "control": self._options.control,
+            "since": self._begun,
+            "restarts": self._plan.restarts,
+            "reloads": self._plan.reloads,
+            "predecessor": predecessor.pid if drains and predecessor else None,
+            "sockets": [
+                _socket_status(address, sock)
+                for address, sock in zip(self._options.addresses, self._sockets, strict=False)
+            ],
+            "generations": [
+                {
+                    "number": generation.number,
+                    "state": generation.state.value,
+                    "seconds": round(now - generation.since, 3),
+                    "pid": running.process.pid,
+                    "command": list(generation.words),
+                }
+                for generation, running in self._running.items()
+            ],
+        }
 
 
-def _milliseconds(deadline: float) -> float:
-    return max(0.0, (deadline - time.monotonic()) * 1000) + 1
+def _seen(pid: int, inodes: frozenset[int]) -> inspection.Sight:
+    return inspection.see(inspection.family(pid, pid), inodes)
+
+
+def _has(pid: int, speaker: int, inodes: frozenset[int]) -> bool | None:
+    """Whether COMMAND has the sockets, as far as it is known.
+
+    A wrapper has them without using them. So it counts what the process that says it is ready has,
+    and its children, as long as it is there; or that any process waits on them.
+    """
+    whole = inspection.family(pid, pid)
+    some = inspection.family(speaker, -1) if speaker in whole else whole
+    sight = inspection.see(some, inodes)
+    if sight.having is None:
+        return None
+    return inodes <= sight.having or bool(inspection.see(whole, inodes).waiting)
+
+
+def _is_closed(conduit: Conduit) -> bool:
+    poller = select.poll()
+    poller.register(conduit.fileno(), 0)
+    return bool(poller.poll(0))
+
+
+def _socket_status(address: Address, sock: socket.socket) -> dict[str, Any]:
+    queue = None
+    if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
+        with contextlib.suppress(AttributeError, OSError):
+            # tcpi_unacked of struct tcp_info: for a socket that listens, who waits.
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            queue = int.from_bytes(info[24:28], "little")
+    name = sock.getsockname()
+    if isinstance(name, tuple):
+        shown = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+    else:
+        shown = os.fsdecode(name).replace("\0", "@", 1)
+    kind = "udp" if sock.type == socket.SOCK_DGRAM else "unix"
+    return {
+        "name": address.name,
+        "type": kind if kind == "udp" or sock.family == socket.AF_UNIX else "tcp",
+        "address": shown,
+        "queue": queue,
+    }
 
 
 def _who_serves(takeover: Takeover) -> str:
     old = takeover.predecessor
     if old is None:
         return ""
+    if old.pid:
+        try:
+            os.kill(old.pid, 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
     return f"; the old one{f' (pid {old.pid})' if old.pid else ''} goes on serving"
 
 
@@ -211,7 +560,7 @@ def _tell(state: str) -> None:
     """Notify the manager that started this process, if one did."""
     try:
         systemd.notify(state)
-    except Error as exc:
+    except (Error, ValueError) as exc:
         say(f"NOTIFY_SOCKET: {exc}")
 
 
@@ -244,210 +593,9 @@ class _Signals:
     def fileno(self) -> int:
         return self._inside
 
-    def wait(self, timeout: float) -> None:
-        """Wait so many seconds for any signal, and forget it."""
-        if select.select([self._inside], [], [], max(timeout, 0))[0]:
-            os.read(self._inside, 4096)
-
     def take(self) -> list[int]:
         """Return the signals that came and are to be forwarded, in their order."""
         try:
             return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
         except BlockingIOError:
             return []
-
-
-class _Notices:
-    """The socket at which COMMAND says that it is ready (sd_notify(3)); context manager.
-
-    Where the system tells who sends, others reach it, too: COMMAND may change its user.
-    """
-
-    def __enter__(self) -> Self:
-        told = sys.platform == "linux"
-        self._directory = tempfile.TemporaryDirectory(prefix="conduit-")
-        self.path = os.path.join(self._directory.name, "notify")
-        try:
-            if told:  # pragma: no branch
-                os.chmod(self._directory.name, 0o711)
-            self._conduit = Conduit.bind(self.path, mode=0o666 if told else 0o600)
-            self._conduit.timeout = 0
-        except BaseException:
-            self._directory.cleanup()
-            raise
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._conduit.close()
-        self._directory.cleanup()
-
-    def fileno(self) -> int:
-        return self._conduit.fileno()
-
-    def take(self, command: int) -> bool:
-        """Read what came, and return whether COMMAND, of this pid, says READY=1."""
-        ready = False
-        # All of it, whatever it says: COMMAND would block when nobody reads.
-        while True:
-            try:
-                with self._conduit.receive(_LONGEST_NOTICE) as message:
-                    said = b"READY=1" in message.data.split(b"\n")
-                    ready |= said and _speaks_for(message.sender, command)
-            except BlockingIOError:
-                return ready
-            except Error as exc:
-                say(f"a notice that cannot be read: {exc}")
-
-
-def _speaks_for(sender: Peer | None, command: int) -> bool:
-    """Whether who sent a notice is this user or root, or a process of COMMAND."""
-    if sender is None or sender.uid in (0, os.geteuid()):
-        return True
-    pid = sender.pid
-    with contextlib.suppress(OSError):
-        if os.getpgid(pid) == command:
-            return True
-        while pid > 1 and pid != command:
-            with open(f"/proc/{pid}/stat", "rb") as status:
-                pid = int(status.read().rpartition(b")")[2].split()[1])
-        return pid == command
-    return False
-
-
-class _Command:
-    """COMMAND as a process, with sockets from descriptor 3 on.
-
-    It has a process group of its own: a terminal's Ctrl-C reaches it once, forwarded, and what
-    it started goes with it when it fails.
-
-    Attributes:
-        pid: of the process, which is also the number of its group.
-        status: as waitpid(2) told it; None while COMMAND runs.
-    """
-
-    def __init__(
-        self, words: Sequence[str], numbers: Sequence[int], names: Sequence[str], notify: str
-    ) -> None:
-        environment = dict(os.environ)
-        # systemd's second check of who is meant; it would name this process.
-        environment.pop("LISTEN_PIDFDID", None)
-        environment["LISTEN_FDS"] = str(len(numbers))
-        environment["LISTEN_FDNAMES"] = ":".join(names)
-        environment["NOTIFY_SOCKET"] = notify
-        self.status: int | None = None
-        kept = "LC_CTYPE" if "LC_CTYPE" in environment else ""
-        # Before COMMAND, which is not to run without a guard.
-        with _guard_ends() as (self._guard, ends):
-            with _above(numbers, _FIRST + len(numbers)) as sources:
-                self.pid = _spawn(_STAGE, [kept, *words], environment, enumerate(sources, _FIRST))
-            try:
-                self._guard_pid = _spawn(_GUARD, [str(self.pid)], environment, ends)
-            except BaseException:
-                os.killpg(self.pid, signal.SIGKILL)
-                raise
-
-    @property
-    def code(self) -> int:
-        """The exit code, or 128 and the signal; 0 while it runs."""
-        code = os.waitstatus_to_exitcode(self.status or 0)
-        return code if code >= 0 else 128 - code
-
-    @property
-    def fate(self) -> str:
-        """How it ended, in words."""
-        code = os.waitstatus_to_exitcode(self.status or 0)
-        return f"exited with {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
-
-    def send(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
-        if self.status is None:
-            os.kill(self.pid, number)
-            if number == signal.SIGTERM:
-                # A stopped one, as by a terminal that it reads from, would not hear of it.
-                os.kill(self.pid, signal.SIGCONT)
-
-    def ended(self) -> bool:
-        """Return whether it has ended."""
-        # All children, since this may be process 1 of a container, which inherits orphans.
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == self.pid:
-                    self.status = status
-                elif pid == self._guard_pid and self.status is None:
-                    # Killed; what it guards is not to serve unguarded.
-                    os.close(self._guard)
-                    with _guard_ends() as (self._guard, ends):
-                        self._guard_pid = _spawn(_GUARD, [str(self.pid)], dict(os.environ), ends)
-                if pid == 0:
-                    break
-        return self.status is not None
-
-    def stop(self, signals: _Signals) -> None:
-        """Make an end of it and of its group: gently, then not."""
-        deadline = time.monotonic() + _GRACE
-        # It may have accepted connections already.
-        self.send(signal.SIGTERM)
-        while not self.ended() and time.monotonic() < deadline:
-            signals.wait(deadline - time.monotonic())
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        if self.status is None:
-            _, self.status = os.waitpid(self.pid, 0)
-
-    def release(self) -> None:
-        """Let the guard go, once COMMAND has ended."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._guard, b"\n")
-        os.close(self._guard)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._guard_pid, 0)
-
-
-@contextlib.contextmanager
-def _guard_ends() -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """The end of a pipe by which to let a guard go, and descriptors to start it with."""
-    with contextlib.ExitStack() as stack:
-        watched, told = os.pipe()
-        stack.callback(os.close, watched)
-        try:
-            # Who reads this process's output is not to wait for the guard as well.
-            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-            stack.callback(os.close, null)
-            yield told, [(0, watched), (1, null), (2, null)]
-        except BaseException:
-            os.close(told)
-            raise
-
-
-@contextlib.contextmanager
-def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
-    """Duplicates of descriptors, at ``lowest`` or above, for a while."""
-    with contextlib.ExitStack() as stack:
-        copies = []
-        for number in numbers:
-            copies.append(fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, lowest))
-            stack.callback(os.close, copies[-1])
-        yield copies
-
-
-def _spawn(
-    program: str,
-    words: Sequence[str],
-    environment: dict[str, str],
-    descriptors: Iterable[tuple[int, int]],
-) -> int:
-    """Start a program in Python in a group of its own, with ``(there, here)`` descriptors.
-
-    Forking is no choice while a thread of `Takeover` runs.
-    """
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, "-I", "-S", "-c", program, *words],
-        environment,
-        file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
-        setpgroup=0,
-        setsigmask=[],
-        # What Python ignores; the rest is as this process found it.
-        setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-    )
