@@ -115,15 +115,19 @@ def _call(parser: argparse.ArgumentParser, options: argparse.Namespace, command:
 
 
 def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
-    from conduit.cli.plan import Policy
+    from conduit.cli import plan
     from conduit.cli.run import Options, check, run
 
+    timeout = options.timeout
+    if isinstance(options.ready, float):
+        # Not sooner than it is taken for ready.
+        timeout = max(timeout, options.ready + plan.GRACE)
     asked = Options(
         options.control,
         _distinct(parser, options.listen),
         command,
-        Policy(
-            options.timeout,
+        plan.Policy(
+            timeout,
             options.restart,
             options.stop_signal,
             options.reload_signal,

@@ -132,8 +132,8 @@ class Process:
         if not self.has_ended:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
-                # A stopped one, as by a terminal that it reads from, would not hear of it. But SIGCONT
-                # takes back what stops.
+                # A stopped one, as by a terminal that it reads from, would not hear of it. But
+                # SIGCONT takes back what stops.
                 if number not in (signal.SIGTTIN, signal.SIGTTOU):
                     os.kill(self.pid, signal.SIGCONT)
 
