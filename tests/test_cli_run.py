@@ -22,8 +22,9 @@ from sides import NOBODY, beside, needs_root
 
 from conduit import Conduit
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, processes
+from conduit.cli import control, inspection, main, plan, processes
 from conduit.cli import run as module
+from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
 from conduit.cli.spares import Spares
 from conduit.cli.status import table
@@ -316,7 +317,7 @@ def test_an_address_is_shown_as_it_is_written(
 ) -> None:
     with socket.socket(family, type) as sock:
         sock.bind(address)
-        told = module._socket_status(SimpleNamespace(name="x"), sock)
+        told = module._socket_status(parse_address("x=:1"), sock)
     assert told["address"].startswith(shown)
 
 
@@ -468,7 +469,7 @@ def test_what_goes_on_accepting_is_killed(
         os.kill(runner, signal.SIGTERM)
 
     runner = os.getpid()
-    monkeypatch.setattr(module.plan, "GRACE", 0.2)
+    monkeypatch.setattr(plan, "GRACE", 0.2)
     deaf = "import signal; signal.signal(15, signal.SIG_IGN); "
     words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--"]
     with beside_but_reaped(end_it):

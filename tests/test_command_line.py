@@ -176,7 +176,7 @@ def test_what_a_command_says_at_length_is_passed_over(capsys: pytest.CaptureFixt
         with Conduit.connect(board.path, type=socket.SOCK_DGRAM) as link:
             link.transfer(data=b"STATUS=" + bytes(10_000))
             link.transfer(memory(), data=b"READY=1")
-        assert [notice.lines for notice in board.take(os.getpid())] == [["READY=1"]]
+        assert [notice.said for notice in board.take(os.getpid())] == [{"READY": "1"}]
         assert board.take(os.getpid()) == []
     assert "cannot be read" in capsys.readouterr().err
 
@@ -601,7 +601,7 @@ def test_a_command_that_there_is_no_room_to_guard_is_not_started(
         with room_for(room):
             return process(*args, **kwargs)
 
-    process = module.Process
+    process = processes.Process
     monkeypatch.setattr(module, "Process", start)
     with pytest.raises(CommandError, match="Too many open files"):
         module.run(options(tmp_path, "sleep", "1000"))

@@ -20,7 +20,7 @@ _LONGEST = 4096
 class Notice(NamedTuple):
     """One message: its assignments, and the pid of who sent it; 0 if that is not known."""
 
-    lines: list[str]
+    said: dict[str, str]
     pid: int
 
 
@@ -83,8 +83,9 @@ class Notices:
             try:
                 with self._conduit.receive(_LONGEST) as message:
                     lines = message.data.decode(errors="replace").split("\n")
+                    said = {key: value for key, _, value in (each.partition("=") for each in lines)}
                     if _speaks_for(message.sender, command):
-                        notices.append(Notice(lines, message.sender.pid if message.sender else 0))
+                        notices.append(Notice(said, message.sender.pid if message.sender else 0))
             except BlockingIOError:
                 return notices
             except Error as exc:

@@ -19,7 +19,7 @@ import signal
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 GRACE = 10.0
 """Seconds between the stop signal and SIGKILL for what failed, is deaf, or was left behind."""
@@ -81,7 +81,7 @@ class Generation:
 
     number: int
     words: Sequence[str]
-    asker: object
+    asker: Any
     since: float
     deadline: float | None
     state: State = State.STARTING
@@ -115,7 +115,7 @@ class HandOver(NamedTuple):
 class Answer(NamedTuple):
     """Tell who asked how it goes, or, with an exit code, how it ended."""
 
-    asker: object
+    asker: Any
     text: str
     code: int | None = None
     generation: Generation | None = None
@@ -138,7 +138,7 @@ Action = Start | Send | HandOver | Answer | Say | Notify
 
 
 class _Request(NamedTuple):
-    asker: object
+    asker: Any
     words: Sequence[str] | None
     timeout: float | None
 
@@ -168,7 +168,7 @@ class Plan:
         self.outcome: tuple[int, str] | None = None
         self._actions: list[Action] = []
         self._requests: deque[_Request] = deque()
-        self._stoppers: list[object] = []
+        self._stoppers: list[Any] = []
         self._stops = 0
         self._count = 0
         self._ever_served = False
@@ -289,7 +289,7 @@ class Plan:
 
     def reload(
         self,
-        asker: object,
+        asker: Any,
         words: Sequence[str] | None,
         timeout: float | None,
         now: float,
@@ -303,7 +303,7 @@ class Plan:
             self._tell(asker, "waits until what is starting serves")
         self._next(now)
 
-    def stop(self, asker: object, number: int, now: float) -> None:
+    def stop(self, asker: Any, number: int, now: float) -> None:
         """End it all, draining; by a second signal, at once.
 
         Args:
@@ -357,8 +357,8 @@ class Plan:
                 self.refuse(generation, f"was not ready within {seconds:g} seconds", now)
                 continue
             if generation.state is State.DRAINING:
-                seconds = f"{now - generation.since:.0f} seconds"
-                self._do(Say(f"did not end within {seconds}, and is killed", generation))
+                lasted = f"{now - generation.since:.0f} seconds"
+                self._do(Say(f"did not end within {lasted}, and is killed", generation))
             self._kill(generation, now)
         if self._respawn_at is not None and now >= self._respawn_at:
             self.restarts += 1
@@ -372,7 +372,7 @@ class Plan:
     def _only(self, state: State) -> Generation | None:
         return next((each for each in self.generations if each.state is state), None)
 
-    def _tell(self, asker: object, text: str, code: int | None = None) -> None:
+    def _tell(self, asker: Any, text: str, code: int | None = None) -> None:
         if asker is not None:
             self._do(Answer(asker, text, code))
 

@@ -207,11 +207,11 @@ class _Runner:
         for number in (self._signals.fileno(), self._takeover.fileno()):
             self._poller.register(number, select.POLLIN)
         self._plan.begin(time.monotonic())
+        self._do_all()
         while self._plan.outcome is None:
-            self._do_all()
             self._poller.poll(self._milliseconds())
             self._notice()
-        self._do_all()
+            self._do_all()
         code, failure = self._plan.outcome
         if self._error is not None:
             raise self._error
@@ -388,7 +388,7 @@ class _Runner:
             self._spares.remove()
 
     def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
-        said = dict(line.partition("=")[::2] for line in notice.lines)
+        said = notice.said
         if said.get("READY") == "1" and running.said is None:
             running.said = notice.pid, now
         usec = said.get("EXTEND_TIMEOUT_USEC", "")

@@ -34,8 +34,7 @@ def table(told: dict[str, Any]) -> str:
     if told["predecessor"]:
         lines.append(f"taken over from pid {told['predecessor']}, which drains")
     lines.append("")
-    rows = [("GENERATION", "STATE", "SECONDS", "PID", "COMMAND")]
-    rows += [
+    generations = [
         (
             str(each["number"]),
             each["state"],
@@ -45,21 +44,16 @@ def table(told: dict[str, Any]) -> str:
         )
         for each in told["generations"]
     ]
-    lines += [*_aligned(rows), ""]
-    rows = [("SOCKET", "TYPE", "ADDRESS", "WAITING")]
-    rows += [
-        (
-            each["name"],
-            each["type"],
-            each["address"],
-            str("-" if each["queue"] is None else each["queue"]),
-        )
+    sockets = [
+        (each["name"], each["type"], each["address"], str(each["queue"]).replace("None", "-"))
         for each in told["sockets"]
     ]
-    return "\n".join([*lines, *_aligned(rows)])
+    lines += _aligned(("GENERATION", "STATE", "SECONDS", "PID", "COMMAND"), *generations)
+    lines += ["", *_aligned(("SOCKET", "TYPE", "ADDRESS", "WAITING"), *sockets)]
+    return "\n".join(lines)
 
 
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+def _aligned(*rows: tuple[str, ...]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
