@@ -383,6 +383,33 @@ def test_a_signal_reaches_what_drains_for_a_successor() -> None:
     assert plan.take() == [Send(only, TERM)]
 
 
+def test_a_signal_does_not_reach_what_has_ended() -> None:
+    plan, only = serving()
+    plan.followed(2)
+    plan.exited(only, 0, "exited with 0", 3)
+    plan.take()
+    plan.signal(TERM, 3)
+    assert plan.take() == []
+
+
+def test_a_respawn_that_fails_is_tried_again() -> None:
+    plan, only = serving(restart="always")
+    end(plan, only, 0, 2)
+    plan.tick(3)
+    second = started(plan)
+    end(plan, second, 1, 3)
+    assert plan.deadline == pytest.approx(3.2)
+    assert Notify("READY=1") not in plan.take()
+
+
+def test_a_successor_may_come_while_it_ends() -> None:
+    plan, only = serving()
+    plan.stop("me", TERM, 2)
+    plan.followed(3)
+    end(plan, only, 6, 4)
+    assert plan.outcome == (6, "")
+
+
 def test_who_asked_for_what_starts_is_told_that_it_ends() -> None:
     plan, _ = serving()
     plan.reload("me", None, None, 2)

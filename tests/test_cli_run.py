@@ -40,6 +40,8 @@ WAITS = {
     "select": "select.select([s], [], [])",
     "poll": "p = select.poll(); p.register(s, 1); p.poll()",
     "epoll": "p = select.epoll(); p.register(s, 1); p.poll()",
+    "epoll of others": "e = select.epoll(); p = select.epoll(); p.register(e, 1); "
+    "p.register(s, 1); p.poll()",
     "thread": "threading.Thread(target=s.accept).start()",
 }
 
@@ -287,7 +289,7 @@ def test_the_line_run_again_takes_over_what_was_reloaded(bench: Bench) -> None:
 
 
 def test_status_is_a_table(bench: Bench) -> None:
-    _, command = bench.serve("--listen=web=127.0.0.1:0", f"--listen={bench.unix}")
+    run, command = bench.serve("--listen=web=127.0.0.1:0", f"--listen={bench.unix}")
     said = ask(bench, "status").stdout
     pid = command.start["pid"]
     row = next(line for line in said.splitlines() if line.startswith("1 "))
@@ -297,6 +299,8 @@ def test_status_is_a_table(bench: Bench) -> None:
     with socket.create_connection(("127.0.0.1", port)):
         queues = {each["type"]: each["queue"] for each in status(bench)["sockets"]}
         assert queues == {"tcp": 1, "unix": None}
+    command.tell(0)
+    assert run.end()[0] == 0
 
 
 def test_the_table_names_a_predecessor_that_drains() -> None:
@@ -553,6 +557,25 @@ def test_a_path_that_the_old_one_removes_is_there_again(bench: Bench, by: str) -
     assert ends(new) == 0
 
 
+def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError
+
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    spares = Spares([path])
+    spares.make()
+    os.unlink(path)
+    monkeypatch.setattr("builtins.open", refuse)
+    spares.restore()
+    monkeypatch.undo()
+    spares.remove()
+    assert os.listdir(tmp_path) == ["s"]
+
+
 def test_a_path_that_nobody_listens_at_is_not_restored(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as sock:
@@ -575,6 +598,46 @@ def test_a_unix_socket_has_the_mode_and_owner_that_were_asked_for(bench: Bench) 
     assert run.end()[0] == 0
 
 
+# Processes
+
+
+def test_what_has_ended_gets_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    notify = str(tmp_path / "x" / "notify")
+    process = processes.Process(
+        ["true"], [], [], notify, listen_pid=True, stop_signal=signal.SIGTERM
+    )
+    await_that(lambda: any(process.note(pid) for pid, _ in processes.reap()))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda *_: pytest.fail("a signal"))
+        process.send(signal.SIGTERM)
+    process.send_all(signal.SIGTERM)
+    assert process.is_gone()
+    # What has changed its user may not be asked.
+    monkeypatch.setattr(os, "killpg", refuse)
+    assert not process.is_gone()
+    process.send_all(signal.SIGTERM)
+    process.release()
+
+
+def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module._Runner, "_judge", fail)
+    words = ["run", "--control", f"{tmp_path}/c", f"--listen={tmp_path}/s", "--", "sleep", "1000"]
+    with pytest.raises(MemoryError):
+        main(words)
+    # COMMAND and its guard.
+    for _ in range(2):
+        os.wait()
+    assert os.listdir(tmp_path) == []
+
+
 # Before it runs
 
 
@@ -593,6 +656,27 @@ def test_check_tells_what_would_happen(bench: Bench) -> None:
     command.tell(0)
     assert run.end()[0] == 0
     assert conduit_says("run", *options, "--", "no-such-program").returncode == 127
+
+
+def test_check_tells_when_it_may_not_ask(tmp_path: Path) -> None:
+    def refuse() -> None:
+        with socket.socket(socket.AF_UNIX, TYPE) as server:
+            server.bind(str(tmp_path / "c"))
+            server.listen()
+            with Channel(Conduit.from_conn(server.accept()[0])) as channel:
+                channel.receive()
+                channel.send({"kind": "refused", "reason": "no"})
+
+    words = ["run", "--control", f"{tmp_path}/c", "--listen=:1", "--check", "--", "true"]
+    with beside(refuse):
+        await_that(lambda: is_listening(tmp_path / "c"))
+        assert main(words) == 1
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a socket that is bound at a path listens: its flags are SO_ACCEPTCON then."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -689,6 +773,15 @@ def test_what_is_polled_without_a_timeout_is_read_from_memory() -> None:
     # A select of which no set is to be read.
     assert inspection._selected(os.getpid(), 10, 0) == []
     assert inspection._epoll_set(os.getpid(), 1 << 20) == []
+
+
+def test_a_predecessor_of_another_user_is_said_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    other: Any = SimpleNamespace(predecessor=SimpleNamespace(pid=77))
+    assert "(pid 77) goes on serving" in module._who_serves(other)
 
 
 def test_a_predecessor_that_is_dead_is_not_said_to_serve() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import select
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from commands import Bench, await_gone, await_that, children, conduit_says
 from helpers import GENEROUS, Call, memory, room_for
-from sides import is_at_eof, needs_root, wait_until_process_polls
+from sides import NOBODY, beside, is_at_eof, needs_root, wait_until_process_polls
 
 import conduit
 from conduit import Conduit, Peer
@@ -78,13 +79,16 @@ def test_what_is_no_address_is_an_error(text: str) -> None:
         ["run", "--control", "c", "--listen", "h:1", "--timeout", "nan", "--", "true"],
         ["run", "--listen", "h:1", "--", "true"],
         ["send", "s", "--", "true"],
+        ["run", "--control", "c", "--listen", "h:1", "true"],
+        ["status", "--control", "c", "more"],
         [],
     ],
 )
-def test_wrong_usage_exits_with_2(words: list[str]) -> None:
-    said = conduit_says(*words)
-    assert said.returncode == 2
-    assert "error: " in said.stderr.splitlines()[-1]
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
 
 
 # What COMMAND gets
@@ -169,6 +173,26 @@ def test_only_a_process_of_the_command_or_of_this_user_speaks_for_it() -> None:
     assert notices._speaks_for(Peer(me, stranger, 0), os.getppid())
     assert not notices._speaks_for(Peer(me, stranger, 0), 1 << 22)
     assert not notices._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
+
+
+@needs_root
+def test_what_another_user_says_is_not_heard(tmp_path: Path) -> None:
+    def say() -> None:
+        with Conduit.connect(board.path, type=socket.SOCK_DGRAM) as link:
+            link.transfer(data=b"READY=1")
+
+    with notices.Notices(str(tmp_path)) as board:
+        with beside(say, user=NOBODY):
+            pass
+        assert board.take(1 << 22) == []
+
+
+def test_a_manager_that_cannot_be_told_is_complained_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "no path")
+    module._tell("READY=1")
+    assert "NOTIFY_SOCKET" in capsys.readouterr().err
 
 
 def test_what_a_command_says_at_length_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
@@ -902,4 +926,5 @@ def test_version_is_told_by_the_package_and_the_command(
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
+    assert importlib.import_module("conduit.__main__").main is main
     assert capsys.readouterr().out == f"conduit {conduit.__version__}\n"
