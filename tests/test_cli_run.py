@@ -159,6 +159,13 @@ def test_a_guess_does_not_help_what_has_no_socket(bench: Bench) -> None:
     assert "LISTEN_FDS" in line
 
 
+def test_a_guess_is_told(bench: Bench) -> None:
+    run = bench.run("--ready-after=0.1", command=["sleep", "1000"])
+    run.await_line("is taken for ready after 0.1 seconds, and was not seen to serve")
+    run.await_line("serves")
+    assert ends(run) == 128 + signal.SIGTERM
+
+
 def test_time_is_given_to_what_asks_for_it(bench: Bench) -> None:
     code = (
         "import os, socket, time; n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
@@ -234,7 +241,7 @@ def test_several_may_drain_at_once(bench: Bench) -> None:
     ("words", "code", "why"),
     [
         (["false"], 1, "exited with 1 before it was ready"),
-        (["no-such-program"], 126, "exited with 126 before it was ready"),
+        (["no-such-program"], 127, "no-such-program: command not found"),
         (["sleep", "1000"], 1, "was not ready within 0.4 seconds"),
     ],
 )
@@ -380,6 +387,19 @@ def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
         assert (answer["kind"], answer["code"]) == ("end", 2)
     command.tell(0)
     assert run.end()[0] == 0
+
+
+def test_a_failure_while_others_are_answered_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("unforeseen")
+
+    takeover: Any = SimpleNamespace(step=fail)
+    signals: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), takeover, signals)
+    assert not runner._is_followed()
+    assert capsys.readouterr().err == "conduit: answering at path: ValueError('unforeseen')\n"
 
 
 def test_who_asks_and_goes_is_forgotten() -> None:

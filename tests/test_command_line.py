@@ -824,6 +824,28 @@ def test_receive_waits_for_a_descriptor_that_does_not_block(tmp_path: Path) -> N
     assert process.communicate(timeout=GENEROUS) == (b"", b"")
 
 
+def test_receive_copies_from_a_terminal_until_nobody_holds_its_other_end(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    ours, theirs = os.openpty()
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(theirs)
+    os.write(ours, b"a line\n")
+    assert process.stdout is not None
+    assert process.stdout.read(7) == b"a line\n"
+    os.close(ours)
+    assert process.communicate(timeout=GENEROUS) == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_receive_says_why_it_cannot_read(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(os.open(tmp_path, os.O_RDONLY))
+    _, said = process.communicate(timeout=GENEROUS)
+    assert process.returncode == 1
+    assert b"Is a directory" in said
+
+
 def test_receive_waits_once_nothing_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -351,11 +351,9 @@ class _Runner:
             for notice in running.notices.take(running.process.pid):
                 self._hear(generation, running, notice, now)
         self._reap(now)
-        if not self._plan.is_followed:
-            self._takeover.step()
-            if self._takeover.wait(0):
-                self._poller.unregister(self._takeover.fileno())
-                self._plan.followed(now)
+        if not self._plan.is_followed and self._is_followed():
+            self._poller.unregister(self._takeover.fileno())
+            self._plan.followed(now)
         if self._plan.is_ending:
             self._close_sockets()
         starting = self._plan.starting
@@ -366,6 +364,17 @@ class _Runner:
             sight = inspection.see(inspection.family(pid, pid), self._inodes)
             self._plan.looked(generation, bool(sight.waiting), now)
         self._plan.tick(now)
+
+    def _is_followed(self) -> bool:
+        """Answer those who come to the control socket; whether one of them serves now."""
+        try:
+            self._takeover.step()
+            return self._takeover.wait(0)
+        except Exception as exc:
+            # What serves is not to end for that.
+            say(f"answering at {self._options.control}: {exc!r}")
+            time.sleep(_GLANCE)
+            return False
 
     def _reap(self, now: float) -> None:
         for pid, status in processes.reap():
@@ -414,9 +423,11 @@ class _Runner:
             if not self._inodes - _seen(running.process.pid, self._inodes).waiting:
                 self._plan.ready(generation, now)
         elif isinstance(ready, float) and now - generation.since >= ready:
-            self._judge_by(
-                _has(running.process.pid, 0, self._inodes), generation, generation.since, now
-            )
+            has_sockets = _has(running.process.pid, 0, self._inodes)
+            if has_sockets is not False:
+                guess = f"is taken for ready after {ready:g} seconds, and was not seen to serve"
+                say(self._about(generation, guess))
+            self._judge_by(has_sockets, generation, generation.since, now)
 
     def _judge_by(
         self, has_sockets: bool | None, generation: Generation, since: float, now: float
@@ -450,6 +461,8 @@ class _Runner:
             )
             if not is_command or not (timeout is None or isinstance(timeout, int | float)):
                 guest.say("end", text="a request that is malformed", code=2)
+            elif words and shutil.which(words[0]) is None:
+                guest.say("end", text=f"{words[0]}: command not found", code=127)
             else:
                 self._plan.reload(guest, words, timeout, now)
         else:
