@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says
-from helpers import GENEROUS, fork_among_threads
+from helpers import GENEROUS, fork_among_threads, room_for
 from sides import NOBODY, beside, needs_root
 
 from conduit import Conduit
@@ -240,6 +240,7 @@ def test_several_may_drain_at_once(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "why"),
     [
+        (["sh", "-c", "exit 3"], 1, "exited with 3 before it was ready"),
         (["false"], 1, "exited with 1 before it was ready"),
         (["no-such-program"], 127, "no-such-program: command not found"),
         (["sleep", "1000"], 1, "was not ready within 0.4 seconds"),
@@ -642,6 +643,25 @@ def test_what_has_ended_gets_no_signal(tmp_path: Path, monkeypatch: pytest.Monke
     process.release()
 
 
+def test_what_cannot_be_guarded_any_more_runs_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = processes.Process(
+        ["sleep", "1000"], [], [], f"{tmp_path}/x/n", listen_pid=True, stop_signal=signal.SIGTERM
+    )
+    [guard] = children(os.getpid()) - {process.pid}
+    os.kill(guard, signal.SIGKILL)
+    os.waitpid(guard, 0)
+    with room_for(0):
+        assert not process.note(guard)
+    assert f"pid {process.pid} has no guard any more: " in capsys.readouterr().err
+    assert not process.is_gone()
+    process.send_all(signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    process.release()
+    process.abandon()
+
+
 def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -762,6 +782,33 @@ def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
     assert second.hear() == {"signal": signal.SIGTERM}
     second.tell(0)
     assert run.end()[0] == 0
+
+
+def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
+    manager = Manager(bench)
+    run = bench.run("--fdstore", environment=manager.environment)
+    command = bench.command()
+    command.tell("ready")
+    assert manager.hear() == ["STATUS=here"]
+    assert manager.hear()[0] == "READY=1"
+    data, fds, _, _ = socket.recv_fds(manager.sock, 1000, 5)
+    assert data == b"FDSTORE=1\nFDNAME=conduit-0"
+    with socket.socket(fileno=fds[0]) as kept:
+        assert kept.getsockname() == bench.unix
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_manager_that_cannot_keep_the_sockets_is_complained_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "no path")
+    nothing: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), nothing, nothing)
+    with socket.socket() as sock:
+        runner._sockets = [sock]
+        runner._store()
+    assert "NOTIFY_SOCKET" in capsys.readouterr().err
 
 
 def test_the_watchdog_is_asked_of_command(bench: Bench) -> None:

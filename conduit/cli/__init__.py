@@ -138,6 +138,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
         options.mode,
         (options.owner, options.group),
         options.backlog,
+        options.fdstore,
     )
     if options.check:
         check(asked)
@@ -295,6 +296,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         default=4096,
         metavar="NUMBER",
         help="connections that may wait (default: 4096)",
+    )
+    add(
+        "--fdstore",
+        action="store_true",
+        help="have systemd keep the sockets: connections wait while this is restarted, and after a "
+        "crash (the unit needs FileDescriptorStoreMax=)",
     )
     add("--check", action="store_true", help="tell what would happen, and do nothing")
 

@@ -96,4 +96,8 @@ def _speaks_for(sender: Peer | None, command: int) -> bool:
     """Whether who sent a notice is this user or root, or a process of COMMAND."""
     if sender is None or sender.uid in (0, os.geteuid()):
         return True
+    with contextlib.suppress(ProcessLookupError):
+        # Also where /proc does not show the processes of others.
+        if os.getpgid(sender.pid) == command:
+            return True
     return sender.pid in family(command, command)

@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from conduit.cli.messages import say
 from conduit.cli.plan import GRACE
 
 FIRST = 3
@@ -160,22 +161,29 @@ class Process:
             return True
         if pid == self._guard_pid:
             # Killed; what it guards is not to serve unguarded.
-            os.close(self._guard)
-            with _guard_ends() as (self._guard, ends):
-                self._guard_pid = self._spawn_guard(ends)
+            self.abandon()
+            try:
+                with _guard_ends() as (self._guard, ends):
+                    self._guard_pid = self._spawn_guard(ends)
+            except OSError as exc:
+                self._guard = self._guard_pid = -1
+                say(f"pid {self.pid} has no guard any more: {exc}")
         return False
 
     def release(self) -> None:
         """Let the guard go, once nothing is left."""
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self._guard, b"\n")
-        self.abandon()
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self._guard_pid, 0)
+        if self._guard >= 0:
+            with contextlib.suppress(BrokenPipeError):
+                os.write(self._guard, b"\n")
+            self.abandon()
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(self._guard_pid, 0)
 
     def abandon(self) -> None:
         """Leave it to the guard to end it."""
-        os.close(self._guard)
+        if self._guard >= 0:
+            os.close(self._guard)
+            self._guard = -1
 
 
 def reap() -> Iterator[tuple[int, int]]:

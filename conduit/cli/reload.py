@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from conduit.cli.control import ask
+from conduit.cli.control import NOBODY, ask
 from conduit.cli.messages import CommandError
 
 
@@ -26,6 +26,7 @@ def reload(control: str, command: Sequence[str], timeout: float | None) -> None:
 def follow(control: str, kind: str, **fields: object) -> None:
     """Ask, tell what is answered, and return once it is done."""
     for answer in ask(control, kind, **fields):
-        if answer.get("code"):
-            raise CommandError(answer["text"], answer["code"])
+        if code := answer.get("code"):
+            # That one means that nobody serves.
+            raise CommandError(answer["text"], 1 if code == NOBODY else code)
         print(f"conduit: {answer['text']}", file=sys.stdout, flush=True)

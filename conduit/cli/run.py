@@ -78,6 +78,7 @@ class Options(NamedTuple):
         mode: of Unix sockets.
         owner: of Unix sockets: user and group, -1 for this process's.
         backlog: connections that may wait.
+        store: whether the service manager keeps the sockets as well.
     """
 
     control: str
@@ -89,6 +90,7 @@ class Options(NamedTuple):
     mode: int = 0o600
     owner: tuple[int, int] = (-1, -1)
     backlog: int = _BACKLOG
+    store: bool = False
 
 
 def run(options: Options) -> int:
@@ -311,9 +313,19 @@ class _Runner:
                 return
             text += _whom_it_follows(self._takeover)
             _tell(f"READY=1\nMAINPID={os.getpid()}")
+            if self._options.store:
+                self._store()
         else:
             _tell("READY=1")
         say(self._about(action.generation, text))
+
+    def _store(self) -> None:
+        """Have the manager keep the sockets, which come back with their addresses."""
+        try:
+            for place, sock in enumerate(self._sockets):
+                systemd.store(f"conduit-{place}", sock)
+        except Error as exc:
+            say(f"NOTIFY_SOCKET: {exc}")
 
     def _about(self, generation: Generation | None, text: str) -> str:
         """Return a sentence about a generation, if it is about one."""
@@ -404,7 +416,8 @@ class _Runner:
         if usec.isascii() and usec.isdigit():
             self._plan.extend(generation, int(usec) / 1e6, now)
         heard = self._plan.serving or self._plan.starting
-        if generation is heard:
+        is_last = self._plan.is_ending and not self._plan.is_followed
+        if generation is heard or is_last:
             state = "\n".join(f"{key}={said[key]}" for key in _PASSED_ON if key in said)
             if state:
                 _tell(state)

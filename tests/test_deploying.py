@@ -1,4 +1,4 @@
-"""The unit files of the docs under a real systemd, and a `conduit run` that is process 1."""
+"""The docs' ways to deploy: under a real systemd, as process 1 of a container, by hand."""
 
 from __future__ import annotations
 
@@ -244,6 +244,27 @@ def test_sockets_that_systemd_opened_are_used_and_outlive_a_restart(service: Ser
 
 
 @needs_namespaces
+@needs_systemd
+def test_with_the_store_no_connection_is_refused_by_a_crash_or_a_restart(service: Service) -> None:
+    path = service.directory / "app.service"
+    unit = path.read_text().replace("conduit run ", "conduit run --fdstore ")
+    path.write_text(f"{unit}FileDescriptorStoreMax=16\n")
+    systemd = service.boot()
+    assert systemd.call("start", "app").returncode == 0
+    with load(service) as answers:
+        await_that(lambda: "1" in answers)
+        service.install("2")
+        systemd.call("kill", "--signal=KILL", "--kill-who=main", "app")
+        await_that(lambda: "2" in answers)
+        service.install("3")
+        assert systemd.call("restart", "app").returncode == 0
+        await_that(lambda: "3" in answers)
+    # What the server had accepted when it was killed is lost with it.
+    assert not [answer for answer in answers if "refused" in answer]
+    assert systemd.call("show", "-p", "NFileDescriptorStore", "app").stdout.endswith("=1\n")
+
+
+@needs_namespaces
 def test_process_1_of_a_container_is_reloaded_by_a_signal(bench: Bench, service: Service) -> None:
     isolate = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
     words = ["run", "--control", str(bench.directory / "c"), "--reload-signal", "HUP"]
@@ -263,6 +284,47 @@ def test_process_1_of_a_container_is_reloaded_by_a_signal(bench: Bench, service:
     finally:
         process.kill()
         process.wait()
+
+
+def test_the_lines_by_hand_do_what_they_say(service: Service) -> None:
+    page = (DOCS / "takeover.md").read_text().partition("### By hand")[2]
+    lines = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0].splitlines()
+    run, reload, status, stop = (
+        line.partition("#")[0]
+        .replace("127.0.0.1:8000", f"127.0.0.1:{service.port}")
+        .replace("conduit ", f"{sys.executable} -P -m conduit ", 1)
+        for line in lines
+    )
+    home = {**os.environ, "HOME": str(service.directory)}
+
+    def type_in(line: str) -> str:
+        return subprocess.run(
+            line,
+            cwd=service.directory,
+            env=home,
+            shell=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            timeout=GENEROUS,
+            check=True,
+        ).stdout
+
+    # In the background of the shell: its end is awaited here.
+    running = subprocess.Popen(
+        run.rstrip(" &"), cwd=service.directory, env=home, shell=True, start_new_session=True
+    )
+    try:
+        await_that(lambda: is_answered(service))
+        service.install("2")
+        type_in(reload)
+        await_that(lambda: service.ask() == "2")
+        assert "./serve" in type_in(status)
+        type_in(stop)
+        assert running.wait(GENEROUS) == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
 
 
 def is_answered(service: Service) -> bool:
