@@ -144,6 +144,8 @@ class Bench:
         self.reports.listen()
         self.reports.settimeout(GENEROUS)
         self.unix = str(directory / "server")
+        reports = str(directory / "reports")
+        self.server = [sys.executable, "-c", COMMAND, reports, "--", "x y"]
 
     def run(
         self,
@@ -155,7 +157,7 @@ class Bench:
         if not any(option.startswith("--listen") for option in options):
             words += ["--listen", self.unix]
         if command is None:
-            command = [sys.executable, "-c", COMMAND, str(self.directory / "reports"), "--", "x y"]
+            command = self.server
         run = Run([*words, "--", *command], environment)
         self.stack.callback(self._end, run)
         return run

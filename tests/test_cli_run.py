@@ -24,8 +24,8 @@ from conduit import Conduit
 from conduit.channel import Channel
 from conduit.cli import control, inspection, main, plan, processes
 from conduit.cli import run as module
-from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
+from conduit.cli.sockets import Opened
 from conduit.cli.spares import Spares
 from conduit.cli.status import table
 from conduit.takeover.talk import TYPE
@@ -196,6 +196,45 @@ def test_listen_pid_can_be_left_out(bench: Bench) -> None:
     assert run.end()[0] == 1
 
 
+def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_has(
+    bench: Bench, tmp_path: Path
+) -> None:
+    stage = """if 1:
+        import fcntl, os, socket, sys
+        for place, kind in enumerate((socket.SOCK_STREAM, socket.SOCK_DGRAM), 3):
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.bind(("127.0.0.1", 0))
+            above = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 50)
+            sock.close()
+            os.dup2(above, place)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="web:web")
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{tmp_path}/control"]
+    words += ["--", *bench.server]
+    old = subprocess.Popen([sys.executable, "-c", stage, *words])
+    first = bench.command()
+    assert first.start["listen"]["LISTEN_FDNAMES"] == "web:web"
+    first.tell("ready")
+    await_that(lambda: is_listening(tmp_path / "control") and states(bench) == ["serving"])
+    new = subprocess.Popen(words)
+    second = bench.command()
+    second.tell("ready")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    assert second.start["names"] == first.start["names"]
+    assert second.start["listen"]["LISTEN_FDNAMES"] == "web:web"
+    for command, process in ((first, old), (second, new)):
+        command.tell(0)
+        assert process.wait(GENEROUS) == 0
+
+
+def test_without_an_address_and_with_nothing_passed_it_says_so(tmp_path: Path) -> None:
+    said = conduit_says("run", "--control", str(tmp_path / "c"), "--", "true")
+    assert said.returncode == 2
+    assert "--listen" in said.stderr
+    assert os.listdir(tmp_path) == []
+
+
 # Reload
 
 
@@ -329,7 +368,7 @@ def test_an_address_is_shown_as_it_is_written(
 ) -> None:
     with socket.socket(family, type) as sock:
         sock.bind(address)
-        told = module._socket_status(parse_address("x=:1"), sock)
+        told = Opened("key", "name", sock).status()
     assert told["address"].startswith(shown)
 
 
@@ -806,7 +845,7 @@ def test_a_manager_that_cannot_keep_the_sockets_is_complained_of(
     nothing: Any = None
     runner = module._Runner(module.Options("path", [], ["serve"]), nothing, nothing)
     with socket.socket() as sock:
-        runner._sockets = [sock]
+        runner._sockets = [Opened("key", "name", sock)]
         runner._store()
     assert "NOTIFY_SOCKET" in capsys.readouterr().err
 

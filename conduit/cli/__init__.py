@@ -217,7 +217,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     runs = commands.add_parser(
         "run",
         help="keep listening sockets and run a server on them, replaced without a gap",
-        usage="conduit run --control PATH --listen [NAME=]ADDR ... [OPTION ...] -- COMMAND ...",
+        usage="conduit run --control PATH [--listen [NAME=]ADDR ...] [OPTION ...] -- COMMAND ...",
         epilog=_RUN,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -225,11 +225,12 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add = runs.add_argument
     add(
         "--listen",
-        required=True,
+        default=[],
         action="append",
         type=_address,
         metavar="[NAME=]ADDR",
-        help="an address to listen on; can be given many times",
+        help="an address to listen on; can be given many times (default: what the service manager "
+        "passed, or else all that the running one has)",
     )
     add(
         "--ready",

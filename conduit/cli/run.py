@@ -13,7 +13,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -27,6 +26,7 @@ from conduit.cli.messages import CommandError, say
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
 from conduit.cli.processes import Process
+from conduit.cli.sockets import Opened, Wanted, opened
 from conduit.cli.spares import Spares
 from conduit.errors import Error
 from conduit.takeover import Takeover
@@ -69,7 +69,8 @@ class Options(NamedTuple):
 
     Attributes:
         control: where to be found.
-        addresses: where to listen.
+        addresses: where to listen; with none, on what the service manager passed, or on all that
+            the predecessor has.
         command: what to run.
         policy: how to treat it.
         ready: what shows that it is ready: `EITHER`, `NOTIFY`, `ACCEPTING`, or seconds that it has
@@ -176,15 +177,9 @@ class _Runner:
         self._error: Error | None = None
         self._begun = time.time()
         self._first = options.command[0]
-        self._sockets: list[socket.socket] = []
+        self._sockets: list[Opened] = []
         self._guests: list[Guest] = []
-        self._spares = Spares(
-            [
-                address.host
-                for address in options.addresses
-                if address.port is None and not address.host.startswith("@")
-            ]
-        )
+        self._spares = Spares([])
         self._poller = select.poll()
 
     def __enter__(self) -> Self:
@@ -202,9 +197,10 @@ class _Runner:
     def run(self) -> int:
         """Serve; as `run`."""
         options = self._options
-        for address in options.addresses:
-            self._open(address)
-        self._inodes = frozenset(os.fstat(sock.fileno()).st_ino for sock in self._sockets)
+        wanted = Wanted(options.addresses, options.backlog, options.mode, options.owner)
+        self._sockets.extend(opened(self._takeover, wanted))
+        self._spares = Spares([path for each in self._sockets if (path := each.path)])
+        self._inodes = frozenset(os.fstat(each.sock.fileno()).st_ino for each in self._sockets)
         self._takeover._receive_guests(self._answer)
         for number in (self._signals.fileno(), self._takeover.fileno()):
             self._poller.register(number, select.POLLIN)
@@ -220,23 +216,6 @@ class _Runner:
         if failure:
             raise CommandError(f"{self._first} {failure}{_who_serves(self._takeover)}", code)
         return code
-
-    def _open(self, address: Address) -> None:
-        options, path = self._options, address.host
-        before = address.port is None and os.path.lexists(path) and os.lstat(path).st_ino
-        sock = self._takeover.listen(
-            address.host,
-            address.port,
-            name=address.key,
-            type=address.type,
-            backlog=options.backlog,
-            mode=options.mode,
-        )
-        self._sockets.append(sock)
-        is_path = address.port is None and not path.startswith("@")
-        # Not one that was taken over: that one is as it was.
-        if is_path and options.owner != (-1, -1) and os.lstat(path).st_ino != before:
-            os.chown(path, *options.owner)
 
     # What is to be done.
 
@@ -273,8 +252,8 @@ class _Runner:
             try:
                 process = Process(
                     generation.words,
-                    [sock.fileno() for sock in self._sockets],
-                    [address.name for address in options.addresses],
+                    [each.sock.fileno() for each in self._sockets],
+                    [each.name for each in self._sockets],
                     notices.path,
                     listen_pid=options.listen_pid,
                     stop_signal=options.policy.stop_signal,
@@ -322,8 +301,8 @@ class _Runner:
     def _store(self) -> None:
         """Have the manager keep the sockets, which come back with their addresses."""
         try:
-            for place, sock in enumerate(self._sockets):
-                systemd.store(f"conduit-{place}", sock)
+            for place, each in enumerate(self._sockets):
+                systemd.store(f"conduit-{place}", each.sock)
         except Error as exc:
             say(f"NOTIFY_SOCKET: {exc}")
 
@@ -337,7 +316,7 @@ class _Runner:
 
     def _close_sockets(self) -> None:
         while self._sockets:
-            self._sockets.pop().close()
+            self._sockets.pop().sock.close()
 
     # What happens.
 
@@ -495,10 +474,7 @@ class _Runner:
             "restarts": self._plan.restarts,
             "reloads": self._plan.reloads,
             "predecessor": predecessor.pid if drains and predecessor else None,
-            "sockets": [
-                _socket_status(address, sock)
-                for address, sock in zip(self._options.addresses, self._sockets, strict=False)
-            ],
+            "sockets": [each.status() for each in self._sockets],
             "generations": [
                 {
                     "number": generation.number,
@@ -534,27 +510,6 @@ def _is_closed(conduit: Conduit) -> bool:
     poller = select.poll()
     poller.register(conduit.fileno(), 0)
     return bool(poller.poll(0))
-
-
-def _socket_status(address: Address, sock: socket.socket) -> dict[str, Any]:
-    queue = None
-    if sock.family != socket.AF_UNIX and sock.type == socket.SOCK_STREAM:
-        with contextlib.suppress(AttributeError, OSError):
-            # tcpi_unacked of struct tcp_info: for a socket that listens, who waits.
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-            queue = int.from_bytes(info[24:28], "little")
-    name = sock.getsockname()
-    if isinstance(name, tuple):
-        shown = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
-    else:
-        shown = os.fsdecode(name).replace("\0", "@", 1)
-    kind = "udp" if sock.type == socket.SOCK_DGRAM else "unix"
-    return {
-        "name": address.name,
-        "type": kind if kind == "udp" or sock.family == socket.AF_UNIX else "tcp",
-        "address": shown,
-        "queue": queue,
-    }
 
 
 def _who_serves(takeover: Takeover) -> str:
