@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -617,6 +618,20 @@ def test_a_path_that_the_old_one_removes_is_there_again(bench: Bench, by: str) -
     assert ends(new) == 0
 
 
+def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) -> None:
+    run = bench.run("--restart=always", command=[*python(REMOVER), bench.unix])
+    line = run.await_line("serves")
+    os.kill(int(line.partition("(pid ")[2].partition(")")[0]), signal.SIGTERM)
+    run.await_line("is there again")
+    run.await_line("serves")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(GENEROUS)
+        client.connect(bench.unix)
+        assert client.recv(10) == b"hello"
+    assert ends(run) == 0
+    assert os.listdir(bench.directory) == ["reports"]
+
+
 def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -893,3 +908,53 @@ def test_a_predecessor_of_another_user_is_said_to_serve(monkeypatch: pytest.Monk
 def test_a_predecessor_that_is_dead_is_not_said_to_serve() -> None:
     gone: Any = SimpleNamespace(predecessor=SimpleNamespace(pid=1 << 22))
     assert module._who_serves(gone) == ""
+
+
+# Servers that say nothing
+
+NODE = "require('http').createServer((q, r) => r.end('hello')).listen({fd: +process.argv[1]})"
+
+SERVERS = {
+    "uvicorn": ["-m", "uvicorn", "--fd", "{fd}", "--app-dir", "{directory}", "app:app"],
+    "gunicorn": ["-m", "gunicorn", "--chdir", "{directory}", "app:wsgi"],
+    "twisted": ["-m", "twisted", "web", "--listen", "systemd:domain=INET:index=0"],
+}
+
+APP = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+def wsgi(environ, start_response):
+    start_response("200 OK", [])
+    return [b"hello"]
+"""
+
+
+def answers(bench: Bench) -> bool:
+    host, _, port = status(bench)["sockets"][0]["address"].rpartition(":")
+    with socket.create_connection((host, int(port)), GENEROUS) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return client.recv(100).startswith(b"HTTP/1.")
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "node"])
+def test_servers_are_ready_once_they_wait_and_are_reloaded(bench: Bench, name: str) -> None:
+    if name == "node":
+        if shutil.which("node") is None:
+            pytest.skip("not installed: node")
+        command = ["node", "-e", NODE, "{fd}"]
+    else:
+        pytest.importorskip(name)
+        (bench.directory / "app.py").write_text(APP)
+        words = [word.replace("{directory}", str(bench.directory)) for word in SERVERS[name]]
+        command = [sys.executable, *words]
+    run = bench.run("--ready=accepting", "--listen=127.0.0.1:0", command=command)
+    run.await_line(") serves")
+    assert answers(bench)
+    assert ask(bench, "reload").returncode == 0
+    assert answers(bench)
+    run.process.terminate()
+    # Some end by the signal, others by themselves.
+    assert run.end()[0] in (0, 128 + signal.SIGTERM)

@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import signal
+import stat
 from typing import NoReturn
 
 from conduit._conduit import Descriptor
@@ -83,7 +84,8 @@ def _read(number: int) -> bytes:
             # Its sender made it non-blocking, and may rely on that.
             select.select([number], [], [])
         except OSError as exc:
-            # Linux says so of a terminal that nobody holds the other end of.
-            if exc.errno == errno.EIO and os.isatty(number):
+            # Linux says so of a terminal that nobody holds the other end of, which then is none
+            # any more for isatty(3).
+            if exc.errno == errno.EIO and stat.S_ISCHR(os.fstat(number).st_mode):
                 return b""
             raise

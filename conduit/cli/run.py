@@ -204,6 +204,9 @@ class _Runner:
         self._takeover._receive_guests(self._answer)
         for number in (self._signals.fileno(), self._takeover.fileno()):
             self._poller.register(number, select.POLLIN)
+        if options.policy.restart != "no":
+            # It may end at any time.
+            self._spares.make()
         self._plan.begin(time.monotonic())
         self._do_all()
         while self._plan.outcome is None:
@@ -274,7 +277,9 @@ class _Runner:
         running = self._running.get(action.generation)
         if running is None:
             return
-        if not self._plan.is_ending or self._plan.is_followed:
+        if action.generation.state is State.DRAINING and (
+            not self._plan.is_ending or self._plan.is_followed
+        ):
             self._spares.make()
         if action.to_all:
             running.process.send_all(action.number)
@@ -384,7 +389,8 @@ class _Runner:
                 self._poller.unregister(running.notices.fileno())
                 running.close()
                 running.process.release()
-        if all(each.state in (State.STARTING, State.SERVING) for each in self._running):
+        nothing_ends = all(each.state in (State.STARTING, State.SERVING) for each in self._running)
+        if nothing_ends and self._options.policy.restart == "no":
             self._spares.remove()
 
     def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:

@@ -1,8 +1,8 @@
 """Second names of Unix sockets, while something that may remove the first ones ends.
 
 Many servers remove the path of their socket when they end, though another has taken it over: it is
-gone then for everybody. A socket cannot be given a name once it has none; so it has a second one as
-long as something drains, next to the first.
+gone then for everybody. A socket cannot be given a name once it has none; so it has a second one,
+next to the first, as long as something drains, or all the time where COMMAND is started again.
 """
 
 from __future__ import annotations
