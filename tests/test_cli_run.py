@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says
-from helpers import GENEROUS, fork_among_threads, room_for
+from helpers import GENEROUS, fork_among_threads, memory, room_for
 from sides import NOBODY, beside, needs_root
 
-from conduit import Conduit
+from conduit import Conduit, Descriptor, Error, systemd
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, plan, processes
+from conduit.cli import control, inspection, main, plan, processes, sockets
 from conduit.cli import run as module
 from conduit.cli.messages import CommandError
 from conduit.cli.sockets import Opened
@@ -227,6 +227,22 @@ def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_ha
     for command, process in ((first, old), (second, new)):
         command.tell(0)
         assert process.wait(GENEROUS) == 0
+
+
+def test_what_was_passed_is_closed_if_not_all_of_it_can_be_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def passed() -> tuple[Descriptor, ...]:
+        fds = tuple(Descriptor(memory(), "web") for _ in range(3))
+        given.extend(fds)
+        return fds
+
+    given: list[Descriptor] = []
+    monkeypatch.setattr(systemd, "listen_fds", passed)
+    takeover: Any = None
+    with pytest.raises(Error, match="socket"):
+        list(sockets._given(takeover))
+    assert all(fd.closed for fd in given)
 
 
 def test_without_an_address_and_with_nothing_passed_it_says_so(tmp_path: Path) -> None:

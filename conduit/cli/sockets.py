@@ -13,6 +13,7 @@ from conduit import systemd
 from conduit.cli.addresses import Address
 from conduit.cli.messages import CommandError
 from conduit.takeover import Takeover
+from conduit.takeover.sockets import closed_on_error
 
 
 class Wanted(NamedTuple):
@@ -117,7 +118,7 @@ def _given(takeover: Takeover) -> Iterator[Opened]:
             with passed.pop(0) as fd:
                 count += 1
                 key = f"{fd.name}-{count}"
-                yield Opened(key, fd.name, takeover.adopt(fd.to_conn(), key))
+                yield Opened(key, fd.name, _adopted(takeover, fd.to_conn(), key))
     finally:
         while passed:
             passed.pop().close()
@@ -133,4 +134,9 @@ def _given(takeover: Takeover) -> Iterator[Opened]:
         ) from exc
     for key, name in names:
         # Closed at once, since the predecessor has one of that name.
-        yield Opened(key, name, takeover.adopt(socket.socket(socket.AF_UNIX), key))
+        yield Opened(key, name, _adopted(takeover, socket.socket(socket.AF_UNIX), key))
+
+
+def _adopted(takeover: Takeover, sock: socket.socket, key: str) -> socket.socket:
+    with closed_on_error(sock):
+        return takeover.adopt(sock, key)
