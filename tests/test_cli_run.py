@@ -748,6 +748,26 @@ def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
     assert os.listdir(tmp_path) == []
 
 
+def test_a_run_that_is_killed_leaves_no_temporary_files(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    run = bench.run(environment={"TMPDIR": str(tmp_path / "tmp")})
+    command = bench.command()
+    assert len(os.listdir(tmp_path / "tmp")) == 1
+    run.process.kill()
+    await_that(lambda: os.listdir(tmp_path / "tmp") == [])
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
+    await_gone(command.start["pid"])
+
+
+@pytest.mark.parametrize("what", ["run", "reload", "status", "stop", "send", "receive", "connect"])
+def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([what, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+
+
 # Before it runs
 
 

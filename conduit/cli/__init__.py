@@ -33,7 +33,7 @@ The exit code is that of COMMAND, or 128 and the number of the signal that ended
 examples:
   conduit run --control /run/app/control --listen :8000 -- gunicorn app:app
   conduit run --control ./control --listen 127.0.0.1:8000 -- uvicorn app:app --fd {fd}
-  conduit run --control ./control --listen :80 --stop-signal QUIT -- nginx -g 'daemon off;'"""
+  conduit run --control /control --listen :80 --reload-signal HUP -- ./server"""
 
 _RELOAD = """\
 The running one starts the next COMMAND, waits until it serves, and has the old one finish. The exit
