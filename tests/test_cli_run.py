@@ -170,7 +170,8 @@ def test_a_guess_is_told(bench: Bench) -> None:
 def test_time_is_given_to_what_asks_for_it(bench: Bench) -> None:
     code = (
         "import os, socket, time; n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
-        "n.sendto(b'EXTEND_TIMEOUT_USEC=20000000', os.environ['NOTIFY_SOCKET']); time.sleep(1); "
+        "[n.sendto(b'EXTEND_TIMEOUT_USEC=' + usec, os.environ['NOTIFY_SOCKET']) "
+        "for usec in (b'x', b'9' * 4000, b'20000000')]; time.sleep(1); "
     )
     run = bench.run("--timeout=0.7", command=python(code + SOCKET + "s.accept()"))
     run.await_line("serves")

@@ -398,7 +398,8 @@ class _Runner:
         if said.get("READY") == "1" and running.said is None:
             running.said = notice.pid, now
         usec = said.get("EXTEND_TIMEOUT_USEC", "")
-        if usec.isascii() and usec.isdigit():
+        # More digits than any number that systemd takes.
+        if usec.isascii() and usec.isdigit() and len(usec) <= 20:
             self._plan.extend(generation, int(usec) / 1e6, now)
         heard = self._plan.serving or self._plan.starting
         is_last = self._plan.is_ending and not self._plan.is_followed
