@@ -3,9 +3,10 @@
     python benchmarks/restart.py --table docs/restart.csv --plot docs/restart.svg
 
 It wants uvicorn and gunicorn in this Python, and wrk in the path. Each server is restarted ten
-times, by `conduit run` and by stopping it and starting it again, while wrk sends requests on
-eight connections, a new one for each request (``Connection: close``), and four threads of a
-process of its own do the same and note when each of their requests was answered.
+times, by `conduit reload`, by running the line of `conduit run` again, and by stopping it and
+starting it again. Meanwhile wrk sends requests on eight connections, a new one for each request
+(``Connection: close``), and four threads of a process of its own do the same and note when each of
+their requests was answered.
 
     python benchmarks/restart.py --handover
 
@@ -45,7 +46,7 @@ HOST = "127.0.0.1"
 PATIENCE = 30.0
 """Seconds that nothing takes unless it hangs."""
 
-WAYS = ("takeover", "stop and start", "no restart")
+WAYS = ("reload", "takeover", "stop and start", "no restart")
 
 
 class Server(NamedTuple):
@@ -55,6 +56,7 @@ class Server(NamedTuple):
     alone: Sequence[str]
 
 
+_CONDUIT = (sys.executable, "-P", "-m", "conduit")
 _UVICORN = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log")
 _GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py")
 
@@ -115,7 +117,9 @@ def measure(server: Server, way: str, restarts: int, pause: float) -> Figures:
                 time.sleep(pause)
                 for _ in range(restarts):
                     code = 0
-                    if way == "takeover":
+                    if way == "reload":
+                        subprocess.run([*_CONDUIT, "reload", *_control(directory)], check=True)
+                    elif way == "takeover":
                         old, running = running, _start(server, way, directory, port)
                         code = old.wait(PATIENCE)
                     elif way == "stop and start":
@@ -140,12 +144,16 @@ def _free_port() -> Iterator[int]:
 
 
 def _start(server: Server, way: str, directory: str, port: int) -> subprocess.Popen[bytes]:
-    if way == "takeover":
-        words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{directory}/control"]
+    if way in ("reload", "takeover"):
+        words = [*_CONDUIT, "run", *_control(directory)]
         words += ["--listen", f"{HOST}:{port}", "--", *server.under_conduit]
     else:
         words = [word.replace("PORT", str(port)) for word in server.alone]
     return subprocess.Popen(words, cwd=EXAMPLES)
+
+
+def _control(directory: str) -> list[str]:
+    return ["--control", f"{directory}/control"]
 
 
 def _await_answer(port: int) -> None:
@@ -280,7 +288,7 @@ def plot(results: dict[tuple[str, str], Figures]) -> str:
     for index, ((name, way), figures) in enumerate(results.items()):
         y = 40 + height * index
         bar = max(2.0, figures.longest_gap / longest * (width - left - 210))
-        color = {"takeover": "#2a7", "stop and start": "#c54"}.get(way, "#999")
+        color = {"reload": "#2a7", "takeover": "#2a7", "stop and start": "#c54"}.get(way, "#999")
         out += [
             f'<text x="{left - 10}" y="{y + 17}" text-anchor="end">{name}, {way}</text>',
             f'<rect x="{left}" y="{y}" width="{bar:.1f}" height="24" fill="{color}"/>',

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Bench
 from drivers import BLOCKING, LOOPS, Driver, LoopDriver
 from helpers import HAS_PROC, KINDS, open_descriptors, raise_limit_of_descriptors
 
@@ -146,3 +147,10 @@ def default_timeout() -> Iterator[None]:
     before = socket.getdefaulttimeout()
     yield
     socket.setdefaulttimeout(before)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    """A directory in which one `conduit run` follows the other."""
+    with ExitStack() as stack:
+        yield Bench(tmp_path, stack)

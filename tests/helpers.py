@@ -207,6 +207,12 @@ ELSEWHERE: dict[int, Callable[[], None]] = {}
 """Threads, by native id, whose call an event loop runs: what returns once that one waits."""
 
 
+def wait_until_gone(path: str | Path) -> None:
+    """Return once nothing is at a path."""
+    while os.path.lexists(path):
+        os.sched_yield()
+
+
 def wait_until_polling(thread: int) -> None:
     """Return once a thread of this process (its native id) sleeps in poll(2), or has ended."""
     asleep = 0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-import contextlib
-import json
+import importlib
 import os
 import select
 import signal
@@ -13,226 +12,26 @@ import subprocess
 import sys
 import tempfile
 import termios
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import Bench, await_gone, await_that, children, conduit_says
 from helpers import GENEROUS, Call, memory, room_for
-from sides import is_at_eof, needs_root, wait_until_process_polls
+from sides import NOBODY, beside, is_at_eof, needs_root, wait_until_process_polls
 
 import conduit
 from conduit import Conduit, Peer
-from conduit import run as module
-from conduit.__main__ import main
+from conduit.cli import main, notices, plan, processes
+from conduit.cli import run as module
+from conduit.cli.addresses import parse_address
+from conduit.cli.messages import CommandError
+from conduit.cli.run import Options
 from conduit.errors import TakeoverError
-from conduit.run import Options, parse_address
 from conduit.takeover import Takeover
 
-# Writes what it was given as a line of JSON to a Unix socket, then does what that says.
 pytestmark = pytest.mark.slow
-
-COMMAND = """
-import json, os, select, signal, socket, stat, sys
-report = socket.socket(socket.AF_UNIX)
-report.connect(sys.argv[1])
-count = int(os.environ["LISTEN_FDS"])
-names = []
-for number in range(3, 3 + count):
-    with socket.socket(fileno=os.dup(number)) as sock:
-        names.append([sock.type, sock.getsockname()])
-others = [n for n in range(3 + count, 300) if n != report.fileno()]
-def is_socket(number):
-    try:
-        return stat.S_ISSOCK(os.fstat(number).st_mode)
-    except OSError:
-        return False
-# Polled: a handler of Python's would not run while a read that began just before it waits.
-came, comes = os.pipe()
-os.set_blocking(comes, False)
-signal.set_wakeup_fd(comes)
-for number in (1, 2, 3, 10, 12, 15, 21, 22, 28):
-    signal.signal(number, lambda *_: None)
-def words():
-    rest = b""
-    while True:
-        ready = select.select([report, came], [], [])[0]
-        if came in ready:
-            for number in os.read(came, 100):
-                report.sendall(json.dumps({"signal": number}).encode() + b"\\n")
-        if report in ready:
-            new = report.recv(4096)
-            if not new:
-                return
-            *lines, rest = (rest + new).split(b"\\n")
-            yield from map(json.loads, lines)
-report.sendall(json.dumps({
-    "pid": os.getpid(),
-    "group": os.getpgid(0),
-    "listen": {k: v for k, v in os.environ.items() if k.startswith("LISTEN_")},
-    "names": names,
-    "other_sockets": [n for n in others if is_socket(n)],
-    "inheritable": all(os.get_inheritable(n) for n in range(3, 3 + count)),
-    "arguments": sys.argv[2:],
-}).encode() + b"\\n")
-for word in words():
-    if word == "ready":
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"STATUS=here\\nREADY=1", os.environ["NOTIFY_SOCKET"])
-    elif word == "accept":
-        with socket.socket(fileno=os.dup(3)) as sock:
-            sock.accept()[0].sendall(b"hello")
-    elif word == "fork":
-        if os.fork() == 0:
-            signal.set_wakeup_fd(-1)
-            report.sendall(json.dumps({"child": os.getpid()}).encode() + b"\\n")
-            while True:
-                signal.pause()
-    elif isinstance(word, list):
-        if word[1] != signal.SIGKILL:
-            signal.signal(word[1], signal.SIG_DFL)
-        os.kill(os.getpid(), word[1])
-    else:
-        sys.exit(word)
-"""
-
-
-class Command:
-    """COMMAND, seen from here: what it says and what it is told."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.lines = sock.makefile()
-        self.start = self.hear()
-
-    def hear(self) -> Any:
-        """The next thing it says; EOFError if it is gone."""
-        line = self.lines.readline()
-        if not line:
-            raise EOFError
-        return json.loads(line)
-
-    def tell(self, word: object) -> None:
-        self.sock.sendall(json.dumps(word).encode() + b"\n")
-
-    def close(self) -> None:
-        self.lines.close()
-        self.sock.close()
-
-
-class Run:
-    """One `conduit run`."""
-
-    def __init__(self, words: list[str], environment: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "conduit", *words],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, **(environment or {})},
-        )
-
-    def await_line(self, text: str) -> str:
-        """Read its standard error up to a line with a text."""
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            if text in line:
-                return line
-        raise EOFError(text)
-
-    def end(self) -> tuple[int, str]:
-        """Await its end: its exit code, and the last line of its standard error."""
-        _, said = self.process.communicate(timeout=GENEROUS)
-        assert "Traceback" not in said
-        return self.process.returncode, (said.splitlines() or [""])[-1]
-
-
-class Bench:
-    """A directory in which runs follow each other."""
-
-    def __init__(self, directory: Path, stack: contextlib.ExitStack) -> None:
-        self.directory = directory
-        self.stack = stack
-        self.reports = stack.enter_context(socket.socket(socket.AF_UNIX))
-        self.reports.bind(str(directory / "reports"))
-        self.reports.listen()
-        self.reports.settimeout(GENEROUS)
-        self.unix = str(directory / "server")
-
-    def run(
-        self,
-        *options: str,
-        command: list[str] | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> Run:
-        words = ["run", "--control", str(self.directory / "control"), *options]
-        if not any(option.startswith("--listen") for option in options):
-            words += ["--listen", self.unix]
-        if command is None:
-            command = [sys.executable, "-c", COMMAND, str(self.directory / "reports"), "--", "x y"]
-        run = Run([*words, "--", *command], environment)
-        self.stack.callback(self._end, run)
-        return run
-
-    def command(self) -> Command:
-        """The COMMAND that was started last."""
-        sock = self.reports.accept()[0]
-        sock.settimeout(GENEROUS)
-        command = Command(sock)
-        self.stack.callback(command.close)
-        return command
-
-    def serve(self, *options: str) -> tuple[Run, Command]:
-        """A run that serves."""
-        run = self.run(*options)
-        command = self.command()
-        command.tell("ready")
-        run.await_line("serves")
-        return run, command
-
-    def assert_serves(self, command: Command) -> None:
-        """A new connection is accepted by this COMMAND."""
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(GENEROUS)
-            client.connect(self.unix)
-            command.tell("accept")
-            assert client.recv(10) == b"hello"
-
-    def _end(self, run: Run) -> None:
-        run.process.kill()
-        run.process.communicate()
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with contextlib.ExitStack() as stack:
-        yield Bench(tmp_path, stack)
-
-
-def await_gone(pid: int) -> None:
-    try:
-        number = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        assert select.select([number], [], [], GENEROUS)[0]
-    finally:
-        os.close(number)
-
-
-def conduit_says(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "conduit", *words],
-        capture_output=True,
-        text=True,
-        timeout=GENEROUS,
-        check=False,
-        **options,
-    )
-
 
 # Addresses
 
@@ -280,13 +79,16 @@ def test_what_is_no_address_is_an_error(text: str) -> None:
         ["run", "--control", "c", "--listen", "h:1", "--timeout", "nan", "--", "true"],
         ["run", "--listen", "h:1", "--", "true"],
         ["send", "s", "--", "true"],
+        ["run", "--control", "c", "--listen", "h:1", "true"],
+        ["status", "--control", "c", "more"],
         [],
     ],
 )
-def test_wrong_usage_exits_with_2(words: list[str]) -> None:
-    said = conduit_says(*words)
-    assert said.returncode == 2
-    assert "error: " in said.stderr.splitlines()[-1]
+def test_wrong_usage_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
 
 
 # What COMMAND gets
@@ -365,21 +167,41 @@ def test_a_command_that_has_changed_its_user_says_that_it_is_ready(bench: Bench)
 
 def test_only_a_process_of_the_command_or_of_this_user_speaks_for_it() -> None:
     me, stranger = os.getpid(), os.geteuid() + 12345
-    assert module._speaks_for(None, 1 << 22)
-    assert module._speaks_for(Peer(me, os.geteuid(), 0), 1 << 22)
-    assert module._speaks_for(Peer(me, stranger, 0), os.getpgid(0))
-    assert module._speaks_for(Peer(me, stranger, 0), os.getppid())
-    assert not module._speaks_for(Peer(me, stranger, 0), 1 << 22)
-    assert not module._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
+    assert notices._speaks_for(None, 1 << 22)
+    assert notices._speaks_for(Peer(me, os.geteuid(), 0), 1 << 22)
+    assert notices._speaks_for(Peer(me, stranger, 0), os.getpgid(0))
+    assert notices._speaks_for(Peer(me, stranger, 0), os.getppid())
+    assert not notices._speaks_for(Peer(me, stranger, 0), 1 << 22)
+    assert not notices._speaks_for(Peer(1 << 22, stranger, 0), 1 << 22)
+
+
+@needs_root
+def test_what_another_user_says_is_not_heard(tmp_path: Path) -> None:
+    def say() -> None:
+        with Conduit.connect(board.path, type=socket.SOCK_DGRAM) as link:
+            link.transfer(data=b"READY=1")
+
+    with notices.Notices(str(tmp_path)) as board:
+        with beside(say, user=NOBODY):
+            pass
+        assert board.take(1 << 22) == []
+
+
+def test_a_manager_that_cannot_be_told_is_complained_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "no path")
+    module._tell("READY=1")
+    assert "NOTIFY_SOCKET" in capsys.readouterr().err
 
 
 def test_what_a_command_says_at_length_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:
-    with module._Notices() as notices:
-        with Conduit.connect(notices.path, type=socket.SOCK_DGRAM) as link:
+    with notices.Notices("/") as board:
+        with Conduit.connect(board.path, type=socket.SOCK_DGRAM) as link:
             link.transfer(data=b"STATUS=" + bytes(10_000))
             link.transfer(memory(), data=b"READY=1")
-        assert notices.take(os.getpid())
-        assert not notices.take(os.getpid())
+        assert [notice.said for notice in board.take(os.getpid())] == [{"READY": "1"}]
+        assert board.take(os.getpid()) == []
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -390,10 +212,6 @@ def test_no_pid_is_told_that_means_nothing() -> None:
 
     assert follows(5) == (", taken over from pid 5", "; the old one (pid 5) goes on serving")
     assert follows(0) == (", taken over", "; the old one goes on serving")
-
-
-def children(pid: int) -> set[int]:
-    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 @pytest.mark.parametrize("killed", [True, False])
@@ -749,85 +567,83 @@ while True:
 
 def options(directory: Path, *command: str) -> Options:
     addresses = [parse_address(f"{directory}/unix")]
-    return Options(str(directory / "control"), addresses, command, None, GENEROUS)
+    return Options(str(directory / "control"), addresses, command)
+
+
+@pytest.fixture
+def spawned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pids of what is started."""
+
+    def note(*args: Any) -> int:
+        pids.append(spawn(*args))
+        return pids[-1]
+
+    pids: list[int] = []
+    spawn = processes._spawn
+    monkeypatch.setattr(processes, "_spawn", note)
+    return pids
 
 
 def test_a_command_that_is_deaf_to_sigterm_is_killed_when_the_old_one_says_no(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
     def refuse(takeover: Takeover) -> None:
         raise TakeoverError("the other side refuses: no", conduit.ErrType.FAILED_TRANSFER)
 
-    def note(words: Any, *args: Any) -> int:
-        commands.append(spawn(words, *args))
-        return commands[-1]
-
-    spawn = module._spawn
-    monkeypatch.setattr(module, "_spawn", note)
-    monkeypatch.setattr(module, "_GRACE", 0.05)
+    monkeypatch.setattr(plan, "GRACE", 0.05)
     monkeypatch.setattr(Takeover, "ready", refuse)
     with pytest.raises(TakeoverError, match="no"):
         module.run(options(tmp_path, sys.executable, "-c", DEAF))
-    assert len(commands) == 2
-    for pid in commands:
+    assert len(spawned) == 2
+    for pid in spawned:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert os.listdir(tmp_path) == []
 
 
 def test_a_command_that_cannot_be_guarded_does_not_run_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
     def spawn_one(python: str, *args: Any, **kwargs: Any) -> int:
         # As if this Python had just been removed.
-        pid = spawn(f"{tmp_path}/python" if commands else python, *args, **kwargs)
-        commands.append(pid)
-        return pid
+        return spawn(f"{tmp_path}/python" if spawned else python, *args, **kwargs)
 
     spawn = os.posix_spawn
     monkeypatch.setattr(os, "posix_spawn", spawn_one)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CommandError, match=r"sleep could not be started \(No such file"):
         module.run(options(tmp_path, "sleep", "1000"))
-    [pid] = commands
+    [pid] = spawned
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("room", range(3))
 def test_a_command_that_there_is_no_room_to_guard_is_not_started(
-    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch, spawned: list[int]
 ) -> None:
-    commands: list[int] = []
-
-    def note(*args: Any) -> int:
-        commands.append(spawn(*args))
-        return commands[-1]
-
-    def start(*args: Any) -> Any:
+    def start(*args: Any, **kwargs: Any) -> Any:
         with room_for(room):
-            return command(*args)
+            return process(*args, **kwargs)
 
-    spawn, command = module._spawn, module._Command
-    monkeypatch.setattr(module, "_spawn", note)
-    monkeypatch.setattr(module, "_Command", start)
-    with pytest.raises(OSError, match="Too many open files"):
+    process = processes.Process
+    monkeypatch.setattr(module, "Process", start)
+    with pytest.raises(CommandError, match="Too many open files"):
         module.run(options(tmp_path, "sleep", "1000"))
-    assert commands == []
+    assert spawned == []
     assert os.listdir(tmp_path) == []
 
 
-def test_a_directory_too_deep_for_a_socket_is_an_error_and_left_empty(
+def test_where_there_are_no_temporary_files_notices_come_beside_the_control_socket(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Too deep for a socket.
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with notices.Notices(str(tmp_path)) as beside:
+        assert os.path.dirname(os.path.dirname(beside.path)) == str(tmp_path)
     with pytest.raises(OSError, match="the path has"):
-        module.run(options(tmp_path, "true"))
+        notices.Notices(str(deep))
     assert os.listdir(deep) == []
     assert os.listdir(tmp_path) == [deep.name]
 
@@ -845,6 +661,7 @@ def test_a_manager_is_told(bench: Bench, tmp_path: Path, abstract: bool) -> None
         run = bench.run(environment=environment)
         command = bench.command()
         command.tell("ready")
+        assert manager.recv(1000) == b"STATUS=here"
         told = manager.recv(1000).decode()
         assert told.splitlines() == ["READY=1", f"MAINPID={run.process.pid}"]
         command.tell(0)
@@ -928,13 +745,6 @@ def receiving(path: Path, *command: str, stdout: int = subprocess.PIPE) -> subpr
     return process
 
 
-def await_that(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + GENEROUS
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def test_receive_copies_what_arrives(tmp_path: Path) -> None:
     content = os.urandom(300_000)
     (tmp_path / "file").write_bytes(content)
@@ -1012,6 +822,28 @@ def test_receive_waits_for_a_descriptor_that_does_not_block(tmp_path: Path) -> N
         assert process.stdout.read(len(piece)) == piece
     os.close(write)
     assert process.communicate(timeout=GENEROUS) == (b"", b"")
+
+
+def test_receive_copies_from_a_terminal_until_nobody_holds_its_other_end(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    ours, theirs = os.openpty()
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(theirs)
+    os.write(ours, b"a line\n")
+    assert process.stdout is not None
+    assert process.stdout.read(7) == b"a line\n"
+    os.close(ours)
+    assert process.communicate(timeout=GENEROUS) == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_receive_says_why_it_cannot_read(tmp_path: Path) -> None:
+    process = receiving(tmp_path / "s")
+    with conduit.Conduit.connect(tmp_path / "s") as link:
+        link.transfer_fd(os.open(tmp_path, os.O_RDONLY))
+    _, said = process.communicate(timeout=GENEROUS)
+    assert process.returncode == 1
+    assert b"Is a directory" in said
 
 
 def test_receive_waits_once_nothing_is_there(
@@ -1116,4 +948,5 @@ def test_version_is_told_by_the_package_and_the_command(
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
+    assert importlib.import_module("conduit.__main__").main is main
     assert capsys.readouterr().out == f"conduit {conduit.__version__}\n"

@@ -15,7 +15,7 @@ import pytest
 
 from conduit import Conduit, Descriptor, DescriptorTypeError, ErrType, Listener
 from conduit.aio import AsyncConduit
-from conduit.run import parse_address
+from conduit.cli.addresses import parse_address
 from conduit.takeover import Takeover
 
 

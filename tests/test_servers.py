@@ -32,10 +32,11 @@ pytestmark = [
 ]
 
 
+@pytest.mark.parametrize("way", ["reload", "takeover"])
 @pytest.mark.parametrize("name", list(restart.SERVERS))
-def test_no_request_fails_while_a_server_is_replaced(name: str) -> None:
+def test_no_request_fails_while_a_server_is_replaced(name: str, way: str) -> None:
     server = restart.SERVERS[name]
-    figures = restart.measure(server, "takeover", restarts=RESTARTS, pause=0.3)
+    figures = restart.measure(server, way, restarts=RESTARTS, pause=0.3)
     print(figures)
     assert figures.failed == 0
     assert figures.served > 100

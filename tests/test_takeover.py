@@ -44,6 +44,7 @@ from helpers import (
     open_descriptors,
     room_for,
     run_python,
+    wait_until_gone,
 )
 from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 
@@ -2704,6 +2705,43 @@ def test_it_hands_over_while_there_is_no_room_for_others(
     os.unlink(path)
 
 
+# One path for takeovers and for whatever else a server answers.
+
+
+def test_who_comes_for_something_else_is_the_guests_to_answer(path: str) -> None:
+    def guest(link: conduit.Conduit, message: dict[str, Any]) -> None:
+        with link:
+            guests.append(message["kind"])
+            link.transfer(data=b"answer")
+
+    guests: list[str] = []
+    with Takeover(path, thread=False) as old:
+        old._receive_guests(guest)
+        with Talk.to(path) as talk:
+            talk.say("status", more=1)
+            step_as_long_as_there_is_something_to_do(old)
+            assert talk.link.receive().data == b"answer"
+        # In a takeover that has begun, it means nothing.
+        old.ready()
+        with Talk.to(path) as talk:
+            go_on_until_confirmed(talk, old)
+            talk.say("status")
+            talk.say("done")
+            old.step()
+            talk.hear_all_until("over")
+    assert guests == ["status"]
+    os.unlink(path)
+
+
+def test_a_guest_who_is_not_allowed_is_refused(path: str) -> None:
+    with Takeover(path, thread=False, allow=lambda _: False) as old:
+        old._receive_guests(lambda *_: pytest.fail("a guest"))
+        with Talk.to(path) as talk:
+            talk.say("status")
+            step_as_long_as_there_is_something_to_do(old)
+            assert talk.hear()["kind"] == "refused"
+
+
 # Without a thread: the program's own loop calls step().
 
 
@@ -3533,11 +3571,6 @@ def test_a_path_that_the_predecessor_removes_is_put_back_while_it_drains(
 
 def wait_until_there(path: str) -> None:
     while not os.path.exists(path):
-        os.sched_yield()
-
-
-def wait_until_gone(path: str | Path) -> None:
-    while os.path.exists(path):
         os.sched_yield()
 
 

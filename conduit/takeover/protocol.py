@@ -100,6 +100,11 @@ class Conversation:
         )
 
     @property
+    def is_new(self) -> bool:
+        """Whether nothing was said that belongs to a takeover."""
+        return self.state is State.CONNECTED
+
+    @property
     def is_refused(self) -> bool:
         """Whether either side has refused."""
         return self.state is State.REFUSED

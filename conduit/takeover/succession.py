@@ -66,6 +66,8 @@ class Succession:
         line: the conduit to the successor, then.
         asking: whether a function of the program's is running in `step`.
         watch: called every 0.1 seconds in `step`, until it returns False.
+        guest: who gets the conduit, and the message, of one who is allowed and whose first message
+            is of a kind that is no takeover's; None to ignore such messages. Called in `step`.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Succession:
         self.line: Conduit | None = None
         self.asking: bool = False
         self.watch: Callable[[], bool] | None = None
+        self.guest: Callable[[Conduit, dict[str, Any]], object] | None = None
         self.timeout = timeout
         self._holdings = holdings
         self._who = who
@@ -226,7 +229,7 @@ class Succession:
                     break
                 with closing(message):
                     self._answer(session, message)
-                if self.followed:
+                if self.followed or session.fd not in self._sessions:
                     return
             self._watch(session, selectors.EVENT_READ)
         except Exception as exc:
@@ -245,10 +248,13 @@ class Succession:
             self._selector.modify(session.fd, events, partial(self._advance, session))
             session.events = events
 
-    def _answer(self, session: _Session, message: dict[str, object]) -> None:
+    def _answer(self, session: _Session, message: dict[str, Any]) -> None:
         talk = session.talk
         kind = talk.conversation.hear(message)
-        if kind == "hello":
+        if kind is None and self.guest is not None and talk.conversation.is_new:
+            self._forget(session)
+            self.guest(talk.conduit, message)
+        elif kind == "hello":
             version = protocol.version_for(message)
             if refusal := self._refusal_for(message, version):
                 self._refuse(session, refusal)
@@ -268,7 +274,7 @@ class Succession:
         elif kind == "done":
             self._hand_over(session)
 
-    def _refusal_for(self, message: dict[str, object], version: int | None) -> str:
+    def _refusal_for(self, message: dict[str, Any], version: int | None) -> str:
         if self.refusal:
             return self.refusal
         if self._chosen is not None:

@@ -525,6 +525,18 @@ class Takeover:
         if self._thread is None:
             self._succession.step()
 
+    def _receive_guests(self, guest: Callable[[Conduit, dict[str, Any]], object]) -> None:
+        """Have those who come to the control socket for something else answered by a function.
+
+        It gets their conduit, which is its own from then on, and their first message, in `step`.
+        They are as allowed as a successor.
+        """
+        self._succession.guest = guest
+
+    def _until_step(self) -> float:
+        """Return after how many seconds `step` has something to do, whatever `fileno` says."""
+        return self._succession.until_next()
+
     @property
     def successor(self) -> Conduit | None:
         """A conduit to the successor, whose ``predecessor_line`` is the other end.

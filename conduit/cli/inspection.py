@@ -1,0 +1,161 @@
+"""What COMMAND was seen to do with its sockets, as Linux tells in /proc (proc(5)).
+
+A process *has* a socket if a descriptor of it is that socket, and *waits* on it if it is in an
+epoll set of it, or a thread of it is in accept, poll, select or recv with it. Both are seen from
+outside, without the program's doing.
+
+What may not be looked at (another user's process, unless this one is root's; a process that has
+changed its user) is unknown, and so is everything where there is no /proc. None says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+_WITH_FD = {
+    "x86_64": (43, 288, 45, 47, 299),
+    "aarch64": (202, 242, 207, 212, 243),
+}
+"""accept, accept4, recvfrom, recvmsg, recvmmsg: system calls that wait for their first argument."""
+
+_POLL = {"x86_64": (7, 271), "aarch64": (73,)}
+"""poll, ppoll."""
+
+_SELECT = {"x86_64": (23, 270), "aarch64": (72,)}
+"""select, pselect6."""
+
+_MANY = 1 << 16
+"""Descriptors of one poll that are read at most."""
+
+
+class Sight(NamedTuple):
+    """What was seen of some processes.
+
+    Attributes:
+        having: the inodes of sockets that they have; None if none could be looked at.
+        waiting: those that they wait on.
+    """
+
+    having: frozenset[int] | None
+    waiting: frozenset[int]
+
+
+def family(pid: int, group: int) -> set[int]:
+    """Return a process, its descendants, and those of a group or session, as far as told."""
+    found = {pid}
+    parents: dict[int, int] = {}
+    for each, (parent, its_group, session) in _processes():
+        parents[each] = parent
+        if group in (its_group, session):
+            found.add(each)
+    while more := {each for each, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found & parents.keys()
+
+
+def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
+    """Look which of some sockets, by inode, the processes have and wait on."""
+    having: set[int] = set()
+    waiting: set[int] = set()
+    is_known = False
+    for pid in pids:
+        fds = _open_fds(pid)
+        if fds is None:
+            continue
+        is_known = True
+        its = {fd: inode for fd, (kind, inode) in fds.items() if inode in sockets}
+        if its:
+            having.update(its.values())
+            waiting.update(_waited_for(pid, fds, its))
+    return Sight(frozenset(having) if is_known else None, frozenset(waiting))
+
+
+def _processes() -> Iterator[tuple[int, tuple[int, int, int]]]:
+    """Yield pids with their parent, group and session."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit():
+                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                    # The name may have blanks and parentheses.
+                    words = stat.read().rpartition(b")")[2].split()
+                    yield int(name), (int(words[1]), int(words[2]), int(words[3]))
+
+
+def _open_fds(pid: int) -> dict[int, tuple[str, int]] | None:
+    """Return what a process has open: the kind of each, and the inode of a socket."""
+    found = {}
+    try:
+        names = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return None
+    for name in names:
+        with contextlib.suppress(OSError):
+            kind, _, rest = os.readlink(f"/proc/{pid}/fd/{name}").partition(":")
+            inode = int(rest[1:-1]) if kind == "socket" else -1
+            found[int(name)] = rest if kind == "anon_inode" else kind, inode
+    return found
+
+
+def _waited_for(pid: int, fds: dict[int, tuple[str, int]], its: dict[int, int]) -> Iterator[int]:
+    """Yield the inodes of sockets, given by descriptor, that a process waits on."""
+    inodes = set(its.values())
+    for fd, (kind, _) in fds.items():
+        if kind == "[eventpoll]":
+            for inode in _epoll_set(pid, fd):
+                if inode in inodes:
+                    yield inode
+    for fd in _blocked_on(pid):
+        if fd in its:
+            yield its[fd]
+
+
+def _epoll_set(pid: int, fd: int) -> list[int]:
+    """Return the inodes in an epoll set."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}") as info:
+        inodes = re.findall(r"^tfd:.* ino:([0-9a-f]+)", info.read(), re.MULTILINE)
+        return [int(inode, 16) for inode in inodes]
+    return []
+
+
+def _blocked_on(pid: int) -> Iterator[int]:
+    """Yield the descriptors for which the threads of a process wait in a system call."""
+    machine = os.uname().machine
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with contextlib.suppress(OSError, ValueError):
+                with open(f"/proc/{pid}/task/{thread}/syscall") as syscall:
+                    # "running" without more; else in hexadecimal, but for the first.
+                    number, *rest = syscall.read().split()
+                call, arguments = int(number), [int(word, 16) for word in rest]
+                if call in _WITH_FD.get(machine, ()):
+                    yield arguments[0]
+                elif call in _POLL.get(machine, ()):
+                    yield from _polled(pid, arguments[0], arguments[1])
+                elif call in _SELECT.get(machine, ()):
+                    yield from _selected(pid, arguments[0], arguments[1])
+
+
+def _polled(pid: int, address: int, count: int) -> list[int]:
+    # struct pollfd: an int and two shorts.
+    data = _memory(pid, address, min(count, _MANY) * 8)
+    return [fd for fd, _, _ in struct.iter_unpack("ihh", data)]
+
+
+def _selected(pid: int, count: int, address: int) -> list[int]:
+    if not address:
+        return []
+    bits = int.from_bytes(_memory(pid, address, (min(count, _MANY) + 63) // 64 * 8), "little")
+    return [fd for fd in range(count) if bits >> fd & 1]
+
+
+def _memory(pid: int, address: int, size: int) -> bytes:
+    fd = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(fd, size, address)
+    finally:
+        os.close(fd)

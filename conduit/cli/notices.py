@@ -1,0 +1,103 @@
+"""What COMMAND says of itself, as services do to systemd (sd_notify(3))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from typing import NamedTuple, Self
+
+from conduit._conduit import Conduit
+from conduit.cli.inspection import family
+from conduit.cli.messages import say
+from conduit.errors import Error
+from conduit.peer import Peer
+
+_LONGEST = 4096
+
+
+class Notice(NamedTuple):
+    """One message: its assignments, and the pid of who sent it; 0 if that is not known."""
+
+    said: dict[str, str]
+    pid: int
+
+
+class Notices:
+    """The socket at which one generation of COMMAND is heard; context manager.
+
+    Where the system tells who sends, others reach it, too: COMMAND may change its user.
+
+    Args:
+        directory: where to make it if there is no room in that for temporary files.
+
+    Raises:
+        OSError: there is no place for it.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._told = sys.platform == "linux"
+        try:
+            self._make(None)
+        except OSError:
+            # A root that cannot be written to, and no /tmp.
+            self._make(directory)
+
+    def _make(self, directory: str | None) -> None:
+        self._directory = tempfile.mkdtemp(prefix="conduit-", dir=directory)
+        self.path = os.path.join(self._directory, "notify")
+        try:
+            if self._told:  # pragma: no branch
+                os.chmod(self._directory, 0o711)
+            self._conduit = Conduit.bind(self.path, mode=0o666 if self._told else 0o600)
+            self._conduit.timeout = 0
+        except BaseException:
+            os.rmdir(self._directory)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hear no more, and leave nothing behind."""
+        self._conduit.close()
+        with contextlib.suppress(OSError):
+            os.rmdir(self._directory)
+
+    def fileno(self) -> int:
+        """Return the number of the socket."""
+        return self._conduit.fileno()
+
+    def take(self, command: int) -> list[Notice]:
+        """Return what came from COMMAND, of this pid, or from this user or root.
+
+        All of it is read, whatever it says: COMMAND would block when nobody reads. Descriptors
+        that came along are closed, which is what a barrier waits for.
+        """
+        notices: list[Notice] = []
+        while True:
+            try:
+                with self._conduit.receive(_LONGEST) as message:
+                    lines = message.data.decode(errors="replace").split("\n")
+                    said = {key: value for key, _, value in (each.partition("=") for each in lines)}
+                    if _speaks_for(message.sender, command):
+                        notices.append(Notice(said, message.sender.pid if message.sender else 0))
+            except BlockingIOError:
+                return notices
+            except Error as exc:
+                say(f"a notice that cannot be read: {exc}")
+
+
+def _speaks_for(sender: Peer | None, command: int) -> bool:
+    """Whether who sent a notice is this user or root, or a process of COMMAND."""
+    if sender is None or sender.uid in (0, os.geteuid()):
+        return True
+    with contextlib.suppress(ProcessLookupError):
+        # Also where /proc does not show the processes of others.
+        if os.getpgid(sender.pid) == command:
+            return True
+    return sender.pid in family(command, command)

@@ -1,0 +1,589 @@
+"""``conduit run``: keep listening sockets, run a server on them, and let the next one follow.
+
+`Plan` decides; this does what it decides, and tells it what happens. It is one loop around poll(2)
+in one thread. It starts processes (`conduit.cli.processes`), looks at what they do
+(`conduit.cli.inspection`), hears what they say (`conduit.cli.notices`), and answers those who come
+to the control socket (`conduit.cli.control`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+from conduit import __version__, systemd
+from conduit._conduit import Conduit
+from conduit.cli import inspection, plan, processes
+from conduit.cli.addresses import Address
+from conduit.cli.control import NOBODY, Guest, ask
+from conduit.cli.messages import CommandError, say
+from conduit.cli.notices import Notice, Notices
+from conduit.cli.plan import Generation, Plan, Policy, State
+from conduit.cli.processes import Process
+from conduit.cli.sockets import Opened, Wanted, opened
+from conduit.cli.spares import Spares
+from conduit.errors import Error
+from conduit.takeover import Takeover
+
+_BACKLOG = 4096
+"""Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
+
+_GLANCE = 0.02
+"""Seconds until COMMAND is looked at again; they grow."""
+
+_LONGEST_GLANCE = 0.25
+
+_FLUX = 1.0
+"""Seconds that what says it is ready has to be seen with the sockets."""
+
+_OFTEN = 5.0
+"""Seconds after which successors that say nothing are looked for, at the latest."""
+
+_FORWARDED = (
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGWINCH,
+)
+
+_PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
+"""What COMMAND says that the service manager hears as well."""
+
+EITHER, NOTIFY, ACCEPTING = "either", "notify", "accepting"
+"""What shows that COMMAND is ready."""
+
+
+class Options(NamedTuple):
+    """What ``conduit run`` is asked to do.
+
+    Attributes:
+        control: where to be found.
+        addresses: where to listen; with none, on what the service manager passed, or on all that
+            the predecessor has.
+        command: what to run.
+        policy: how to treat it.
+        ready: what shows that it is ready: `EITHER`, `NOTIFY`, `ACCEPTING`, or seconds that it has
+            run, which show nothing.
+        listen_pid: whether LISTEN_PID says which process is meant.
+        mode: of Unix sockets.
+        owner: of Unix sockets: user and group, -1 for this process's.
+        backlog: connections that may wait.
+        store: whether the service manager keeps the sockets as well.
+    """
+
+    control: str
+    addresses: Sequence[Address]
+    command: Sequence[str]
+    policy: Policy = Policy()
+    ready: str | float = EITHER
+    listen_pid: bool = True
+    mode: int = 0o600
+    owner: tuple[int, int] = (-1, -1)
+    backlog: int = _BACKLOG
+    store: bool = False
+
+
+def run(options: Options) -> int:
+    """Serve until COMMAND ends, by itself, by a signal or for a successor.
+
+    Returns:
+        the exit code of COMMAND, or 128 and the signal that ended it.
+
+    Raises:
+        CommandError: COMMAND cannot be found, or does not become ready. It is gone, and a
+            predecessor goes on serving.
+        Error: the predecessor refuses, or an address cannot be had.
+    """
+    check_command(options.command)
+    with contextlib.ExitStack() as stack:
+        # Longer than this run gives itself, so that its own deadline is the one that is told.
+        takeover = stack.enter_context(
+            Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
+        )
+        signals = stack.enter_context(_Signals())
+        runner = stack.enter_context(_Runner(options, takeover, signals))
+        return runner.run()
+
+
+def check(options: Options) -> None:
+    """Print what `run` would do, and do nothing.
+
+    Raises:
+        CommandError: COMMAND cannot be found.
+    """
+    check_command(options.command)
+    try:
+        [told] = ask(options.control, "status")
+        print(f"takes over from conduit {told['version']} (pid {told['pid']})")
+    except CommandError as exc:
+        if exc.code != NOBODY:
+            raise
+        print(f"starts anew: {exc}")
+    for place, address in enumerate(options.addresses, processes.FIRST):
+        print(f"descriptor {place}: {address.name}, {address.key}")
+    names = [address.name for address in options.addresses]
+    print("runs:", *processes.filled(options.command, names))
+
+
+def check_command(command: Sequence[str]) -> None:
+    """Raise `CommandError` if a program cannot be found."""
+    if shutil.which(command[0]) is None:
+        raise CommandError(f"{command[0]}: command not found", 127)
+
+
+class _Running:
+    """A generation that has a process.
+
+    Attributes:
+        said: who said that it is ready, as a pid, and when.
+        glance: when to look at it next, and how long it is then until the next time.
+    """
+
+    def __init__(self, process: Process, notices: Notices) -> None:
+        self.process = process
+        self.notices = notices
+        self.said: tuple[int, float] | None = None
+        self.glance: tuple[float, float] = (0.0, _GLANCE)
+
+    def close(self) -> None:
+        """Let go of it; a guard that was not released ends it."""
+        self.notices.close()
+
+
+class _Runner:
+    """Does what a `Plan` says; context manager.
+
+    All that it owns is closed when the block is left. What still runs then, since something failed
+    that nobody thought of, is ended by its guard.
+    """
+
+    def __init__(self, options: Options, takeover: Takeover, signals: _Signals) -> None:
+        self._options = options
+        self._takeover = takeover
+        self._signals = signals
+        self._plan = Plan(options.policy, options.command)
+        self._running: dict[Generation, _Running] = {}
+        self._error: Error | None = None
+        self._begun = time.time()
+        self._first = options.command[0]
+        self._sockets: list[Opened] = []
+        self._guests: list[Guest] = []
+        self._spares = Spares([])
+        self._poller = select.poll()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._spares.remove()
+        self._close_sockets()
+        for guest in self._guests:
+            guest.close()
+        for running in self._running.values():
+            running.close()
+            running.process.abandon()
+
+    def run(self) -> int:
+        """Serve; as `run`."""
+        options = self._options
+        wanted = Wanted(options.addresses, options.backlog, options.mode, options.owner)
+        self._sockets.extend(opened(self._takeover, wanted))
+        self._spares = Spares([path for each in self._sockets if (path := each.path)])
+        self._inodes = frozenset(os.fstat(each.sock.fileno()).st_ino for each in self._sockets)
+        self._takeover._receive_guests(self._answer)
+        for number in (self._signals.fileno(), self._takeover.fileno()):
+            self._poller.register(number, select.POLLIN)
+        if options.policy.restart != "no":
+            # It may end at any time.
+            self._spares.make()
+        self._plan.begin(time.monotonic())
+        self._do_all()
+        while self._plan.outcome is None:
+            self._poller.poll(self._milliseconds())
+            self._notice()
+            self._do_all()
+        code, failure = self._plan.outcome
+        if self._error is not None:
+            raise self._error
+        if failure:
+            raise CommandError(f"{self._first} {failure}{_who_serves(self._takeover)}", code)
+        return code
+
+    # What is to be done.
+
+    def _do_all(self) -> None:
+        while actions := self._plan.take():
+            for action in actions:
+                self._do(action)
+
+    def _do(self, action: plan.Action) -> None:
+        if isinstance(action, plan.Start):
+            self._start(action.generation)
+        elif isinstance(action, plan.Send):
+            self._send(action)
+        elif isinstance(action, plan.HandOver):
+            self._hand_over(action)
+        elif isinstance(action, plan.Answer):
+            text = self._about(action.generation, action.text)
+            if action.code is None:
+                action.asker.say("progress", text=text)
+            else:
+                action.asker.say("end", text=text, code=action.code)
+        elif isinstance(action, plan.Say):
+            say(self._about(action.generation, action.text))
+        elif action.state == "RELOADING=1":
+            _tell(f"{action.state}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        else:
+            _tell(action.state)
+
+    def _start(self, generation: Generation) -> None:
+        options = self._options
+        directory = os.path.dirname(os.path.abspath(options.control))
+        try:
+            notices = Notices(directory)
+            try:
+                process = Process(
+                    generation.words,
+                    [each.sock.fileno() for each in self._sockets],
+                    [each.name for each in self._sockets],
+                    notices.path,
+                    listen_pid=options.listen_pid,
+                    stop_signal=options.policy.stop_signal,
+                )
+            except BaseException:
+                notices.close()
+                raise
+        except OSError as exc:
+            how = f"could not be started ({exc.strerror or exc})"
+            self._plan.exited(generation, 1, how, time.monotonic())
+            return
+        self._running[generation] = _Running(process, notices)
+        self._poller.register(notices.fileno(), select.POLLIN)
+        if generation.number == 1:
+            self._first = self._about(generation, "").strip()
+
+    def _send(self, action: plan.Send) -> None:
+        running = self._running.get(action.generation)
+        if running is None:
+            return
+        if action.generation.state is State.DRAINING and (
+            not self._plan.is_ending or self._plan.is_followed
+        ):
+            self._spares.make()
+        if action.to_all:
+            running.process.send_all(action.number)
+        else:
+            running.process.send(action.number)
+
+    def _hand_over(self, action: plan.HandOver) -> None:
+        text = "serves"
+        if action.is_first:
+            try:
+                self._takeover.ready()
+            except Error as exc:
+                self._error = exc
+                self._plan.reject(action.generation, str(exc), time.monotonic())
+                return
+            text += _whom_it_follows(self._takeover)
+            _tell(f"READY=1\nMAINPID={os.getpid()}")
+            if self._options.store:
+                self._store()
+        else:
+            _tell("READY=1")
+        say(self._about(action.generation, text))
+
+    def _store(self) -> None:
+        """Have the manager keep the sockets, which come back with their addresses."""
+        try:
+            for place, each in enumerate(self._sockets):
+                systemd.store(f"conduit-{place}", each.sock)
+        except Error as exc:
+            say(f"NOTIFY_SOCKET: {exc}")
+
+    def _about(self, generation: Generation | None, text: str) -> str:
+        """Return a sentence about a generation, if it is about one."""
+        if generation is None:
+            return text
+        running = self._running.get(generation)
+        pid = "" if running is None else f" (pid {running.process.pid})"
+        return f"{generation.words[0]}{pid} {text}"
+
+    def _close_sockets(self) -> None:
+        while self._sockets:
+            self._sockets.pop().sock.close()
+
+    # What happens.
+
+    def _milliseconds(self) -> float | None:
+        """How long to wait at most."""
+        now = time.monotonic()
+        times = [now + _OFTEN, now + self._takeover._until_step()]
+        if self._plan.deadline is not None:
+            times.append(self._plan.deadline)
+        if self._plan.starting is not None:
+            running = self._running.get(self._plan.starting)
+            times += [] if running is None else [running.glance[0]]
+        if any(each.state is State.LEFTOVER for each in self._plan.generations):
+            times.append(now + _GLANCE)
+        return max(0.0, min(times) - now) * 1000 + 1
+
+    def _notice(self) -> None:
+        """Tell the plan what has happened."""
+        now = time.monotonic()
+        for number in self._signals.take():
+            self._plan.signal(number, now)
+        for generation, running in list(self._running.items()):
+            for notice in running.notices.take(running.process.pid):
+                self._hear(generation, running, notice, now)
+        self._reap(now)
+        if not self._plan.is_followed and self._is_followed():
+            self._poller.unregister(self._takeover.fileno())
+            self._plan.followed(now)
+        if self._plan.is_ending:
+            self._close_sockets()
+        starting = self._plan.starting
+        if starting is not None and starting in self._running:
+            self._judge(starting, self._running[starting], now)
+        for generation in self._plan.suspects(now):
+            pid = self._running[generation].process.pid
+            sight = inspection.see(inspection.family(pid, pid), self._inodes)
+            self._plan.looked(generation, bool(sight.waiting), now)
+        self._plan.tick(now)
+
+    def _is_followed(self) -> bool:
+        """Answer those who come to the control socket; whether one of them serves now."""
+        try:
+            self._takeover.step()
+            return self._takeover.wait(0)
+        except Exception as exc:
+            # What serves is not to end for that.
+            say(f"answering at {self._options.control}: {exc!r}")
+            time.sleep(_GLANCE)
+            return False
+
+    def _reap(self, now: float) -> None:
+        for pid, status in processes.reap():
+            for generation, running in self._running.items():
+                if running.process.note(pid):
+                    self._plan.exited(generation, *processes.fate(status), now)
+                    break
+        # Before they are forgotten, what is told of them is told with their pids.
+        self._do_all()
+        for generation, running in list(self._running.items()):
+            if generation.state is State.LEFTOVER and running.process.is_gone():
+                self._plan.emptied(generation, now)
+            if generation.state is State.ENDED:
+                self._spares.restore()
+                del self._running[generation]
+                self._poller.unregister(running.notices.fileno())
+                running.close()
+                running.process.release()
+        nothing_ends = all(each.state in (State.STARTING, State.SERVING) for each in self._running)
+        if nothing_ends and self._options.policy.restart == "no":
+            self._spares.remove()
+
+    def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
+        said = notice.said
+        if said.get("READY") == "1" and running.said is None:
+            running.said = notice.pid, now
+        usec = said.get("EXTEND_TIMEOUT_USEC", "")
+        # More digits than any number that systemd takes.
+        if usec.isascii() and usec.isdigit() and len(usec) <= 20:
+            self._plan.extend(generation, int(usec) / 1e6, now)
+        heard = self._plan.serving or self._plan.starting
+        is_last = self._plan.is_ending and not self._plan.is_followed
+        if generation is heard or is_last:
+            state = "\n".join(f"{key}={said[key]}" for key in _PASSED_ON if key in said)
+            if state:
+                _tell(state)
+
+    def _judge(self, generation: Generation, running: _Running, now: float) -> None:
+        """Tell the plan whether a generation serves, if that is to be seen."""
+        when, pause = running.glance
+        if now < when and running.said is None:
+            return
+        running.glance = now + pause, min(1.3 * pause, _LONGEST_GLANCE)
+        ready = self._options.ready
+        if running.said is not None and ready != ACCEPTING:
+            speaker, since = running.said
+            self._judge_by(_has(running.process.pid, speaker, self._inodes), generation, since, now)
+        elif ready in (EITHER, ACCEPTING):
+            if not self._inodes - _seen(running.process.pid, self._inodes).waiting:
+                self._plan.ready(generation, now)
+        elif isinstance(ready, float) and now - generation.since >= ready:
+            has_sockets = _has(running.process.pid, 0, self._inodes)
+            if has_sockets is not False:
+                guess = f"is taken for ready after {ready:g} seconds, and was not seen to serve"
+                say(self._about(generation, guess))
+            self._judge_by(has_sockets, generation, generation.since, now)
+
+    def _judge_by(
+        self, has_sockets: bool | None, generation: Generation, since: float, now: float
+    ) -> None:
+        """Tell the plan, by whether it was seen to have the sockets; None if that is unknown."""
+        if has_sockets is not False:
+            self._plan.ready(generation, now)
+        elif now - since >= _FLUX:
+            self._plan.refuse(
+                generation,
+                "says that it is ready, and has not the sockets: it has to take them by LISTEN_FDS "
+                "and LISTEN_PID (behind a wrapper: --no-listen-pid), or as {fd} in its words",
+                now,
+            )
+
+    # What others ask.
+
+    def _answer(self, conduit: Conduit, message: dict[str, Any]) -> None:
+        guest = Guest(conduit)
+        self._guests = [each for each in self._guests if not each.closed] + [guest]
+        now = time.monotonic()
+        kind = message["kind"]
+        if kind == "status":
+            guest.say("status", **self.status())
+        elif kind == "stop":
+            self._plan.stop(guest, self._options.policy.stop_signal, now)
+        elif kind == "reload":
+            words, timeout = message.get("command"), message.get("timeout")
+            is_command = words is None or (
+                isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+            )
+            if not is_command or not (timeout is None or isinstance(timeout, int | float)):
+                guest.say("end", text="a request that is malformed", code=2)
+            elif words and shutil.which(words[0]) is None:
+                guest.say("end", text=f"{words[0]}: command not found", code=127)
+            else:
+                self._plan.reload(guest, words, timeout, now)
+        else:
+            guest.say("end", text=f"conduit {__version__} knows no {kind!r}", code=2)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `conduit status` tells."""
+        now = time.monotonic()
+        old = self._takeover.predecessor_line
+        predecessor = self._takeover.predecessor
+        drains = old is not None and predecessor is not None and not _is_closed(old)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "control": self._options.control,
+            "since": self._begun,
+            "restarts": self._plan.restarts,
+            "reloads": self._plan.reloads,
+            "predecessor": predecessor.pid if drains and predecessor else None,
+            "sockets": [each.status() for each in self._sockets],
+            "generations": [
+                {
+                    "number": generation.number,
+                    "state": generation.state.value,
+                    "seconds": round(now - generation.since, 3),
+                    "pid": running.process.pid,
+                    "command": list(generation.words),
+                }
+                for generation, running in self._running.items()
+            ],
+        }
+
+
+def _seen(pid: int, inodes: frozenset[int]) -> inspection.Sight:
+    return inspection.see(inspection.family(pid, pid), inodes)
+
+
+def _has(pid: int, speaker: int, inodes: frozenset[int]) -> bool | None:
+    """Whether COMMAND has the sockets, as far as it is known.
+
+    A wrapper has them without using them. So it counts what the process that says it is ready has,
+    and its children, as long as it is there; or that any process waits on them.
+    """
+    whole = inspection.family(pid, pid)
+    some = inspection.family(speaker, -1) if speaker in whole else whole
+    sight = inspection.see(some, inodes)
+    if sight.having is None:
+        return None
+    return inodes <= sight.having or bool(inspection.see(whole, inodes).waiting)
+
+
+def _is_closed(conduit: Conduit) -> bool:
+    poller = select.poll()
+    poller.register(conduit.fileno(), 0)
+    return bool(poller.poll(0))
+
+
+def _who_serves(takeover: Takeover) -> str:
+    old = takeover.predecessor
+    if old is None:
+        return ""
+    if old.pid:
+        try:
+            os.kill(old.pid, 0)
+        except ProcessLookupError:
+            return ""
+        except PermissionError:
+            pass
+    return f"; the old one{f' (pid {old.pid})' if old.pid else ''} goes on serving"
+
+
+def _whom_it_follows(takeover: Takeover) -> str:
+    old = takeover.predecessor
+    text = ""
+    if old is not None:
+        # One in another pid namespace has no pid here.
+        text = f", taken over from pid {old.pid}" if old.pid else ", taken over"
+    if takeover.dropped:
+        text += f"; no longer listening: {', '.join(takeover.dropped)}"
+    return text
+
+
+def _tell(state: str) -> None:
+    """Notify the manager that started this process, if one did."""
+    try:
+        systemd.notify(state)
+    except (Error, ValueError) as exc:
+        say(f"NOTIFY_SOCKET: {exc}")
+
+
+class _Signals:
+    """The signals that this process gets, as something to poll; context manager."""
+
+    def __enter__(self) -> Self:
+        self._inside, self._outside = os.pipe()
+        os.set_blocking(self._inside, False)
+        os.set_blocking(self._outside, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
+        # A signal that is ignored here (nohup) is ignored by COMMAND as well.
+        self._old_handlers = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (*_FORWARDED, signal.SIGCHLD)
+            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
+        }
+        # Whoever started this may have blocked some.
+        self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.close(self._inside)
+        os.close(self._outside)
+
+    def fileno(self) -> int:
+        return self._inside
+
+    def take(self) -> list[int]:
+        """Return the signals that came and are to be forwarded, in their order."""
+        try:
+            return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
+        except BlockingIOError:
+            return []

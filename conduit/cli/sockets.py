@@ -1,0 +1,142 @@
+"""The sockets of `conduit run`: opened at addresses, passed by a manager, or taken over."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from conduit import systemd
+from conduit.cli.addresses import Address
+from conduit.cli.messages import CommandError
+from conduit.takeover import Takeover
+from conduit.takeover.sockets import closed_on_error
+
+
+class Wanted(NamedTuple):
+    """What is asked for: addresses, and how to open new sockets there.
+
+    Attributes:
+        addresses: where to listen; none for what is passed, or what the predecessor has.
+        backlog: connections that may wait.
+        mode: of a Unix socket.
+        owner: of a Unix socket: user and group, -1 for this process's.
+    """
+
+    addresses: Sequence[Address]
+    backlog: int
+    mode: int
+    owner: tuple[int, int]
+
+
+class Opened(NamedTuple):
+    """A socket, by which a successor asks for it, and as COMMAND reads its name."""
+
+    key: str
+    name: str
+    sock: socket.socket
+
+    @property
+    def path(self) -> str:
+        """Of a Unix socket that has one; else empty."""
+        bound = self.sock.getsockname()
+        is_path = self.sock.family == socket.AF_UNIX and isinstance(bound, str)
+        return bound if is_path else ""
+
+    def status(self) -> dict[str, Any]:
+        """Return what `conduit status` tells of it."""
+        queue = None
+        is_unix = self.sock.family == socket.AF_UNIX
+        is_stream = self.sock.type == socket.SOCK_STREAM
+        if is_stream and not is_unix:
+            with contextlib.suppress(AttributeError, OSError):
+                # tcpi_unacked of struct tcp_info: for a socket that listens, who waits.
+                info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+                queue = int.from_bytes(info[24:28], "little")
+        bound = self.sock.getsockname()
+        if isinstance(bound, tuple):
+            host, port = bound[:2]
+            bound = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return {
+            "name": self.name,
+            "type": "unix" if is_unix else "tcp" if is_stream else "udp",
+            "address": os.fsdecode(bound).replace("\0", "@", 1),
+            "queue": queue,
+        }
+
+
+def opened(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
+    """Yield each socket once it is open; a successor will find it.
+
+    Raises:
+        CommandError: nothing is asked for, and nothing is there.
+        Error: an address cannot be had.
+    """
+    found = []
+    sockets = _asked_for(takeover, wanted) if wanted.addresses else _given(takeover)
+    for each in sockets:
+        yield each
+        found.append((each.key, each.name))
+    # For a successor that asks for whatever is there.
+    takeover.offer(json.dumps({"sockets": found}).encode())
+
+
+def _asked_for(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
+    for address in wanted.addresses:
+        before = _inode(address)
+        sock = takeover.listen(
+            address.host,
+            address.port,
+            name=address.key,
+            type=address.type,
+            backlog=wanted.backlog,
+            mode=wanted.mode,
+        )
+        yield Opened(address.key, address.name, sock)
+        # Not one that was taken over: that one is as it was.
+        if wanted.owner != (-1, -1) and _inode(address) != before:
+            os.chown(address.host, *wanted.owner)
+
+
+def _inode(address: Address) -> int:
+    """Return the inode of the path of a Unix socket; 0 if there is none."""
+    is_path = address.port is None and not address.host.startswith("@")
+    with contextlib.suppress(FileNotFoundError):
+        return os.lstat(address.host).st_ino if is_path else 0
+    return 0
+
+
+def _given(takeover: Takeover) -> Iterator[Opened]:
+    """Yield what the service manager passed, or all that the predecessor has."""
+    count = 0
+    passed = list(systemd.listen_fds())
+    try:
+        while passed:
+            with passed.pop(0) as fd:
+                count += 1
+                key = f"{fd.name}-{count}"
+                yield Opened(key, fd.name, _adopted(takeover, fd.to_conn(), key))
+    finally:
+        while passed:
+            passed.pop().close()
+    if count:
+        return
+    try:
+        names = [(str(key), str(name)) for key, name in json.loads(takeover.state)["sockets"]]
+    except (ValueError, TypeError, LookupError) as exc:
+        raise CommandError(
+            "there is nothing to listen on: give --listen, or have the service manager pass "
+            "sockets (LISTEN_FDS)",
+            2,
+        ) from exc
+    for key, name in names:
+        # Closed at once, since the predecessor has one of that name.
+        yield Opened(key, name, _adopted(takeover, socket.socket(socket.AF_UNIX), key))
+
+
+def _adopted(takeover: Takeover, sock: socket.socket, key: str) -> socket.socket:
+    with closed_on_error(sock):
+        return takeover.adopt(sock, key)

@@ -1,0 +1,61 @@
+"""``conduit status``: who serves, since when, on which sockets, and who drains."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from conduit.cli.control import ask
+
+
+def status(control: str, as_json: bool) -> None:
+    """Print what the running one tells: a table, or one line of JSON.
+
+    Args:
+        control: where it is found.
+        as_json: for programs.
+
+    Raises:
+        CommandError: nobody serves there.
+    """
+    for answer in ask(control, "status"):
+        told = {name: value for name, value in answer.items() if name != "kind"}
+        print(json.dumps(told) if as_json else table(told))
+
+
+def table(told: dict[str, Any]) -> str:
+    """Return what was told, for people."""
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["since"]))
+    lines = [
+        f"conduit {told['version']} (pid {told['pid']}) at {told['control']} since {since}, "
+        f"{told['reloads']} reloads, {told['restarts']} restarts",
+    ]
+    if told["predecessor"]:
+        lines.append(f"taken over from pid {told['predecessor']}, which drains")
+    lines.append("")
+    generations = [
+        (
+            str(each["number"]),
+            each["state"],
+            f"{each['seconds']:.0f}",
+            str(each["pid"]),
+            " ".join(each["command"]),
+        )
+        for each in told["generations"]
+    ]
+    sockets = [
+        (each["name"], each["type"], each["address"], str(each["queue"]).replace("None", "-"))
+        for each in told["sockets"]
+    ]
+    lines += _aligned(("GENERATION", "STATE", "SECONDS", "PID", "COMMAND"), *generations)
+    lines += ["", *_aligned(("SOCKET", "TYPE", "ADDRESS", "WAITING"), *sockets)]
+    return "\n".join(lines)
+
+
+def _aligned(*rows: tuple[str, ...]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,998 @@
+"""`conduit run` as operators use it: when a COMMAND is ready, reload, status, stop, respawn."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from commands import Bench, Run, await_gone, await_that, children, conduit_says
+from helpers import GENEROUS, fork_among_threads, memory, room_for, wait_until_gone
+from sides import NOBODY, beside, needs_root
+
+from conduit import Conduit, Descriptor, Error, systemd
+from conduit.channel import Channel
+from conduit.cli import control, inspection, main, plan, processes, sockets
+from conduit.cli import run as module
+from conduit.cli.messages import CommandError
+from conduit.cli.sockets import Opened
+from conduit.cli.spares import Spares
+from conduit.cli.status import table
+from conduit.takeover.talk import TYPE
+
+pytestmark = pytest.mark.slow
+
+SOCKET = "import select, socket, sys, threading; s = socket.socket(fileno=3); "
+
+WAITS = {
+    "accept": "s.accept()",
+    "timeout": "s.settimeout(1000); s.accept()",
+    "select": "select.select([s], [], [])",
+    "poll": "p = select.poll(); p.register(s, 1); p.poll()",
+    "epoll": "p = select.epoll(); p.register(s, 1); p.poll()",
+    "epoll of others": "e = select.epoll(); p = select.epoll(); p.register(e, 1); "
+    "p.register(s, 1); p.poll()",
+    "thread": "threading.Thread(target=s.accept).start()",
+}
+
+LIAR = """
+import os, socket
+os.close(3)
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+while True:
+    {end}
+"""
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+def ends(run: Run, number: int = signal.SIGTERM) -> int:
+    run.process.send_signal(number)
+    return run.end()[0]
+
+
+def ask(bench: Bench, *words: str) -> subprocess.CompletedProcess[str]:
+    return conduit_says(words[0], "--control", str(bench.directory / "control"), *words[1:])
+
+
+def status(bench: Bench) -> Any:
+    said = ask(bench, "status", "--json")
+    assert said.returncode == 0
+    return json.loads(said.stdout)
+
+
+def reloading(bench: Bench, *words: str) -> subprocess.Popen[str]:
+    """Begin a `conduit reload`."""
+    command = [sys.executable, "-P", "-m", "conduit", "reload", "--control"]
+    return subprocess.Popen(
+        [*command, str(bench.directory / "control"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def states(bench: Bench) -> list[str]:
+    return [each["state"] for each in status(bench)["generations"]]
+
+
+# When COMMAND is ready
+
+
+@pytest.mark.parametrize("how", WAITS)
+def test_what_waits_for_connections_is_ready(bench: Bench, how: str) -> None:
+    run = bench.run(command=python(SOCKET + WAITS[how]))
+    run.await_line("serves")
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_it_has_to_wait_on_each_socket(bench: Bench, tmp_path: Path) -> None:
+    options = [f"--listen={tmp_path}/one", "--listen=udp:127.0.0.1:0"]
+    code, line = bench.run(
+        *options, "--timeout=0.7", command=python(SOCKET + WAITS["accept"])
+    ).end()
+    assert code == 1
+    assert "was not ready within 0.7 seconds" in line
+    both = (
+        SOCKET + "u = socket.socket(fileno=4); threading.Thread(target=u.recv, args=(9,)).start(); "
+    )
+    run = bench.run(*options, command=python(both + WAITS["accept"]))
+    run.await_line("serves")
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_a_server_behind_a_wrapper_that_forks_is_ready_and_ends_with_it(bench: Bench) -> None:
+    code = SOCKET + WAITS["accept"]
+    run = bench.run(command=["/bin/sh", "-c", '"$0" -c "$1"; true', sys.executable, code])
+    run.await_line("serves")
+    # The wrapper ends; what it started gets the signal as one of its group.
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_what_says_that_it_is_ready_and_has_no_socket_is_refused(bench: Bench) -> None:
+    old, first = bench.serve()
+    code, line = bench.run(command=python(LIAR.format(end="import time; time.sleep(1000)"))).end()
+    assert code == 1
+    assert "LISTEN_FDS" in line
+    assert "LISTEN_PID" in line
+    assert f"the old one (pid {old.process.pid}) goes on serving" in line
+    bench.assert_serves(first)
+
+
+def test_that_a_wrapper_has_the_sockets_does_not_count(bench: Bench) -> None:
+    code = LIAR.format(end="import time; time.sleep(1000)")
+    command = ["/bin/sh", "-c", '"$0" -c "$1"; true', sys.executable, code]
+    assert bench.run(command=command).end()[0] == 1
+
+
+def test_it_can_be_asked_for_what_is_seen_only(bench: Bench) -> None:
+    run = bench.run("--ready=accepting", "--timeout=0.8")
+    command = bench.command()
+    command.tell("ready")
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
+    assert run.end()[0] == 1
+
+
+def test_it_can_be_asked_for_what_is_said_only(bench: Bench) -> None:
+    run = bench.run("--ready=notify", "--timeout=0.5", command=python(SOCKET + WAITS["accept"]))
+    assert run.end()[0] == 1
+
+
+def test_a_guess_does_not_help_what_has_no_socket(bench: Bench) -> None:
+    command = python("import os, time; os.close(3); time.sleep(1000)")
+    code, line = bench.run("--ready=1.1", command=command).end()
+    assert code == 1
+    assert "LISTEN_FDS" in line
+
+
+def test_a_guess_is_told(bench: Bench) -> None:
+    run = bench.run("--ready-after=0.1", command=["sleep", "1000"])
+    run.await_line("is taken for ready after 0.1 seconds, and was not seen to serve")
+    run.await_line("serves")
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_time_is_given_to_what_asks_for_it(bench: Bench) -> None:
+    code = (
+        "import os, socket, time; n = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); "
+        "[n.sendto(b'EXTEND_TIMEOUT_USEC=' + usec, os.environ['NOTIFY_SOCKET']) "
+        "for usec in (b'x', b'9' * 4000, b'20000000')]; time.sleep(1); "
+    )
+    run = bench.run("--timeout=0.7", command=python(code + SOCKET + "s.accept()"))
+    run.await_line("serves")
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_words_of_a_command_may_name_a_socket(bench: Bench, tmp_path: Path) -> None:
+    words = ["{fd}", "unix:{web}", "{other}", "{}"]
+    run = bench.run(
+        f"--listen={tmp_path}/x",
+        f"--listen=web={tmp_path}/y",
+        command=[*python("import sys; print(*sys.argv[1:])"), *words],
+    )
+    assert run.process.stdout is not None
+    assert run.process.stdout.read() == "3 unix:4 {other} {}\n"
+    assert run.end()[0] == 1
+
+
+def test_listen_pid_can_be_left_out(bench: Bench) -> None:
+    run = bench.run("--no-listen-pid")
+    command = bench.command()
+    assert "LISTEN_PID" not in command.start["listen"]
+    command.tell(0)
+    assert run.end()[0] == 1
+
+
+def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_has(
+    bench: Bench, tmp_path: Path
+) -> None:
+    stage = """if 1:
+        import fcntl, os, socket, sys
+        for place, kind in enumerate((socket.SOCK_STREAM, socket.SOCK_DGRAM), 3):
+            sock = socket.socket(socket.AF_INET, kind)
+            sock.bind(("127.0.0.1", 0))
+            above = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 50)
+            sock.close()
+            os.dup2(above, place)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES="web:web")
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{tmp_path}/control"]
+    words += ["--", *bench.server]
+    old = subprocess.Popen([sys.executable, "-c", stage, *words])
+    first = bench.command()
+    assert first.start["listen"]["LISTEN_FDNAMES"] == "web:web"
+    first.tell("ready")
+    await_that(lambda: is_listening(tmp_path / "control") and states(bench) == ["serving"])
+    new = subprocess.Popen(words)
+    second = bench.command()
+    second.tell("ready")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    assert second.start["names"] == first.start["names"]
+    assert second.start["listen"]["LISTEN_FDNAMES"] == "web:web"
+    for command, process in ((first, old), (second, new)):
+        command.tell(0)
+        assert process.wait(GENEROUS) == 0
+
+
+def test_what_was_passed_is_closed_if_not_all_of_it_can_be_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def passed() -> tuple[Descriptor, ...]:
+        fds = tuple(Descriptor(memory(), "web") for _ in range(3))
+        given.extend(fds)
+        return fds
+
+    given: list[Descriptor] = []
+    monkeypatch.setattr(systemd, "listen_fds", passed)
+    takeover: Any = None
+    with pytest.raises(Error, match="socket"):
+        list(sockets._given(takeover))
+    assert all(fd.closed for fd in given)
+
+
+def test_without_an_address_and_with_nothing_passed_it_says_so(tmp_path: Path) -> None:
+    said = conduit_says("run", "--control", str(tmp_path / "c"), "--", "true")
+    assert said.returncode == 2
+    assert "--listen" in said.stderr
+    assert os.listdir(tmp_path) == []
+
+
+# Reload
+
+
+def test_a_reload_replaces_command_without_a_gap(bench: Bench) -> None:
+    run, first = bench.serve()
+    asked = reloading(bench)
+    second = bench.command()
+    bench.assert_serves(first)
+    second.tell("ready")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    said, complaint = asked.communicate(timeout=GENEROUS)
+    assert (asked.returncode, complaint) == (0, "")
+    pid = second.start["pid"]
+    assert said.splitlines() == [
+        f"conduit: {sys.executable} (pid {pid}) starts",
+        f"conduit: {sys.executable} (pid {pid}) serves",
+    ]
+    bench.assert_serves(second)
+    assert sorted(states(bench)) == ["draining", "serving"]
+    first.tell(9)
+    await_that(lambda: states(bench) == ["serving"])
+    assert status(bench)["reloads"] == 1
+    second.tell(4)
+    assert run.end()[0] == 4
+
+
+def test_several_may_drain_at_once(bench: Bench) -> None:
+    run, command = bench.serve()
+    commands = [command]
+    for _ in range(2):
+        asked = reloading(bench)
+        commands.append(bench.command())
+        commands[-1].tell("ready")
+        asked.communicate(timeout=GENEROUS)
+        assert asked.returncode == 0
+    assert states(bench) == ["draining", "draining", "serving"]
+    for each in commands:
+        each.tell(0)
+    assert run.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (["sh", "-c", "exit 3"], 1, "exited with 3 before it was ready"),
+        (["false"], 1, "exited with 1 before it was ready"),
+        (["no-such-program"], 127, "no-such-program: command not found"),
+        (["sleep", "1000"], 1, "was not ready within 0.4 seconds"),
+    ],
+)
+def test_a_version_that_fails_leaves_the_old_one(
+    bench: Bench, words: list[str], code: int, why: str
+) -> None:
+    run, command = bench.serve()
+    said = ask(bench, "reload", "--timeout=0.4", "--", *words)
+    assert said.returncode == code
+    assert why in said.stderr
+    bench.assert_serves(command)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_signal_reloads(bench: Bench) -> None:
+    run, first = bench.serve("--reload-signal=HUP")
+    run.process.send_signal(signal.SIGHUP)
+    second = bench.command()
+    second.tell("ready")
+    assert first.hear() == {"signal": signal.SIGTERM}
+    first.tell(0)
+    bench.assert_serves(second)
+    second.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_the_line_run_again_takes_over_what_was_reloaded(bench: Bench) -> None:
+    old, first = bench.serve()
+    asked = reloading(bench)
+    second = bench.command()
+    second.tell("ready")
+    asked.communicate(timeout=GENEROUS)
+    new = bench.run()
+    third = bench.command()
+    third.tell("ready")
+    new.await_line("serves")
+    # Both drain in the old one; who asks is answered by the new one.
+    told = status(bench)
+    assert told["pid"] == new.process.pid
+    assert told["predecessor"] == old.process.pid
+    for command in (first, second):
+        assert command.hear() == {"signal": signal.SIGTERM}
+        command.tell(3)
+    assert old.end()[0] == 3
+    await_that(lambda: status(bench)["predecessor"] is None)
+    third.tell(0)
+    assert new.end()[0] == 0
+
+
+# Status, stop, and who may ask
+
+
+def test_status_is_a_table(bench: Bench) -> None:
+    run, command = bench.serve("--listen=web=127.0.0.1:0", f"--listen={bench.unix}")
+    said = ask(bench, "status").stdout
+    pid = command.start["pid"]
+    row = next(line for line in said.splitlines() if line.startswith("1 "))
+    assert row.split()[:4] == ["1", "serving", row.split()[2], str(pid)]
+    port = command.start["names"][0][1][1]
+    assert f"web      tcp   127.0.0.1:{port}" in said
+    with socket.create_connection(("127.0.0.1", port)):
+        queues = {each["type"]: each["queue"] for each in status(bench)["sockets"]}
+        assert queues == {"tcp": 1, "unix": None}
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_the_table_names_a_predecessor_that_drains() -> None:
+    told = dict.fromkeys(("version", "pid", "control", "reloads", "restarts"), 1)
+    lines = table({**told, "since": 0, "predecessor": 77, "generations": [], "sockets": []})
+    assert "taken over from pid 77, which drains" in lines
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "type", "shown"),
+    [
+        (socket.AF_INET6, ("::1", 0), socket.SOCK_DGRAM, "[::1]:"),
+        (socket.AF_UNIX, "\0name", socket.SOCK_STREAM, "@name"),
+    ],
+)
+def test_an_address_is_shown_as_it_is_written(
+    family: int, address: Any, type: int, shown: str
+) -> None:
+    with socket.socket(family, type) as sock:
+        sock.bind(address)
+        told = Opened("key", "name", sock).status()
+    assert told["address"].startswith(shown)
+
+
+@pytest.mark.parametrize("what", ["reload", "status", "stop"])
+def test_where_nobody_serves_the_exit_code_is_3(bench: Bench, what: str) -> None:
+    said = ask(bench, what)
+    assert said.returncode == 3
+    assert said.stderr == f"conduit: nobody serves at {bench.directory}/control\n"
+
+
+def test_stop_waits_until_all_has_finished(bench: Bench) -> None:
+    run, command = bench.serve()
+    asked = subprocess.Popen(
+        [sys.executable, "-P", "-m", "conduit", "stop", "--control", f"{bench.directory}/control"]
+    )
+    assert command.hear() == {"signal": signal.SIGTERM}
+    assert asked.poll() is None
+    command.tell(0)
+    assert asked.wait(GENEROUS) == 0
+    assert run.end()[0] == 0
+
+
+@needs_root
+def test_another_user_may_not_ask(bench: Bench) -> None:
+    bench.directory.chmod(0o755)
+    run, command = bench.serve()
+    (bench.directory / "control").chmod(0o666)
+
+    def try_it() -> None:
+        # Whatever is in the way of that path.
+        os.fchdir(fd)
+        with pytest.raises(CommandError, match="not allowed"):
+            list(control.ask("control", "stop"))
+
+    fd = os.open(bench.directory, os.O_RDONLY)
+    with beside(try_it, user=NOBODY):
+        os.close(fd)
+    bench.assert_serves(command)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
+    run, command = bench.serve()
+    for request in (
+        {"kind": "reload", "command": "x"},
+        {"kind": "reload", "command": []},
+        {"kind": "reload", "timeout": "x"},
+        {"kind": "dance"},
+    ):
+        with Channel(
+            Conduit.connect(bench.directory / "control", type=TYPE, timeout=GENEROUS)
+        ) as channel:
+            channel.send(request)
+            answer = channel.receive()
+        assert (answer["kind"], answer["code"]) == ("end", 2)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_failure_while_others_are_answered_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("unforeseen")
+
+    takeover: Any = SimpleNamespace(step=fail)
+    signals: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), takeover, signals)
+    assert not runner._is_followed()
+    assert capsys.readouterr().err == "conduit: answering at path: ValueError('unforeseen')\n"
+
+
+def test_who_asks_and_goes_is_forgotten() -> None:
+    ours, theirs = Conduit.pair(type=TYPE)
+    guest = control.Guest(ours)
+    theirs.close()
+    guest.say("progress", text="x")
+    assert guest.closed
+    guest.say("end", text="x", code=0)
+
+
+def test_who_is_replaced_just_now_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(control, "_ATTEMPTS", 3)
+    monkeypatch.setattr(time, "sleep", waits.append)
+    with socket.socket(socket.AF_UNIX, TYPE) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+
+        def accept() -> None:
+            for _ in range(3):
+                server.accept()[0].close()
+
+        with beside(accept), pytest.raises(CommandError, match="does not answer"):
+            list(control.ask(str(tmp_path / "s"), "status"))
+    assert len(waits) == 3
+    with pytest.raises(OSError, match="File name too long"):
+        list(control.ask("/" * 200, "status"))
+
+
+def test_who_ends_before_it_has_answered_is_told_of() -> None:
+    ours, theirs = Conduit.pair(type=TYPE)
+    with Channel(ours) as channel:
+        theirs.close()
+        with pytest.raises(CommandError, match="ended without an answer"):
+            list(control._all("path", {"kind": "progress"}, channel))
+
+
+# Respawn and ending
+
+
+def test_what_ends_by_itself_is_started_again_on_the_same_sockets(bench: Bench) -> None:
+    run, first = bench.serve("--restart=on-failure")
+    first.tell(3)
+    with socket.socket(socket.AF_UNIX) as client:
+        # It waits in the queue.
+        client.settimeout(GENEROUS)
+        client.connect(bench.unix)
+        second = bench.command()
+        second.tell("ready")
+        second.tell("accept")
+        assert client.recv(10) == b"hello"
+    run.await_line("serves")
+    assert status(bench)["restarts"] == 1
+    second.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_second_signal_forces(bench: Bench) -> None:
+    run, command = bench.serve()
+    run.process.terminate()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    run.process.terminate()
+    assert run.end()[0] == 128 + signal.SIGTERM
+
+
+def test_what_drains_too_long_is_killed(bench: Bench) -> None:
+    run, command = bench.serve("--drain-timeout=0.2")
+    run.process.terminate()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    assert run.end()[0] == 128 + signal.SIGKILL
+
+
+def test_the_stop_signal_can_be_chosen(bench: Bench) -> None:
+    run, command = bench.serve("--stop-signal=SIGQUIT")
+    run.process.terminate()
+    assert command.hear() == {"signal": signal.SIGQUIT}
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_what_goes_on_accepting_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def end_it() -> None:
+        words = str(tmp_path / "c"), "status"
+        await_that((tmp_path / "c").exists)
+        await_that(lambda: next(control.ask(*words))["generations"][0]["state"] == "serving")
+        os.kill(runner, signal.SIGTERM)
+
+    runner = os.getpid()
+    monkeypatch.setattr(plan, "GRACE", 0.2)
+    deaf = "import signal; signal.signal(15, signal.SIG_IGN); "
+    words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--"]
+    with beside_but_reaped(end_it):
+        assert main([*words, *python(deaf + SOCKET + "s.accept()")]) == 128 + signal.SIGKILL
+    assert "still accepts" in capfd.readouterr().err
+
+
+@contextlib.contextmanager
+def beside_but_reaped(function: Callable[[], None]) -> Iterator[None]:
+    """Run a function in a child that is reaped in the block, as all children are."""
+    if fork_among_threads() == 0:
+        try:
+            signal.alarm(int(GENEROUS))
+            function()
+        finally:
+            os._exit(0)
+    yield
+
+
+def test_what_command_leaves_behind_ends_with_it(bench: Bench) -> None:
+    code = SOCKET + "import os; os.fork() or s.accept(); s.accept()"
+    run = bench.run(command=python(code))
+    line = run.await_line("serves")
+    pid = int(line.partition("(pid ")[2].partition(")")[0])
+    await_that(lambda: len(children(pid)) == 1)
+    [child] = children(pid)
+    os.kill(pid, signal.SIGKILL)
+    assert run.end()[0] == 128 + signal.SIGKILL
+    await_gone(child)
+
+
+def test_what_is_left_behind_has_time_to_finish(bench: Bench) -> None:
+    run, command = bench.serve()
+    command.tell("fork")
+    child = command.hear()["child"]
+    command.tell(["die", signal.SIGKILL])
+    run.await_line("was ended by SIGKILL")
+    assert run.process.poll() is None
+    os.kill(child, signal.SIGKILL)
+    assert run.end()[0] == 128 + signal.SIGKILL
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    assert processes.fate(signal.SIGRTMIN + 1) == (
+        128 + signal.SIGRTMIN + 1,
+        f"was ended by signal {signal.SIGRTMIN + 1}",
+    )
+
+
+# The paths of Unix sockets
+
+REMOVER = """
+import os, signal, socket, sys
+def leave(*_):
+    os.unlink(sys.argv[1])
+    os._exit(0)
+signal.signal(signal.SIGTERM, leave)
+s = socket.socket(fileno=3)
+while True:
+    s.accept()[0].sendall(b"hello")
+"""
+
+
+@pytest.mark.parametrize("by", ["reload", "takeover"])
+def test_a_path_that_the_old_one_removes_is_there_again(bench: Bench, by: str) -> None:
+    command = [*python(REMOVER), bench.unix]
+    old = new = bench.run(command=command)
+    old.await_line("serves")
+    if by == "reload":
+        assert ask(bench, "reload").returncode == 0
+        old.await_line("is there again")
+    else:
+        new = bench.run(command=command)
+        new.await_line("serves")
+        assert old.end()[0] == 0
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(GENEROUS)
+        client.connect(bench.unix)
+        assert client.recv(10) == b"hello"
+    wait_until_gone(f"{bench.directory}/.server.{new.process.pid}")
+    assert sorted(os.listdir(bench.directory)) == ["control", "reports", "server"]
+    assert ends(new) == 0
+
+
+def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) -> None:
+    run = bench.run("--restart=always", command=[*python(REMOVER), bench.unix])
+    line = run.await_line("serves")
+    os.kill(int(line.partition("(pid ")[2].partition(")")[0]), signal.SIGTERM)
+    run.await_line("is there again")
+    run.await_line("serves")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(GENEROUS)
+        client.connect(bench.unix)
+        assert client.recv(10) == b"hello"
+    assert ends(run) == 0
+    assert os.listdir(bench.directory) == ["reports"]
+
+
+def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError
+
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    spares = Spares([path])
+    spares.make()
+    os.unlink(path)
+    monkeypatch.setattr("builtins.open", refuse)
+    spares.restore()
+    monkeypatch.undo()
+    spares.remove()
+    assert os.listdir(tmp_path) == ["s"]
+
+
+def test_a_path_that_nobody_listens_at_is_not_restored(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(path)
+    spares = Spares([path, str(tmp_path / "none")])
+    spares.make()
+    spares.make()
+    os.unlink(path)
+    spares.restore()
+    spares.remove()
+    assert os.listdir(tmp_path) == []
+
+
+@needs_root
+def test_a_unix_socket_has_the_mode_and_owner_that_were_asked_for(bench: Bench) -> None:
+    run, command = bench.serve("--mode=660", "--owner=nobody", "--group=12345")
+    found = os.stat(bench.unix)
+    assert (found.st_mode & 0o777, found.st_uid, found.st_gid) == (0o660, 65534, 12345)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+# Processes
+
+
+def test_what_has_ended_gets_no_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    notify = str(tmp_path / "x" / "notify")
+    process = processes.Process(
+        ["true"], [], [], notify, listen_pid=True, stop_signal=signal.SIGTERM
+    )
+    await_that(lambda: any(process.note(pid) for pid, _ in processes.reap()))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "kill", lambda *_: pytest.fail("a signal"))
+        process.send(signal.SIGTERM)
+    process.send_all(signal.SIGTERM)
+    assert process.is_gone()
+    # What has changed its user may not be asked.
+    monkeypatch.setattr(os, "killpg", refuse)
+    assert not process.is_gone()
+    process.send_all(signal.SIGTERM)
+    process.release()
+
+
+def test_what_cannot_be_guarded_any_more_runs_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = processes.Process(
+        ["sleep", "1000"], [], [], f"{tmp_path}/x/n", listen_pid=True, stop_signal=signal.SIGTERM
+    )
+    [guard] = children(os.getpid()) - {process.pid}
+    os.kill(guard, signal.SIGKILL)
+    os.waitpid(guard, 0)
+    with room_for(0):
+        assert not process.note(guard)
+    assert f"pid {process.pid} has no guard any more: " in capsys.readouterr().err
+    assert not process.is_gone()
+    process.send_all(signal.SIGKILL)
+    os.waitpid(process.pid, 0)
+    process.release()
+    process.abandon()
+
+
+def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module._Runner, "_judge", fail)
+    words = ["run", "--control", f"{tmp_path}/c", f"--listen={tmp_path}/s", "--", "sleep", "1000"]
+    with pytest.raises(MemoryError):
+        main(words)
+    # COMMAND and its guard.
+    for _ in range(2):
+        os.wait()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_run_that_is_killed_leaves_no_temporary_files(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    run = bench.run(environment={"TMPDIR": str(tmp_path / "tmp")})
+    command = bench.command()
+    assert len(os.listdir(tmp_path / "tmp")) == 1
+    run.process.kill()
+    await_that(lambda: os.listdir(tmp_path / "tmp") == [])
+    assert command.hear() == {"signal": signal.SIGTERM}
+    command.tell(0)
+    await_gone(command.start["pid"])
+
+
+@pytest.mark.parametrize("what", ["run", "reload", "status", "stop", "send", "receive", "connect"])
+def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([what, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+
+
+# Before it runs
+
+
+def test_check_tells_what_would_happen(bench: Bench) -> None:
+    options = ["--control", f"{bench.directory}/control", f"--listen=web={bench.unix}", "--check"]
+    said = conduit_says("run", *options, "--", "cat", "{web}")
+    assert said.returncode == 0
+    assert said.stdout.splitlines() == [
+        f"starts anew: nobody serves at {bench.directory}/control",
+        "descriptor 3: web, web",
+        "runs: cat 3",
+    ]
+    run, command = bench.serve()
+    said = conduit_says("run", *options, "--", "cat")
+    assert f"takes over from conduit 0.1.0 (pid {run.process.pid})" in said.stdout
+    command.tell(0)
+    assert run.end()[0] == 0
+    assert conduit_says("run", *options, "--", "no-such-program").returncode == 127
+
+
+def test_check_tells_when_it_may_not_ask(tmp_path: Path) -> None:
+    def refuse() -> None:
+        with socket.socket(socket.AF_UNIX, TYPE) as server:
+            server.bind(str(tmp_path / "c"))
+            server.listen()
+            with Channel(Conduit.from_conn(server.accept()[0])) as channel:
+                channel.receive()
+                channel.send({"kind": "refused", "reason": "no"})
+
+    words = ["run", "--control", f"{tmp_path}/c", "--listen=:1", "--check", "--", "true"]
+    with beside(refuse):
+        await_that(lambda: is_listening(tmp_path / "c"))
+        assert main(words) == 1
+
+
+def is_listening(path: Path) -> bool:
+    """Whether a socket that is bound at a path listens: its flags are SO_ACCEPTCON then."""
+    lines = Path("/proc/net/unix").read_text().splitlines()
+    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--timeout=-1",
+        "--timeout=x",
+        "--ready=soon",
+        "--stop-signal=KILL",
+        "--mode=999",
+        "--mode=7777",
+        "--owner=no-such-user",
+        "--group=no-such-group",
+        "--restart=maybe",
+    ],
+)
+def test_an_option_that_cannot_be_is_told(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--control=c", "--listen=:1", option, "--", "true"])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"argument {option.partition('=')[0]}: " in told
+    assert "_" not in told
+
+
+# The manager
+
+
+class Manager:
+    """A service manager, seen from its socket."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.sock = bench.stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        self.sock.settimeout(GENEROUS)
+        self.environment = {"NOTIFY_SOCKET": str(bench.directory / "manager")}
+        self.sock.bind(self.environment["NOTIFY_SOCKET"])
+
+    def hear(self) -> list[str]:
+        return self.sock.recv(1000).decode().splitlines()
+
+
+def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
+    manager = Manager(bench)
+    run = bench.run("--reload-signal=HUP", environment=manager.environment)
+    first = bench.command()
+    first.tell("ready")
+    assert manager.hear() == ["STATUS=here"]
+    assert manager.hear() == ["READY=1", f"MAINPID={run.process.pid}"]
+    run.process.send_signal(signal.SIGHUP)
+    reloading, clock = manager.hear()
+    assert reloading == "RELOADING=1"
+    assert 0 < int(clock.removeprefix("MONOTONIC_USEC=")) <= time.monotonic_ns() // 1000
+    bench.command().tell(1)
+    # It failed; the old one serves.
+    assert manager.hear() == ["READY=1"]
+    run.process.send_signal(signal.SIGHUP)
+    assert manager.hear()[0] == "RELOADING=1"
+    second = bench.command()
+    second.tell("ready")
+    assert manager.hear() == ["READY=1"]
+    first.tell(0)
+    run.process.terminate()
+    assert manager.hear() == ["STOPPING=1"]
+    assert second.hear() == {"signal": signal.SIGTERM}
+    second.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
+    manager = Manager(bench)
+    run = bench.run("--fdstore", environment=manager.environment)
+    command = bench.command()
+    command.tell("ready")
+    assert manager.hear() == ["STATUS=here"]
+    assert manager.hear()[0] == "READY=1"
+    data, fds, _, _ = socket.recv_fds(manager.sock, 1000, 5)
+    assert data == b"FDSTORE=1\nFDNAME=conduit-0"
+    with socket.socket(fileno=fds[0]) as kept:
+        assert kept.getsockname() == bench.unix
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_manager_that_cannot_keep_the_sockets_is_complained_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "no path")
+    nothing: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), nothing, nothing)
+    with socket.socket() as sock:
+        runner._sockets = [Opened("key", "name", sock)]
+        runner._store()
+    assert "NOTIFY_SOCKET" in capsys.readouterr().err
+
+
+def test_the_watchdog_is_asked_of_command(bench: Bench) -> None:
+    stage = "import os, sys; os.environ['WATCHDOG_PID'] = str(os.getpid()); "
+    stage += "os.execv(sys.argv[1], sys.argv[1:])"
+    code = "import os; print(os.environ['WATCHDOG_PID'] == str(os.getpid()))"
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{bench.directory}/c"]
+    words += ["--listen", bench.unix, "--", *python(code)]
+    said = subprocess.run(
+        [sys.executable, "-c", stage, *words],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert said.stdout == "True\n"
+
+
+# What can be seen
+
+
+def test_what_cannot_be_looked_at_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inspection.see([1 << 22], frozenset([1])).having is None
+    monkeypatch.setattr(inspection, "family", lambda *_: set())
+    assert module._has(1, 0, frozenset([1])) is None
+
+
+def test_what_is_polled_without_a_timeout_is_read_from_memory() -> None:
+    # A select of which no set is to be read.
+    assert inspection._selected(os.getpid(), 10, 0) == []
+    assert inspection._epoll_set(os.getpid(), 1 << 20) == []
+
+
+def test_a_predecessor_of_another_user_is_said_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    other: Any = SimpleNamespace(predecessor=SimpleNamespace(pid=77))
+    assert "(pid 77) goes on serving" in module._who_serves(other)
+
+
+def test_a_predecessor_that_is_dead_is_not_said_to_serve() -> None:
+    gone: Any = SimpleNamespace(predecessor=SimpleNamespace(pid=1 << 22))
+    assert module._who_serves(gone) == ""
+
+
+# Servers that say nothing
+
+NODE = "require('http').createServer((q, r) => r.end('hello')).listen({fd: +process.argv[1]})"
+
+SERVERS = {
+    "uvicorn": ["-m", "uvicorn", "--fd", "{fd}", "--app-dir", "{directory}", "app:app"],
+    "gunicorn": ["-m", "gunicorn", "--chdir", "{directory}", "app:wsgi"],
+    "twisted": ["-m", "twisted", "web", "--listen", "systemd:domain=INET:index=0"],
+}
+
+APP = """
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+def wsgi(environ, start_response):
+    start_response("200 OK", [])
+    return [b"hello"]
+"""
+
+
+def answers(bench: Bench) -> bool:
+    host, _, port = status(bench)["sockets"][0]["address"].rpartition(":")
+    with socket.create_connection((host, int(port)), GENEROUS) as client:
+        client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        return client.recv(100).startswith(b"HTTP/1.")
+
+
+@pytest.mark.parametrize("name", [*SERVERS, "node"])
+def test_servers_are_ready_once_they_wait_and_are_reloaded(bench: Bench, name: str) -> None:
+    if name == "node":
+        if shutil.which("node") is None:
+            pytest.skip("not installed: node")
+        command = ["node", "-e", NODE, "{fd}"]
+    else:
+        pytest.importorskip(name)
+        (bench.directory / "app.py").write_text(APP)
+        words = [word.replace("{directory}", str(bench.directory)) for word in SERVERS[name]]
+        command = [sys.executable, *words]
+    run = bench.run("--ready=accepting", "--listen=127.0.0.1:0", command=command)
+    run.await_line(") serves")
+    assert answers(bench)
+    assert ask(bench, "reload").returncode == 0
+    assert answers(bench)
+    run.process.terminate()
+    # Some end by the signal, others by themselves.
+    assert run.end()[0] in (0, 128 + signal.SIGTERM)
