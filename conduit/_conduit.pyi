@@ -446,6 +446,13 @@ class Conduit:
         not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
         `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
+    def _share_by(
+        self,
+        items: tuple[int | HasFileno, ...],
+        data: ReadableBuffer,
+        deadline: float | None = None,
+    ) -> None:
+        """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
     def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
     def receive_exactly(self, size: int, max_fds: int = ...) -> Message:

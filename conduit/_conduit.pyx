@@ -85,6 +85,14 @@ cdef int fd_of(object obj) except -1:
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
 
 
+cdef long long nanoseconds(object deadline) except? -1:
+    """A time of `monotonic` as waits take it; 0 for None, which leaves it to the first of them."""
+    if deadline is None:
+        return 0
+    # More would not fit.
+    return <long long>(min(<double>deadline, 9e9) * 1e9)
+
+
 cdef object close_owner(object owner):
     """Close a file or socket that was sent; None, or the exception to raise for it."""
     cdef object failure
@@ -315,6 +323,9 @@ cdef class Message:
     def __repr__(self) -> str:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
 
+    def __reduce__(self) -> object:
+        raise mistakes.not_picklable(self)
+
     def __enter__(self) -> Self:
         return self
 
@@ -512,7 +523,7 @@ cdef class Send(Waiter):
         """
         if wake is not None:
             self.wake = wake
-        return self._run(0, wake is not None, False)
+        return self._run(0, 0, wake is not None, False)
 
     def cancel(self) -> None:
         """Give up, unless all has left. If some of it has, the conduit sends no more.
@@ -525,9 +536,8 @@ cdef class Send(Waiter):
         if not running:
             self._end(False)
 
-    cdef int _run(self, double seconds, bint join, bint wait) except -1:
+    cdef int _run(self, double seconds, long long deadline, bint join, bint wait) except -1:
         """Send what the socket takes, or ``wait`` until it took all; 0, or what to wait for."""
-        cdef long long deadline = 0
         cdef int events = 0
         cdef str why
         self.running = True
@@ -934,7 +944,10 @@ cdef class Conduit:
 
         See ``shutdown(2)``. All processes that share the socket are affected.
         """
-        cdef int err = shut_down(self._handle.enter(), index(how))
+        cdef int err, direction = index(how)
+        if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
+            raise ValueError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, not {how!r}")
+        err = shut_down(self._handle.enter(), direction)
         self._handle.leave()
         if err:
             raise self._handle.error("shutting down", -err)
@@ -989,7 +1002,17 @@ cdef class Conduit:
         cdef Send send = Send.__new__(Send)
         cdef double seconds = self._seconds()
         send._load(self._handle, items, data, keep)
-        send._run(seconds, seconds != 0, True)
+        send._run(seconds, 0, seconds != 0, True)
+
+    def _share_by(
+        self, items: tuple[int | HasFileno, ...], data: ReadableBuffer,
+        deadline: float | None = None,
+    ) -> None:
+        """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
+        cdef Send send = Send.__new__(Send)
+        cdef double seconds = self._seconds()
+        send._load(self._handle, items, data, True)
+        send._run(seconds, nanoseconds(deadline), seconds != 0, True)
 
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         if isinstance(obj, Descriptor):
@@ -1026,7 +1049,7 @@ cdef class Conduit:
                         handle.sender = send
                 turn = BUSY
                 send._load(handle, (item,), None, keep)
-                return send._run(seconds, seconds != 0, True)
+                return send._run(seconds, 0, seconds != 0, True)
         finally:
             if turn == TURN:
                 failure = handle.end_send(handle.single, False)
@@ -1111,10 +1134,8 @@ cdef class Conduit:
         self, max_data: int, max_fds: int, deadline: float | None = None
     ) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
-        cdef long long at = 0
+        cdef long long at = nanoseconds(deadline)
         cdef double seconds = self._seconds()
-        if deadline is not None:
-            at = <long long>(<double>deadline * 1e9)
         return self._message(max_data, max_fds, seconds, &at)
 
     cdef Message _message(self, max_data, max_fds, double seconds, long long *deadline):
@@ -1181,9 +1202,17 @@ cdef class Conduit:
             while left:
                 piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
                 message = self._message(piece, max(max_fds - count, 0), seconds, &deadline)
-                early.append(message)
+                if message._data or message._fds:
+                    early.append(message)
                 left -= len(message._data)
                 count += len(message._fds)
+                if not message._data:
+                    # An empty packet: were there any number of them, the deadline holds.
+                    self._handle.enter()
+                    try:
+                        self._handle.wait(POLLIN, None, seconds, &deadline, "receiving")
+                    finally:
+                        self._handle.leave()
         except BaseException as exc:
             lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
                 exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0

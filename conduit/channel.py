@@ -40,6 +40,7 @@ from conduit.errors import (
     from_handler,
     prefix_message,
 )
+from conduit.mistakes import not_picklable
 from conduit.objects import prepare
 from conduit.wire import (
     HEADER_SIZE,
@@ -150,6 +151,9 @@ class Channel:
     def __repr__(self) -> str:
         return f"<conduit.Channel over {self._conduit!r}>"
 
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
+
     def __enter__(self) -> Self:
         return self
 
@@ -213,9 +217,10 @@ class Channel:
                 # be, goes in a file.
                 if exc.errno != errno.EMSGSIZE or exc.sent:
                     raise
+        deadline = self._deadline()
         with Parts(self, body, items, keep) as parts:
             for some, data in parts:
-                self._conduit.transfer(*some, data=data, keep=True)
+                self._conduit._share_by(tuple(some), data, deadline)
         return None
 
     def receive(self) -> Any:
@@ -258,17 +263,28 @@ class Channel:
         """Whether a message is sent in one frame."""
         return len(body) <= self._one_size and len(items) <= self._one_count and not self._owed
 
-    def _receive_with_fds(self) -> tuple[Any, tuple[Descriptor, ...]]:
+    def _deadline(self) -> float | None:
+        """Until when a call of several steps waits, as `Conduit._receive_by` takes it."""
         timeout = self._conduit.timeout
-        deadline = monotonic() + timeout if timeout else None
+        return monotonic() + timeout if timeout else None
+
+    def _receive_with_fds(self) -> tuple[Any, list[Descriptor]]:
+        deadline = self._deadline()
         while (found := self._advance(deadline)) is None:
-            pass
+            # A peer may send any number of frames that make no message.
+            if self._conduit.timeout == 0 or (deadline is not None and monotonic() > deadline):
+                code = errno.ETIMEDOUT if deadline else errno.EAGAIN
+                raise from_errno(
+                    code,
+                    ErrType.FAILED_TRANSFER,
+                    f"{self._what!r}: receiving",
+                    "there is more to come of a message",
+                )
         return self._decode(*found)
 
-    def _decode(
-        self, body: bytes, fds: tuple[Descriptor, ...]
-    ) -> tuple[Any, tuple[Descriptor, ...]]:
+    def _decode(self, body: bytes, came: tuple[Descriptor, ...]) -> tuple[Any, list[Descriptor]]:
         """Return an object and its descriptors."""
+        fds = [*came]
         try:
             return self._codec.decode(body, fds), fds
         except BaseException as exc:

@@ -1,8 +1,9 @@
 """Objects with descriptors in them, as bytes and a list: the body of a `Channel`'s message.
 
 In the bytes, a map with the one key ``$fd`` stands for a descriptor, and its value is the place of
-that in the list. A map of the program's own that has just one key, ``$fd`` with any number of
-dollars, gets one dollar more on the way, so that every object arrives as it was.
+that in the list, or a list of the place and the name of one that has a name. A map of the program's
+own that has just one key, ``$fd`` with any number of dollars, gets one dollar more on the way, so
+that every object arrives as it was.
 
 `Codec` does this for any pair of functions, by a walk over the object. `JsonCodec` lets the
 encoder and the decoder of `json` find the places instead, which takes a fraction of that.
@@ -11,7 +12,9 @@ encoder and the decoder of `json` find the places instead, which takes a fractio
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from conduit._conduit import Descriptor
@@ -20,6 +23,11 @@ from conduit.errors import from_handler
 MARK = "$fd"
 
 _SCALARS = frozenset([str, int, float, bool, type(None), bytes])
+
+_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
+
+_NAME_OF_NO_STR = re.compile(r'"(?:-?[0-9][0-9.e+-]*|true|false|null)":')
+"""What JSON makes of a key that is a number, a bool or None; or of a str that looks so."""
 
 
 def fields_of(obj: object) -> dict[str, Any] | None:
@@ -37,6 +45,14 @@ def is_mark(key: object) -> bool:
     return isinstance(key, str) and key.endswith(MARK) and not key[: -len(MARK)].strip("$")
 
 
+def mark_for(obj: object, items: list[Any]) -> dict[str, Any]:
+    """Append what has a descriptor, and return the map that stands for it."""
+    index = len(items)
+    items.append(obj)
+    name = obj.name if type(obj) is Descriptor else ""
+    return {MARK: [index, name] if name else index}
+
+
 def marked(obj: Any, items: list[Any]) -> Any:
     """Return a copy of an object with a mark for whatever has a descriptor, which is appended."""
     if type(obj) in _SCALARS:
@@ -50,25 +66,39 @@ def marked(obj: Any, items: list[Any]) -> Any:
         return copy
     if isinstance(obj, list | tuple):
         return [marked(value, items) for value in obj]
-    if hasattr(obj, "fileno"):
-        items.append(obj)
-        return {MARK: len(items) - 1}
+    # Of a subclass of those, JSON does not ask either.
+    if hasattr(obj, "fileno") and not isinstance(obj, str | int | float):
+        return mark_for(obj, items)
     fields = fields_of(obj)
     return obj if fields is None else marked(fields, items)
 
 
-def take(left: list[Descriptor | None], index: object) -> Descriptor:
+def take(fds: list[Descriptor], left: list[Descriptor | None], place: object) -> Descriptor:
     """Return the descriptor that a mark stands for, and leave None in its place.
+
+    Args:
+        fds: all of the message; one that has a name is replaced by one of that name.
+        left: those that were not taken.
+        place: the index, or a list of that and a name.
 
     Raises:
         ValueError: there is none, or it was taken.
     """
+    index, name = place, ""
+    # Of an int, which most are, nothing more is asked.
+    if type(place) is not int and (
+        isinstance(place, list | tuple) and len(place) == 2 and isinstance(place[1], str)
+    ):
+        index, name = place
     if type(index) is int and 0 <= index < len(left):
         fd, left[index] = left[index], None
         if fd is not None:
-            return fd
+            if name:
+                # In one step: signal handlers run between those of Python.
+                fds[index : index + 1] = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))
+            return fds[index]
     raise ValueError(
-        f"{index!r} is the place of none of its {len(left)} descriptors, or of one twice"
+        f"{place!r:.60} is the place of none of its {len(left)} descriptors, or of one twice"
     )
 
 
@@ -79,24 +109,24 @@ def check_all_taken(left: list[Descriptor | None]) -> None:
         raise ValueError(f"{unused} of its {len(left)} descriptors have no place in it")
 
 
-def unmarked(obj: Any, left: list[Descriptor | None]) -> Any:
+def unmarked(obj: Any, take: Callable[[object], Descriptor]) -> Any:
     """Return a decoded object with descriptors for marks; it may be changed for that."""
     if isinstance(obj, dict):
         if len(obj) == 1:
             [(key, value)] = obj.items()
             if key == MARK:
-                return take(left, value)
+                return take(value)
             if is_mark(key):
-                return {key[1:]: unmarked(value, left)}
+                return {key[1:]: unmarked(value, take)}
         for key, value in obj.items():
             if type(value) not in _SCALARS:
-                obj[key] = unmarked(value, left)
+                obj[key] = unmarked(value, take)
     elif isinstance(obj, list):
         for index, value in enumerate(obj):
             if type(value) not in _SCALARS:
-                obj[index] = unmarked(value, left)
+                obj[index] = unmarked(value, take)
     elif isinstance(obj, tuple):
-        return tuple([unmarked(value, left) for value in obj])
+        return tuple([unmarked(value, take) for value in obj])
     return obj
 
 
@@ -130,15 +160,17 @@ class Codec:
         """Return an object as bytes, and what has a descriptor in it; see `encode`."""
         return encode(obj, self._dumps)
 
-    def decode(self, body: bytes, fds: tuple[Descriptor, ...]) -> Any:
+    def decode(self, body: bytes, fds: list[Descriptor]) -> Any:
         """Return the object that bytes stand for, with its descriptors in their places.
+
+        The list stays that of all descriptors: one that gets a name is another object.
 
         Raises:
             Exception: what ``loads`` raises; `ValueError` if a descriptor has no place, or two, or
                 a place no descriptor. The descriptors are all the caller's, then.
         """
         left: list[Descriptor | None] = [*fds]
-        obj = unmarked(self._loads(body), left)
+        obj = unmarked(self._loads(body), partial(take, fds, left))
         check_all_taken(left)
         return obj
 
@@ -162,6 +194,15 @@ class JsonCodec:
         encoder.items = items
         try:
             text = encoder.encode(obj)
+            body = text.encode()
+            # Whether a key may have been no str, in a fraction of the time that a search takes.
+            if (
+                body.translate(_DIGITS).find(b'0":') >= 0
+                or '"true":' in text
+                or '"false":' in text
+                or '"null":' in text
+            ):
+                check_names(text)
         except RecursionError as exc:
             raise _too_deep(exc) from None
         encoder.items = []
@@ -169,9 +210,9 @@ class JsonCodec:
         # Keys that end so are marks, unless the object has such keys itself.
         if text.count('$fd":') != len(items):
             return encode(obj, _Encoder().dumps)
-        return text.encode(), items
+        return body, items
 
-    def decode(self, body: bytes, fds: tuple[Descriptor, ...]) -> Any:
+    def decode(self, body: bytes, fds: list[Descriptor]) -> Any:
         """Return the object that bytes stand for, with its descriptors in their places."""
         text = str(body, "utf-8").strip(" \t\r\n")
         try:
@@ -179,8 +220,10 @@ class JsonCodec:
         except IndexError:
             decoder = _Decoder()
         left: list[Descriptor | None] = [*fds]
+        decoder.fds = fds
         decoder.left = left
         obj, end = decoder.decode(text)
+        decoder.fds = []
         decoder.left = []
         self._decoders.append(decoder)
         if end != len(text):
@@ -188,6 +231,23 @@ class JsonCodec:
         if left:
             check_all_taken(left)
         return obj
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, if each name stands in it once."""
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name stands twice in an object")
+    return result
+
+
+def check_names(text: str) -> None:
+    """Check that no two keys of a dict have become one name, as 1 and "1" do.
+
+    Who receives that would have to refuse it, with all that was moved.
+    """
+    if _NAME_OF_NO_STR.search(text):
+        json.loads(text, object_pairs_hook=distinct)
 
 
 class _Encoder:
@@ -205,9 +265,7 @@ class _Encoder:
 
     def _default(self, obj: Any) -> Any:
         if hasattr(obj, "fileno"):
-            items = self.items
-            items.append(obj)
-            return {MARK: len(items) - 1}
+            return mark_for(obj, self.items)
         fields = fields_of(obj)
         if fields is None:
             raise TypeError(f"Object of type {type(obj).__name__} is not JSON serializable")
@@ -218,6 +276,7 @@ class _Decoder:
     """A decoder of JSON that puts descriptors in their places."""
 
     def __init__(self) -> None:
+        self.fds: list[Descriptor] = []
         self.left: list[Descriptor | None] = []
         self.decode = json.JSONDecoder(
             object_pairs_hook=self._map, parse_constant=_refuse_constant
@@ -227,14 +286,11 @@ class _Decoder:
         if len(pairs) == 1:
             key, value = pairs[0]
             if key == MARK:
-                return take(self.left, value)
+                return take(self.fds, self.left, value)
             if is_mark(key):
                 return {key[1:]: value}
-        result = dict(pairs)
-        # The value that is dropped might hold a descriptor.
-        if len(result) != len(pairs):
-            raise ValueError("a name stands twice in an object")
-        return result
+        # A value that is dropped might hold a descriptor.
+        return distinct(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

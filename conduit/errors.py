@@ -17,7 +17,7 @@ class ErrType(enum.IntEnum):
     FAILED_TRANSFER = 2
     """The message could not be sent or received."""
     FAILED_CLOSE = 3
-    """It was sent, but closing the local copy failed; or `close()` failed."""
+    """It was sent, but closing the local copy failed; or ``close()`` failed."""
     BAD_CLONE = 4
     """Duplicating or adopting a descriptor failed."""
     BAD_CTRL_MESG = 5
@@ -33,7 +33,8 @@ class Error(OSError):
 
     Attributes:
         type: the kind of failure, an `ErrType`.
-        errno, strerror: the system's, or None where the system reported nothing.
+        errno: the system's number, or None where the system reported nothing.
+        strerror: the same in words.
         sent: how many bytes of the payload had left when the failure came. Where it is 0,
             nothing was transferred, and the caller still owns everything.
 

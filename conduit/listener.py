@@ -42,7 +42,9 @@ class Listener:
     has no mode: there ``allow`` alone decides.
 
     To hand it to another process, transfer it with ``keep=True``, then ``close(unlink=False)``;
-    the other makes a listener of it again with `from_conn`.
+    the other makes a listener of it again with `from_conn`. A server of an event loop that was
+    made of it may remove the path when it closes: asyncio's do from Python 3.13 on, without
+    ``cleanup_socket=False``.
 
     Args:
         path: where to listen; up to 107 bytes.
@@ -58,7 +60,6 @@ class Listener:
     """
 
     path: str | bytes
-    conduit: Conduit
 
     def __init__(
         self,

@@ -75,10 +75,10 @@ def not_an_object(call: str, value: object) -> DescriptorTypeError:
 
 
 def not_picklable(value: object) -> TypeError:
-    """Return the error for what owns a descriptor, and is to be pickled or copied."""
+    """Return the error for what owns or uses a descriptor, and is to be pickled or copied."""
     return TypeError(
-        f"cannot pickle or copy {value!r}, which owns a descriptor; "
-        "conduit.multiprocessing lets it go to another process"
+        f"cannot pickle or copy {value!r}, which has a descriptor; conduit.multiprocessing lets a "
+        "Conduit, Descriptor or Listener go to another process"
     )
 
 

@@ -38,6 +38,22 @@ def address_from(path: StrOrBytesPath) -> bytes:
     return address
 
 
+def absolute(path: str | bytes) -> str | bytes:
+    """Return a path as it is known wherever this process goes.
+
+    Raises:
+        Error: ``NO_FD``, if it is relative and the current directory is gone.
+    """
+    try:
+        return os.path.abspath(path)
+    except OSError as exc:
+        if from_handler(exc):
+            raise  # pragma: no cover - traced runs have no handler that raises
+        code = exc.errno or errno.EINVAL
+        why = "it is relative, and the current directory is not to be found"
+        raise from_errno(code, ErrType.NO_FD, f"the path {path!r}", why) from exc
+
+
 def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
     """Remove a path, if it still is the file of this device and inode."""
     try:
@@ -61,7 +77,8 @@ class Place:
 
     def __init__(self, path: StrOrBytesPath) -> None:
         self.path: str | bytes = path_from(path)
-        self._absolute = os.path.abspath(self.path)
+        is_abstract = address_from(self.path).startswith(b"\0")
+        self._absolute = self.path if is_abstract else absolute(self.path)
         self._process = os.getpid()
         self._inode: tuple[int, int] | None = None
 
@@ -111,7 +128,10 @@ class Place:
 
         Raises:
             Error: ``NO_FD``, with the errno.
+            ValueError: the mode has bits that none has.
         """
+        if not 0 <= mode <= 0o7777:
+            raise ValueError(f"mode must be permission bits, such as 0o600, not {mode!r}")
         try:
             with socket.socket(socket.AF_UNIX, type) as sock:
                 # Another process may share it and take first what both were told of.

@@ -177,6 +177,7 @@ def barrier(timeout: float | None = _PATIENCE) -> bool:
         TransferTimeoutError, WouldBlockError: it has not, in time; what was sent stays sent.
         Error: as `notify`.
     """
+    seconds_from(timeout)
     deadline = None if timeout is None else monotonic() + timeout
     # Not a pipe: these are owned before any Python code can be interrupted.
     ours, theirs = Conduit.pair()
@@ -185,9 +186,9 @@ def barrier(timeout: float | None = _PATIENCE) -> bool:
             return False
         theirs.close()
         try:
-            ours.timeout = None if deadline is None else max(0.0, deadline - monotonic())
             # The manager closes its copy when it comes to the message.
             while True:
+                ours.timeout = None if deadline is None else max(0.0, deadline - monotonic())
                 ours.receive().close()
         except (PeerClosedError, TransferTimeoutError, WouldBlockError) as exc:
             if from_handler(exc):

@@ -53,8 +53,11 @@ _MAY_IGNORE_FLAGS = 0xF0
 MAX_PACKET = 65536
 """The most bytes of a frame in a packet. A longer body travels in a file."""
 
-_READ_AT_ONCE = 1 << 24
-"""The most bytes to read of a file in one call."""
+_READ_AT_ONCE = 1 << 26
+"""The most bytes to read of a file in one call, which no signal handler can interrupt.
+
+What is read in several calls is copied once more.
+"""
 
 _PIECE = 1 << 18
 """The most bytes to ask for at once, for which there must be room."""

@@ -131,7 +131,9 @@ class _Face:
                 self._blocking.timeout = self.timeout
             return getattr(self._blocking, name)(*args, **kw)
         bare = [arg._inner if isinstance(arg, _Face) else arg for arg in args]
-        return self._driver.call(method, self.timeout, *bare, **kw)
+        # To close has no deadline, as it has none where it is not awaited.
+        timeout = None if name == "close" else self.timeout
+        return self._driver.call(method, timeout, *bare, **kw)
 
     def __repr__(self) -> str:
         return repr(self._inner)

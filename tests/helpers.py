@@ -21,6 +21,8 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
+from conduit.takeover import room
+
 T = TypeVar("T")
 
 KINDS = [
@@ -33,6 +35,9 @@ PORTABLE = bool(os.environ.get("CONDUIT_PORTABLE"))
 
 TRACED = bool(os.environ.get("CONDUIT_TRACE"))
 """Whether coverage traces the modules; see setup.py."""
+
+SANITIZED = bool(os.environ.get("CONDUIT_SANITIZE"))
+"""Whether the modules were compiled for the sanitizers; see setup.py."""
 
 not_traced = pytest.mark.skipif(
     TRACED, reason="a handler that raises inside coverage's own lock leaves it locked for ever"
@@ -179,6 +184,14 @@ def room_for(count: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def no_more_room(count: int = 0) -> Iterator[None]:
+    """Let only so many more descriptors fit, as if the hard limit were the soft one."""
+    with room_for(count), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_raise_limit", lambda: False)
+        yield
+
+
+@contextlib.contextmanager
 def stdin_closed() -> Iterator[None]:
     """Free the number 0 meanwhile."""
     kept = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
@@ -283,6 +296,26 @@ def dripping(peer: socket.socket) -> Iterator[Call[int]]:
     finally:
         ended.set()
         call.thread.join()
+
+
+@contextlib.contextmanager
+def flooding(peer: socket.socket, data: bytes) -> Iterator[None]:
+    """Let several processes send this without end, faster than one can receive it."""
+    program = (
+        "import contextlib, socket, sys\n"
+        "peer = socket.socket(fileno=int(sys.argv[1]))\n"
+        "with contextlib.suppress(OSError):\n"
+        "    while True:\n"
+        "        peer.sendall(bytes.fromhex(sys.argv[2]))\n"
+    )
+    command = [sys.executable, "-S", "-c", program, str(peer.fileno()), data.hex()]
+    senders = [subprocess.Popen(command, pass_fds=[peer.fileno()]) for _ in range(3)]
+    try:
+        yield
+    finally:
+        for sender in senders:
+            sender.kill()
+            sender.wait()
 
 
 def interrupt_once_polling(number: int) -> Call[None]:

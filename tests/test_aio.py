@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import gc
+import inspect
 import logging
 import mmap
 import os
@@ -42,17 +43,23 @@ from helpers import (
 from sides import close_all, is_at_eof
 
 from conduit import (
+    Channel,
     Conduit,
     DescriptorTypeError,
     Error,
     ErrType,
+    Listener,
     Peer,
     PeerClosedError,
+    Reader,
     aio,
 )
 from conduit._conduit import Send
-from conduit.aio import AsyncConduit, AsyncListener
+from conduit.aio import AsyncConduit, AsyncListener, direction
+from conduit.aio.direction import STRIDE
+from conduit.aio.waiter import new_waiter
 from conduit.objects import may_wait
+from conduit.takeover import Takeover
 
 pytestmark = pytest.mark.anyio
 
@@ -711,7 +718,7 @@ async def test_a_waiter_whose_loop_ends_is_passed_over(
 
 
 async def test_who_is_woken_before_it_waits_does_not_wait() -> None:
-    waiter = aio._new_waiter()
+    waiter = new_waiter()
     waiter.wake(waiter.loop)
     with anyio.fail_after(GENEROUS):
         await waiter.wait()
@@ -924,7 +931,7 @@ async def test_a_task_that_can_always_send_starves_no_other_and_sees_its_cancell
 async def test_a_descriptor_is_an_int_at_every_call(ends: Ends) -> None:
     with tempfile.TemporaryFile() as file:
         for wrong in (file, True, 1.5):
-            for _ in range(aio._STRIDE + 1):
+            for _ in range(STRIDE + 1):
                 with pytest.raises(DescriptorTypeError):
                     await ends[0].transfer_fd(wrong)  # type: ignore[arg-type]
             await ends[0].transfer_fd(file.fileno(), keep=True)
@@ -1010,7 +1017,7 @@ def test_a_send_of_a_conduit_closed_meanwhile_says_how_much_had_left() -> None:
 
 async def bring_due(ends: Ends) -> None:
     """Receive at the second end until its next call is to let other tasks run."""
-    for _ in range(aio._STRIDE - 1):
+    for _ in range(STRIDE - 1):
         await ends[0].transfer(data=b"early")
         assert (await ends[1].receive()).data == b"early"
 
@@ -1052,7 +1059,7 @@ async def test_who_began_to_wait_while_a_call_let_others_run_comes_before_it(
     await bring_due(ends)
     with anyio.fail_after(GENEROUS):
         async with anyio.create_task_group() as tasks:
-            monkeypatch.setattr(aio, "checkpoint", let_another_begin)
+            monkeypatch.setattr(direction, "checkpoint", let_another_begin)
             await receive("due")
     assert got == [("other", b"first"), ("due", b"second")]
 
@@ -1421,6 +1428,40 @@ def test_conduit_without_its_aio_imports_no_anyio() -> None:
     program = "import sys, conduit; sys.exit(any(m in sys.modules for m in ('anyio', 'asyncio')))"
     done = run_python(program)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_public_name_says_that_it_is_of_the_package() -> None:
+    for name in aio.__all__:
+        assert getattr(aio, name).__module__ == "conduit.aio"
+    assert repr(aio.AsyncReader) == "<class 'conduit.aio.AsyncReader'>"
+
+
+@pytest.mark.parametrize(
+    ("blocking", "awaited", "only_blocking"),
+    [
+        (Conduit, AsyncConduit, {"timeout"}),
+        (Listener, AsyncListener, {"admit"}),
+        (Reader, aio.AsyncReader, set()),
+        (Channel, aio.AsyncChannel, set()),
+        (Takeover, aio.AsyncTakeover, {"fileno", "step"}),
+    ],
+)
+def test_what_is_awaited_has_the_names_of_what_blocks(
+    blocking: type, awaited: type, only_blocking: set[str]
+) -> None:
+    def names(cls: type) -> set[str]:
+        return {
+            name for name in {*dir(cls), *inspect.get_annotations(cls)} if not name.startswith("_")
+        }
+
+    assert names(blocking) - names(awaited) == only_blocking
+    for name in names(blocking) & names(awaited):
+        one, other = getattr(blocking, name, None), getattr(awaited, name)
+        if callable(one):
+            taken = {*inspect.signature(one).parameters} - {"timeout"}
+            assert taken == {*inspect.signature(other).parameters}, name
+    assert hasattr(blocking, "__iter__") is hasattr(awaited, "__aiter__")
+    assert hasattr(blocking, "__enter__") is hasattr(awaited, "__aenter__") is True
 
 
 def test_without_anyio_the_import_says_what_to_install() -> None:

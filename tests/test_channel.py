@@ -14,10 +14,12 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import socket
 import sys
 import sysconfig
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -29,6 +31,7 @@ from drivers import Driver, only_blocking
 from helpers import (
     Call,
     content,
+    flooding,
     handling,
     in_child,
     interrupt_once_polling,
@@ -56,6 +59,7 @@ from conduit import (
     WouldBlockError,
 )
 from conduit.channel import Channel, close_descriptors
+from conduit.wire import abandonment
 
 Ends = tuple[Channel, Channel]
 
@@ -159,6 +163,23 @@ def test_what_is_kept_stays_open_here(channels: Ends) -> None:
         with channels[1].receiving() as obj:
             assert same_file(obj[0].fileno(), mine.fileno())
             assert same_file(obj[1].fileno(), sock.fileno())
+
+
+@pytest.mark.parametrize("codec", ["json", "literal"])
+def test_a_descriptor_keeps_its_name_and_what_has_none_gets_none(
+    kind: int, driver: Driver, codec: str
+) -> None:
+    one, other = driver.Conduit.pair(type=kind)
+    functions = CODECS[codec]()
+    with driver.Channel(one, **functions) as here, driver.Channel(other, **functions) as there:
+        named = [Descriptor(memory(b"1"), "first"), Descriptor(memory(b"2"), '"\udcff\n')]
+        here.send({"fds": [file(b"0"), *named], "null": open(os.devnull)})
+        with there.receiving() as obj:
+            assert contents(obj["fds"]) == [b"0", b"1", b"2"]
+            assert [fd.name for fd in obj["fds"]] == ["", "first", '"\udcff\n']
+            assert obj["null"].name == ""
+            assert all(is_private(fd.fileno()) for fd in obj["fds"])
+        assert all(fd.closed for fd in obj["fds"])
 
 
 @pytest.mark.parametrize("count", [2, MAX_FDS + 1])
@@ -464,6 +485,12 @@ def nested(depth: int) -> Any:
         (lambda: float("nan"), ValueError),
         (circular, ValueError),
         (lambda: nested(100_000), ValueError),
+        (lambda: {"a": {1: 0, "1": 1}}, ValueError),
+        (lambda: [{"1.5": 0, 1.5: 1}], ValueError),
+        (lambda: {-1e22: 0, "-1e+22": 1}, ValueError),
+        (lambda: {True: 0, "true": 1}, ValueError),
+        (lambda: {False: 0, "false": 1}, ValueError),
+        (lambda: {None: 0, "null": 1, "$fd": 2}, ValueError),
     ],
 )
 def test_what_json_cannot_tell_is_refused_before_anything_is_sent(
@@ -1070,6 +1097,10 @@ BAD_BODIES = {
     "a-negative-place": (b'[{"$fd":-1}]', 1),
     "a-place-that-is-no-number": (b'[{"$fd":true},{"$fd":0}]', 2),
     "a-place-that-is-text": (b'[{"$fd":"0"}]', 1),
+    "a-place-and-a-name-too-many": (b'[{"$fd":[0,"a","b"]}]', 1),
+    "a-place-with-no-name": (b'[{"$fd":[0,1]}]', 1),
+    "a-place-of-two-with-names": (b'[{"$fd":[0,"a"]},{"$fd":[0,"b"]}]', 1),
+    "a-name-and-then-no-json": (b'[{"$fd":[0,"a"]},', 2),
     "a-place-of-two": (b'[{"$fd":0},{"$fd":0}]', 1),
     "no-place": (b"[]", 1),
     "a-name-twice": (b'{"a":{"$fd":0},"a":1}', 1),
@@ -1110,6 +1141,16 @@ def send_all(peer: socket.socket, data: bytes, fds: list[int]) -> None:
     sent = socket.send_fds(peer, [data], fds) if fds else peer.send(data)
     if sent < len(data):
         peer.sendall(data[sent:])
+
+
+def test_what_is_no_place_is_told_in_short(kind: int, driver: Driver) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        peer.send(frame({"$fd": "x" * 10_000}))
+        with pytest.raises(Error) as caught:
+            here.receive()
+        assert len(str(caught.value)) < 300
 
 
 def test_what_loads_raises_is_the_cause_of_the_error(kind: int, driver: Driver) -> None:
@@ -1155,6 +1196,19 @@ def sealable(body: bytes) -> int:
     fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
     os.write(fd, body)
     return fd
+
+
+def test_a_body_whose_file_cannot_be_sealed_is_refused_and_the_channel_goes_on(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("conduit.wire._SEALS", 1 << 20)  # none that fcntl(2) knows
+    one, other = driver.Conduit.pair(type=socket.SOCK_SEQPACKET)
+    with driver.Channel(one) as here, driver.Channel(other) as there:
+        with pytest.raises(Error, match="there is no file for it") as caught:
+            here.send("x" * 1_000_000)
+        assert caught.value.errno == errno.EINVAL
+        here.send("short")
+        assert there.receive() == "short"
 
 
 def test_a_body_may_come_in_a_sealed_file(kind: int, driver: Driver) -> None:
@@ -1317,6 +1371,68 @@ def test_a_peer_that_sends_what_nobody_asked_for_does_not_stop_the_loop(driver: 
             peer.send(frame("ignored", kind=0x99))
         peer.send(frame("next"))
         assert here.receive() == "next"
+
+
+@only_blocking
+def test_a_receive_that_does_not_wait_does_not_receive_without_end_either(driver: Driver) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        here.conduit.timeout = 0
+        for _ in range(20):
+            peer.send(frame("ignored", kind=0x99))
+        peer.send(frame("next"))
+        for _ in range(2):
+            with pytest.raises(WouldBlockError, match="more to come"):
+                here.receive()
+        assert here.receive() == "next"
+
+
+@only_blocking
+def test_a_deadline_holds_whatever_a_peer_sends_that_nobody_asked_for(
+    kind: int, driver: Driver
+) -> None:
+    mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        here.conduit.timeout = 0.2
+        # On a stream, as much as leaves no gap.
+        data = frame("", kind=0x99) * (100 if kind == socket.SOCK_STREAM else 1)
+        with flooding(peer, data):
+            select.select([here], [], [])
+            begun = time.monotonic()
+            with pytest.raises(TransferTimeoutError):
+                here.receive()
+            assert 0.19 < time.monotonic() - begun < 1
+
+
+@only_blocking
+def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> None:
+    here, there = channels
+    with socket.socket(fileno=os.dup(here.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    # Far more than there is room for.
+    here._owed.update(map(abandonment, range(1, 500)))
+    here.conduit.timeout, there.conduit.timeout = 0.2, 0
+    ended = threading.Event()
+
+    def read_slowly() -> None:
+        while not ended.wait(0.05):
+            with contextlib.suppress(WouldBlockError):
+                while True:
+                    there.conduit.receive(100)
+
+    reading = Call(read_slowly)
+    with file() as mine:
+        begun = time.monotonic()
+        try:
+            with pytest.raises(TransferTimeoutError):
+                here.send(mine)
+            assert 0.19 < time.monotonic() - begun < 0.5
+            assert not mine.closed
+        finally:
+            ended.set()
+            reading.result()
 
 
 @only_blocking

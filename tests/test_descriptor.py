@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,30 @@ from helpers import (
 )
 from sides import is_at_eof
 
+import conduit
 from conduit import (
+    Channel,
     Conduit,
     Descriptor,
     DescriptorTypeError,
     Error,
     ErrType,
     Listener,
+    Message,
     PeerClosedError,
+    Reader,
+    aio,
     objects,
 )
+from conduit._handle import Handle
+from conduit.aio import (
+    AsyncChannel,
+    AsyncConduit,
+    AsyncListener,
+    AsyncReader,
+    AsyncTakeover,
+)
+from conduit.takeover import Takeover
 
 Ends = tuple[Conduit, Conduit]
 
@@ -662,11 +677,30 @@ def test_a_closed_descriptor_is_the_same_as_none() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_what_owns_a_descriptor_is_neither_copied_nor_pickled(
+def test_what_has_a_descriptor_is_neither_copied_nor_pickled(
     tmp_path: Path, duplicate: Callable[[object], object]
 ) -> None:
-    one, other = Conduit.pair()
-    with one, other, Descriptor(memory()) as descriptor, Listener(tmp_path / "s") as there:
-        for owner in (one, descriptor, there):
+    with ExitStack() as stack:
+        one, other = map(stack.enter_context, Conduit.pair())
+        descriptor = stack.enter_context(Descriptor(memory()))
+        listener = stack.enter_context(Listener(tmp_path / "listener"))
+        takeover = stack.enter_context(Takeover(tmp_path / "takeover"))
+        link, there = AsyncConduit(other), AsyncListener(tmp_path / "other")
+        stack.callback(there.close)
+        owners = [
+            *(one, descriptor, listener, Message(b"", [descriptor]), Reader(one), Channel(one)),
+            *(takeover, link, there, AsyncReader(link), AsyncChannel(link)),
+            AsyncTakeover(tmp_path / "takeover"),
+        ]
+        modules = [(conduit, conduit.__all__), (aio, dir(aio))]
+        public = [getattr(module, name) for module, names in modules for name in names]
+        assert {type(owner) for owner in owners} == {
+            each
+            for each in public
+            if isinstance(each, type) and each.__module__.startswith("conduit.")
+            if (hasattr(each, "close") or hasattr(each, "aclose"))
+            if not (each is Handle or each.__name__.startswith("_"))
+        }
+        for owner in owners:
             with pytest.raises(TypeError, match=r"conduit\.multiprocessing"):
                 duplicate(owner)

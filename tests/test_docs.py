@@ -15,7 +15,7 @@ TEXT, _, INDEX = (TESTS.parent / "docs" / "hazards.md").read_text().partition("\
 ROW = r"[A-Z]{1,2}\d{1,2}[a-z]?|FT|NFS"
 EXAMPLES = [
     example
-    for page in sorted((TESTS.parent / "docs").glob("*.md"))
+    for page in sorted((TESTS.parent / "docs").rglob("*.md"))
     for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 ]
 

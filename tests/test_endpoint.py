@@ -38,6 +38,17 @@ def test_what_comes_tells_who_sent_it(tmp_path: Path, driver: Driver) -> None:
         assert (empty.data, empty.fds, empty.sender) == (b"", (), ME)
 
 
+def test_an_empty_datagram_carries_a_file_as_journald_takes_it(
+    tmp_path: Path, driver: Driver
+) -> None:
+    with driver.Conduit.bind(tmp_path / "s") as link:
+        with driver.Conduit.connect(tmp_path / "s", type=socket.SOCK_DGRAM) as sender:
+            sender.transfer(memory(b"1"), data=b"")
+        with link.receive() as message:
+            assert (message.data, message.sender) == (b"", ME)
+            assert content(message.fds[0].fileno()) == b"1"
+
+
 @needs_root
 def test_each_sender_is_told(driver: Driver) -> None:
     with public_directory() as directory:
@@ -103,6 +114,29 @@ def test_a_place_that_cannot_be_is_an_error(tmp_path: Path, driver: Driver) -> N
     with pytest.raises(Error) as caught:
         driver.Conduit.bind(tmp_path / ("x" * 200))
     assert caught.value.errno == errno.ENAMETOOLONG
+
+
+@pytest.mark.parametrize("mode", [-1, 0o10000])
+def test_a_mode_that_none_has_is_a_value_error(tmp_path: Path, driver: Driver, mode: int) -> None:
+    for make in (driver.Conduit.bind, driver.Listener):
+        with pytest.raises(ValueError, match="permission bits"):
+            make(tmp_path / "s", mode=mode)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_where_the_directory_is_gone_a_relative_path_is_an_error_and_no_other(
+    tmp_path: Path, driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for make in (driver.Conduit.bind, driver.Listener):
+        with pytest.raises(Error, match="the current directory is not to be found") as caught:
+            make("s")
+        assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.ENOENT)
+        make(tmp_path / "s").close()
+        make(f"@conduit-{os.getpid()}-gone").close()
 
 
 @only_blocking

@@ -7,16 +7,21 @@ import collections
 import contextlib
 import os
 import re
+import runpy
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import GENEROUS, run_python
+from helpers import GENEROUS, Call, run_python
+
+import conduit
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent / "examples"
@@ -35,7 +40,7 @@ def test_an_example_of_the_readme_runs(code: str) -> None:
 
 
 def test_the_readme_has_its_examples() -> None:
-    assert len(readme_examples()) == 8
+    assert len(readme_examples()) == 3
 
 
 @pytest.mark.parametrize(
@@ -228,3 +233,129 @@ def test_a_warm_worker_works_with_the_streams_of_who_asks(tmp_path: Path) -> Non
             assert server.wait(GENEROUS) == 0
         finally:
             server.kill()
+
+
+class Client:
+    """A session of the UDP example, which asks for nothing twice: each reply must come."""
+
+    HEADER = struct.Struct("!IQ")
+
+    def __init__(self, port: int) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.settimeout(GENEROUS)
+        self.sock.connect(("127.0.0.1", port))
+        self.header = self.HEADER.pack(0, 0)
+        self.count = 0
+        self.pid = ""
+        self.ask()
+
+    def ask(self, payload: bytes = b"hello") -> None:
+        """Send a packet and receive its reply, from the process that has had all others."""
+        self.sock.send(self.header + payload)
+        reply = self.sock.recv(65536)
+        header, (pid, count, echo) = reply[: self.HEADER.size], reply[12:].split(b" ", 2)
+        self.count += 1
+        assert (int(count), echo) == (self.count, payload)
+        assert self.pid in ("", pid.decode())
+        assert self.HEADER.unpack(self.header)[0] == 0 or header == self.header
+        self.header, self.pid = header, pid.decode()
+
+    def end(self) -> None:
+        self.ask(b"")
+        self.sock.setblocking(False)
+        # Nothing comes twice.
+        with pytest.raises(BlockingIOError):
+            self.sock.recv(1)
+        self.sock.close()
+
+
+@contextlib.contextmanager
+def clients(port: int, count: int) -> Iterator[tuple[list[Client], threading.Event]]:
+    """Sessions that ask without a pause, each in a thread of its own, until they are told to end.
+
+    Each has had at least one reply once the block begins.
+    """
+    ending = threading.Event()
+
+    def go_on(client: Client) -> None:
+        while not ending.is_set():
+            client.ask(os.urandom(100).hex().encode())
+        client.end()
+
+    all_of_them = [Client(port) for _ in range(count)]
+    calls = [Call(go_on, client) for client in all_of_them]
+    try:
+        yield all_of_them, ending
+    finally:
+        ending.set()
+        for call in calls:
+            call.result()
+
+
+@pytest.mark.slow
+def test_udp_sessions_survive_ten_takeovers_without_a_lost_reply(tmp_path: Path) -> None:
+    command = [sys.executable, "-P", "-W", "error", str(EXAMPLES / "udp_sessions.py")]
+    command += ["--control", f"{tmp_path}/control"]
+    environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+
+    def start(port: int) -> tuple[subprocess.Popen[str], int]:
+        server = subprocess.Popen(
+            [*command, f"--port={port}"], stdout=subprocess.PIPE, text=True, env=environment
+        )
+        servers.append(server)
+        assert server.stdout is not None
+        pid, *_, port_said = server.stdout.readline().split()
+        assert int(pid) == server.pid
+        return server, int(port_said)
+
+    servers: list[subprocess.Popen[str]] = []
+    try:
+        newest, port = start(0)
+        with contextlib.ExitStack() as stack:
+            # Ten from the beginning; one more from each of the ten processes that follow.
+            lasting, _ = stack.enter_context(clients(port, 10))
+            for _ in range(10):
+                newest, _ = start(port)
+                stack.enter_context(clients(port, 1))
+            assert {client.pid for client in lasting} == {str(servers[0].pid)}
+            counts = [client.count for client in lasting]
+            assert all(server.poll() is None for server in servers)
+            assert min(counts) > 10
+        # All sessions have ended, and so has whoever is not the newest.
+        for server in servers[:-1]:
+            assert server.wait(GENEROUS) == 0
+        newest.send_signal(signal.SIGINT)
+        assert newest.wait(GENEROUS) == 0
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_datagram_that_an_older_process_reads_is_passed_on_to_the_newer_one() -> None:
+    example = runpy.run_path(str(EXAMPLES / "udp_sessions.py"))
+
+    async def route_at_the_older(sock: socket.socket, client: socket.socket) -> None:
+        old, new = (example["Server"](sock, generation, GENEROUS) for generation in (1, 2))
+        down, up = conduit.Conduit.pair(type=socket.SOCK_SEQPACKET)
+        talks = asyncio.gather(old.newer.talk(down), new.older.talk(up))
+        old.is_followed = True
+        header = Client.HEADER.pack(0, 0)
+        for count in (b"1", b"2"):
+            old.route(header + b"\0\xff", client.getsockname())
+            reply = await asyncio.get_running_loop().sock_recv(client, 100)
+            header = reply[:12]
+            assert Client.HEADER.unpack(header)[0] == 2
+            assert reply[12:].split(b" ") == [b"%d" % os.getpid(), count, b"\0\xff"]
+        old.route(header, client.getsockname())
+        old.newer.finish()
+        await talks
+        await new.is_idle.wait()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            sock.bind(("127.0.0.1", 0))
+            client.bind(("127.0.0.1", 0))
+            client.setblocking(False)
+            asyncio.run(asyncio.wait_for(route_at_the_older(sock, client), GENEROUS))

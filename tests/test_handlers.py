@@ -396,7 +396,8 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
                     result = call()
                 finally:
                     testing.remove_mem_hooks()
-            except (MemoryError, RuntimeError, SystemError):
+            # Without memory to compare users, a listener refuses its peer, and finds no other.
+            except (MemoryError, RuntimeError, SystemError, WouldBlockError):
                 failures += 1
             results: Any = result if isinstance(result, tuple) else (result,)
             for place in range(len(results)):

@@ -33,6 +33,7 @@ import pytest
 import workers
 from helpers import (
     GENEROUS,
+    SANITIZED,
     Call,
     handling,
     in_child,
@@ -101,6 +102,10 @@ def threads_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=METHODS)
 def context(request: pytest.FixtureRequest) -> Any:
+    if SANITIZED and request.param == "fork":
+        # A thread that starts or ends meanwhile holds a lock of its allocator, in the child for
+        # ever.
+        pytest.skip("AddressSanitizer does not survive a fork beside threads")
     return multiprocessing.get_context(request.param)
 
 
@@ -514,7 +519,7 @@ def test_without_the_module_multiprocessing_refuses_and_names_it() -> None:
         "    writer.send(link)\n"
     )
     assert "TypeError: cannot pickle" in done.stderr
-    assert "conduit.multiprocessing lets it go" in done.stderr
+    assert "conduit.multiprocessing lets a Conduit" in done.stderr
 
 
 @pytest.mark.parametrize("lifetime", [0, -1, float("nan")])

@@ -22,7 +22,7 @@ from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
-from drivers import Driver, only_blocking
+from drivers import TICK, Driver, only_blocking
 from helpers import (
     GENEROUS,
     Call,
@@ -51,6 +51,7 @@ from conduit import (
     paths,
 )
 from conduit import peer as peer_module
+from conduit.listener import REST
 
 ME = Peer(os.getpid(), os.geteuid(), os.getegid())
 
@@ -316,7 +317,7 @@ def test_a_signal_handler_that_raises_ends_an_accept(path: str) -> None:
 
 
 @pytest.mark.hazard("G7")
-def test_an_accept_without_room_says_so_and_the_peer_goes_on_waiting(
+def test_an_accept_without_room_says_so_rests_and_the_peer_goes_on_waiting(
     path: str, kind: int, driver: Driver
 ) -> None:
     with (
@@ -324,8 +325,10 @@ def test_an_accept_without_room_says_so_and_the_peer_goes_on_waiting(
         driver.Conduit.connect(path, type=kind) as client,
     ):
         client.transfer(data=b"patient")
+        began = time.monotonic()
         with room_for(0), pytest.raises(Error, match="RLIMIT_NOFILE") as caught:
             listener.accept()
+        assert time.monotonic() - began > REST - TICK, "who accepts in a loop is not to spin"
         assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.EMFILE)
         with listener.accept() as server:
             assert server.receive().data == b"patient"

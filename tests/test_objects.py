@@ -10,7 +10,6 @@ import io
 import os
 import socket
 import ssl
-import subprocess
 import sys
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
-from helpers import PORTABLE, is_open, memory, same_file, waits
+from helpers import PORTABLE, is_open, memory, run_python, same_file, waits
 
 import conduit
 from conduit import Conduit, Error, ErrType, objects
@@ -913,9 +912,7 @@ for keep in (False, True):
         print(exc)
 """
     # In a process of its own: its hub stays open.
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = run_python(program)
     assert done.stdout.count("TLS") == 2, done.stderr
 
 

@@ -16,6 +16,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +27,7 @@ from helpers import (
     Call,
     content,
     fill,
+    flooding,
     handling,
     in_child,
     interrupt_once_polling,
@@ -247,9 +249,16 @@ def test_too_many_items_are_refused_and_stay_open(manager: Manager) -> None:
 
 def congest(manager: Manager, address: str) -> int:
     """Send to a manager that does not read until no more goes; how many messages wait."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        sock.connect(address)
-        return fill(sock.fileno())
+    waiting = 0
+    with ExitStack() as stack:
+        while True:
+            # One socket may be full before the manager's queue is (net.unix.max_dgram_qlen).
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            sock.connect(address)
+            sent = fill(sock.fileno())
+            if not sent:
+                return waiting
+            waiting += sent
 
 
 def test_a_manager_that_is_behind_is_waited_for(manager: Manager) -> None:
@@ -361,6 +370,16 @@ def test_a_barrier_that_is_not_reached_in_time_is_an_error(
     text, [end], _ = manager.read()
     assert text == "BARRIER=1"
     os.close(end)
+
+
+def test_a_barrier_ends_at_its_deadline_whatever_the_manager_writes(manager: Manager) -> None:
+    begun = time.monotonic()
+    waiting = Call(systemd.barrier, 0.2)
+    _, [end], _ = manager.read()
+    with socket.socket(fileno=end) as there, flooding(there, b"not yet"):
+        with pytest.raises(conduit.TransferTimeoutError):
+            waiting.result()
+        assert time.monotonic() - begun < 1
 
 
 class Alarm(conduit.TransferTimeoutError):

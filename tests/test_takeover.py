@@ -11,6 +11,7 @@ import queue
 import resource
 import select
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,9 +19,11 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, Self
 
 import anyio
@@ -32,8 +35,11 @@ from helpers import (
     Call,
     borrowed,
     handling,
+    in_child,
+    is_open,
     is_private,
     needs_descriptors,
+    no_more_room,
     not_traced,
     open_descriptors,
     room_for,
@@ -45,7 +51,7 @@ import conduit
 from conduit import systemd
 from conduit.aio import AsyncTakeover
 from conduit.errors import TakeoverError
-from conduit.takeover import Takeover, protocol, sockets, succession
+from conduit.takeover import Takeover, protocol, room, sockets, succession
 from conduit.takeover import takeover as module
 from conduit.takeover.protocol import VERSIONS
 from conduit.takeover.talk import Talk as Talker
@@ -64,9 +70,10 @@ class RemoteError(Exception):
 class Server:
     """A server in a process of its own, whose calls are those of programs/server.py."""
 
-    def __init__(self) -> None:
+    def __init__(self, *around: str, fds: Iterable[int] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", PROGRAM],
+            [*around, sys.executable, "-W", "error", PROGRAM],
+            pass_fds=tuple(fds),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -118,12 +125,12 @@ def a_loop_of_uvloop_has_run() -> None:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[], Server]]:
-    """Start a server."""
+def start() -> Iterator[Callable[..., Server]]:
+    """Start a server, by a command that runs another if there is one."""
     servers: list[Server] = []
 
-    def start_one() -> Server:
-        servers.append(Server())
+    def start_one(*around: str, fds: Iterable[int] = ()) -> Server:
+        servers.append(Server(*around, fds=fds))
         return servers[-1]
 
     yield start_one
@@ -432,7 +439,7 @@ def test_the_port_that_the_system_chose_may_be_named(path: str) -> None:
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
         old.ready()
         port = sock.getsockname()[1]
-        with Takeover(path) as new, new.listen("localhost", port, name="http") as kept:
+        with Takeover(path) as new, new.listen("127.0.0.1", port, name="http") as kept:
             assert identity(kept) == identity(sock)
 
 
@@ -536,7 +543,7 @@ def test_a_socket_that_there_was_no_room_for_can_be_asked_for_again(path: str) -
     with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
         old.ready()
         with Takeover(path) as new:
-            with room_for(0), pytest.raises(conduit.Error, match="Too many open files"):
+            with no_more_room(), pytest.raises(conduit.Error, match="Too many open files"):
                 new.listen("127.0.0.1", 0, name="http")
             with new.listen("127.0.0.1", 0, name="http") as kept:
                 assert identity(kept) == identity(sock)
@@ -668,7 +675,7 @@ def test_what_cannot_be_adopted_stays_the_callers(path: str) -> None:
             takeover.adopt(made, "http")
         with pytest.raises(ValueError, match="255 bytes"):
             takeover.adopt(made, "x" * 256)
-        with room_for(0), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
+        with no_more_room(), pytest.raises(conduit.Error, match="adopting 'x': Too many") as caught:
             takeover.adopt(made, "x")
         assert caught.value.errno == errno.EMFILE
         assert takeover.adopt(made, "x") is made
@@ -734,7 +741,7 @@ def test_what_cannot_be_kept_is_an_error(path: str) -> None:
     with Takeover(path) as takeover:
         with pytest.raises(ValueError, match="255 bytes"):
             takeover.keep("x" * 256, 0)
-        with room_for(0), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
+        with no_more_room(), pytest.raises(conduit.Error, match="keeping 'x': Too many open files"):
             takeover.keep("x", 0)
         with open(os.devnull) as file:
             pass
@@ -940,6 +947,315 @@ def test_the_predecessors_address_under_another_name_is_an_error_at_once(path: s
             new.listen("127.0.0.1", sock.getsockname()[1], name="two")
 
 
+def test_an_address_is_tried_again_though_the_predecessor_died_before_it_sent_anything(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "GREETING", GENEROUS)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with conduit.Listener(path, type=SEQPACKET) as control:
+            entering = Call(Takeover, path)
+            control.accept(GENEROUS).close()
+        with entering.result() as new:
+            assert new.predecessor is None
+            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+            assert call.is_waiting()
+            taken.close()
+            call.result().close()
+
+
+def test_an_address_that_a_worker_of_a_killed_server_has_is_tried_again(
+    start: Callable[..., Server], running: Server, path: str
+) -> None:
+    address = address_of(running)
+    running.call("fork")
+    running.process.kill()
+    running.process.wait(GENEROUS)
+    with Takeover(path) as new:
+        assert new.predecessor is None
+        call = Call(new.listen, *address, name="http")
+        assert call.is_waiting()
+        # The worker ends with its standard input.
+        running.end()
+        call.result().close()
+
+
+# Which socket is meant: names of several addresses, scopes, network namespaces.
+
+
+@pytest.fixture
+def name_service(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """The addresses of names, for this process."""
+    names: dict[str, list[str]] = {}
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **kwargs: Any) -> list[Any]:
+        return [
+            found
+            for address in names.get(host, [host])
+            for found in getaddrinfo(address, *args, **kwargs)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    return names
+
+
+def test_a_name_of_one_address_is_that_address(
+    path: str, name_service: dict[str, list[str]]
+) -> None:
+    name_service["server"] = ["127.0.0.1", "127.0.0.1"]
+    with Takeover(path) as old, old.listen("server", 0, name="http") as sock:
+        assert sock.getsockname()[0] == "127.0.0.1"
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+            assert identity(kept) == identity(sock)
+
+
+def test_a_name_of_several_addresses_is_an_error_that_names_them(
+    path: str, name_service: dict[str, list[str]]
+) -> None:
+    name_service["server"] = ["::1", "127.0.0.1"]
+    with Takeover(path) as takeover:
+        says = "'server' is several addresses, ::1, 127.0.0.1: listen at each, under a name"
+        with pytest.raises(conduit.Error, match=says) as caught:
+            takeover.listen("server", 0)
+        assert caught.value.errno == errno.EINVAL
+        assert takeover.ready() == ()
+        with Takeover(path) as new:
+            assert new.ready() == ()
+
+
+def in_network(*commands: str) -> list[str]:
+    """What runs a command in a network namespace of its own, that has addresses."""
+    steps = ["ip link set lo up", "ip addr add fe80::1/64 dev lo nodad", *commands]
+    script = "\n".join([*steps, 'exec "$@"'])
+    # A user who is not root is one in a namespace of users.
+    user = ["--map-root-user"] if os.geteuid() else []
+    around = ["unshare", "--net", *user, "sh", "-ec", script, "sh"]
+    try:
+        subprocess.run([*around, "true"], check=True, capture_output=True, timeout=GENEROUS)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        said = getattr(exc, "stderr", b"").decode().strip()
+        pytest.skip(f"no network namespace with these addresses: {said or exc}")
+    return around
+
+
+# What runs a command with a descriptor, whose number is given first, as a service manager does.
+ACTIVATED = [
+    *(sys.executable, "-c"),
+    "import os, sys; os.dup2(int(sys.argv[1]), 3);"
+    "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1', LISTEN_FDNAMES='http');"
+    "os.execv(sys.argv[2], sys.argv[2:])",
+]
+
+# A second link, on which the same address is another one.
+TWO_LINKS = [
+    "ip tuntap add mode tap name link0",
+    "ip link set link0 up",
+    "ip addr add fe80::1/64 dev link0 nodad",
+]
+
+
+def test_the_same_address_on_another_link_is_a_fresh_socket(path: str) -> None:
+    # In one process, so that both are in one namespace.
+    code = """if True:
+        import sys
+        from conduit.takeover import Takeover
+        path = sys.argv[1]
+        with Takeover(path) as old, old.listen("fe80::1%lo", 0, name="x") as sock:
+            port = sock.getsockname()[1]
+            old.ready()
+            with Takeover(path) as new, new.listen("fe80::1%link0", port, name="x") as fresh:
+                assert fresh.getsockname() != sock.getsockname(), fresh.getsockname()
+                assert new.ready() == ("x",)
+                with Takeover(path) as third, third.listen("fe80::1%link0", 0, name="x") as same:
+                    assert same.getsockname() == fresh.getsockname()
+                    assert third.ready() == ()
+    """
+    done = subprocess.run(
+        [*in_network(*TWO_LINKS), sys.executable, "-P", "-W", "error", "-c", code, path],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_same_address_in_another_network_namespace_is_a_fresh_socket(
+    start: Callable[..., Server], path: str, tmp_path: Path
+) -> None:
+    old, new, third = start(), start(*in_network()), start()
+    old.call("enter", path)
+    unix = str(tmp_path / "unix")
+    wanted: dict[str, tuple[Any, ...]] = {
+        "http": ("127.0.0.1", 0),
+        "abstract": (f"@{tmp_path}",),
+        "unix": (unix,),
+    }
+    first = {name: old.call("listen", name, *args)[0] for name, args in wanted.items()}
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    second = {name: new.call("listen", name, *args)[0] for name, args in wanted.items()}
+    assert {name for name in wanted if first[name] == second[name]} == {"unix"}
+    assert sorted(new.call("ready")) == ["abstract", "http"]
+    assert old.call("wait", GENEROUS)
+    old.call("close")
+    assert os.path.exists(unix)
+    assert third.call("enter", path) == new.pid
+    assert third.call("listen", "http", "127.0.0.1", 0)[0] != second["http"]
+
+
+def test_a_socket_of_the_predecessors_own_network_namespace_is_not_this_ones(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        old.ready()
+        monkeypatch.setattr(sockets, "own_namespace", lambda: b"another")
+        with Takeover(path) as new:
+            with new.listen("127.0.0.1", 0, name="http") as fresh:
+                assert identity(fresh) != identity(sock)
+
+
+def test_what_the_service_manager_opened_in_another_network_namespace_is_handed_on(
+    start: Callable[..., Server], path: str
+) -> None:
+    around = in_network()
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        # As a manager starts a service that has a network of its own.
+        old = start(*around, *ACTIVATED, str(sock.fileno()), fds=[sock.fileno()])
+        address = list(sock.getsockname())
+    new, third = start(*around), start()
+    old.call("enter", path)
+    found = old.call("listen", "http", "127.0.0.1", 1)
+    assert found[1] == address
+    old.call("ready")
+    for successor in (new, third):
+        assert successor.call("enter", path) is not None
+        assert successor.call("listen", "http", *address) == found
+        assert successor.call("ready") == []
+
+
+def test_where_the_system_does_not_tell_namespaces_apart_all_are_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_SO_NETNS_COOKIE", 9999)
+    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+        assert sockets.namespace_of(sock) == b""
+        old.ready()
+        with Takeover(path) as new, new.listen("127.0.0.1", 0, name="http") as kept:
+            assert identity(kept) == identity(sock)
+
+
+# Room for many.
+
+
+@contextlib.contextmanager
+def soft_limit(limit: int) -> Iterator[None]:
+    """Start processes with a soft limit of open files."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@needs_descriptors(1000)
+def test_more_sockets_than_the_soft_limit_has_room_for_are_opened_and_taken_over(
+    start: Callable[..., Server], path: str
+) -> None:
+    with soft_limit(64):
+        old, new = start(), start()
+    old.call("enter", path)
+    old.call("listen_to_many", 200)
+    old.call("ready")
+    assert new.call("enter", path) == old.pid
+    assert new.call("limit") < 1000
+    new.call("listen_to_many", 200)
+    assert new.call("identities") == old.call("identities")
+    assert new.call("ready") == []
+
+
+@pytest.mark.parametrize("what", ["keep", "adopt"])
+def test_descriptors_beyond_the_soft_limit_are_kept(path: str, what: str) -> None:
+    with Takeover(path) as takeover, socket.socket() as sock:
+        with room_for(0):
+            takeover.adopt(sock, "x") if what == "adopt" else takeover.keep("x", sock)
+
+
+def test_one_descriptor_of_each_socket_is_kept(path: str) -> None:
+    with Takeover(path) as old:
+        before = len(open_descriptors())
+        for name in "abc":
+            old.listen("127.0.0.1", 0, name=name).close()
+        assert len(open_descriptors()) == before + 3
+        old.ready()
+        with Takeover(path) as new:
+            before = len(open_descriptors())
+            kept = [new.listen("127.0.0.1", 0, name=name) for name in "abc"]
+            # What had come is the caller's, and a duplicate of each is kept.
+            assert len(open_descriptors()) == before + 3
+            for sock in kept:
+                sock.close()
+            assert len(open_descriptors()) == before
+
+
+@needs_descriptors(6000)
+def test_the_table_of_descriptors_is_large_enough_before_they_come() -> None:
+    def prepare() -> None:
+        before = len(open_descriptors())
+        room.make_room(5000)
+        assert len(open_descriptors()) == before
+        status = Path("/proc/self/status").read_text()
+        assert int(status.partition("FDSize:")[2].split()[0]) >= 5000
+
+    assert in_child(prepare) == 0
+
+
+@pytest.mark.parametrize("hard", [resource.RLIM_INFINITY, 4096, 1024, 1500])
+def test_the_soft_limit_is_doubled_up_to_the_hard_one(
+    hard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = [(1024, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    room.make_room(1 << 11)
+    most = 4096 if hard == resource.RLIM_INFINITY else hard
+    assert limits[-1] == (most, hard)
+
+
+def test_a_limit_of_the_system_below_the_hard_one_is_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (10, 20))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    room.make_room(15)
+    with pytest.raises(OSError, match="Too many") as caught:
+        room.with_room(lambda: os.dup(too_many()))
+    assert caught.value.errno == errno.EMFILE
+
+
+def too_many() -> int:
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_where_the_system_does_not_tell_what_is_open_all_may_be(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_proc(_: object) -> list[str]:
+        raise FileNotFoundError("no /proc here")
+
+    limits = [(1024, 2048)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.append(wanted))
+    monkeypatch.setattr(os, "listdir", no_proc)
+    room.make_room(1)
+    assert limits[-1] == (2048, 2048)
+
+
 # Who may come, and when.
 
 
@@ -982,7 +1298,12 @@ def test_another_version_of_the_protocol_is_refused(running: Server, path: str) 
             assert answer["pid"] == running.pid
     with Talk.to(path) as talk:
         talk.say("hello", versions=[1, 2], features=["x"])
-        assert talk.hear() == {"kind": "welcome", "version": 1, "pid": running.pid}
+        assert talk.hear() == {
+            "kind": "welcome",
+            "version": 1,
+            "pid": running.pid,
+            "descriptors": 1,
+        }
 
 
 @pytest.mark.parametrize("garbage", [b"GET / HTTP/1.1\r\n\r\n", b"\0", b"\n", b"{" * 1000])
@@ -1494,6 +1815,199 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
     assert not os.path.exists(path)
 
 
+# Either side is stopped, and goes on when the other has given it up, or has gone on without it.
+
+NOT_LONG = 1.0
+"""Seconds until a successor gives up a predecessor that is stopped."""
+
+
+def stop_at(server: Server, step: tuple[str, str, str]) -> None:
+    """Have a server stopped at a step of its next takeover."""
+    server.call("fail_at", *step, signal.SIGSTOP)
+
+
+def wait_until_stopped(server: Server) -> None:
+    os.waitid(os.P_PID, server.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def resume(server: Server) -> None:
+    server.process.send_signal(signal.SIGCONT)
+
+
+def give_up(server: Server) -> None:
+    """Have a server refuse the one who is connected to it, for being late."""
+    while not server.call("conversations"):
+        pass
+    server.call("give_up_after", 0.0)
+    while not all(server.call("conversations")):
+        pass
+
+
+def ask_to_follow(server: Server, path: str) -> None:
+    """Begin what `take_over` does."""
+    server.ask("enter", path)
+    server.ask("listen", "http", "127.0.0.1", 0)
+    server.ask("ready")
+
+
+def outcome(server: Server) -> str:
+    """Why a server that was asked to follow does not; empty if it does."""
+    says = ""
+    for _ in range(3):
+        try:
+            server.answer()
+        except RemoteError as exc:
+            says = says or str(exc)
+    return says
+
+
+@contextlib.contextmanager
+def connections(server: Server) -> Iterator[tuple[socket.socket, list[socket.socket]]]:
+    """A connection that a server has accepted, and some that wait in the queue."""
+    address = tuple(address_of(server))
+    with contextlib.ExitStack() as stack:
+        held, *waiting = [
+            stack.enter_context(socket.create_connection(address, GENEROUS)) for _ in range(4)
+        ]
+        server.call("hold", "http")
+        yield held, waiting
+
+
+def assert_owned_by(
+    owner: Server,
+    path: str,
+    holder: Server,
+    clients: tuple[socket.socket, list[socket.socket]],
+    third: Server,
+) -> None:
+    """Check that one process alone is followed, and that each connection is answered."""
+    held, waiting = clients
+    holder.call("answer_held")
+    assert held.recv(100) == b"%d" % holder.pid
+    for client in waiting:
+        owner.call("accept", "http")
+        assert client.recv(100) == b"%d" % owner.pid
+    address = address_of(owner)
+    assert owner.call("wait", 0) is False
+    assert third.call("enter", path) == owner.pid
+    assert third.call("listen", "http", "127.0.0.1", 0)[1] == address
+    assert third.call("ready") == []
+    assert owner.call("wait", GENEROUS) is True
+    served_by(address, third)
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SUCCESSOR, ids=" ".join)
+def test_a_successor_that_was_stopped_and_given_up_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, third = start(), start()
+    stop_at(successor, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        give_up(running)
+        running.call("give_up_after", GENEROUS)
+        resume(successor)
+        assert "TakeoverError" in outcome(successor)
+        assert_owned_by(running, path, running, clients, third)
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_SUCCESSOR, ids=" ".join)
+def test_a_successor_that_was_stopped_while_another_followed_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, other, third = start(), start(), start()
+    stop_at(successor, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        give_up(running)
+        running.call("give_up_after", GENEROUS)
+        take_over(other, path)
+        assert running.call("wait", GENEROUS) is True
+        running.call("answer_held")
+        running.call("close")
+        resume(successor)
+        assert "TakeoverError" in outcome(successor)
+        assert clients[0].recv(100) == b"%d" % running.pid
+        for client in clients[1]:
+            other.call("accept", "http")
+            assert client.recv(100) == b"%d" % other.pid
+        assert third.call("enter", path) == other.pid
+
+
+def test_a_successor_that_is_stopped_after_its_last_word_is_the_owner(
+    start: Callable[..., Server], running: Server, path: str
+) -> None:
+    successor, third = start(), start()
+    stop_at(successor, ("after", "send", "done"))
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(successor)
+        assert running.call("wait", GENEROUS) is True
+        resume(successor)
+        assert outcome(successor) == ""
+        assert_owned_by(successor, path, running, clients, third)
+
+
+LAST_WORDS = ["confirmed", "done", "over"]
+"""Where a predecessor that is stopped has said, or heard, what makes its successor the owner."""
+
+
+@pytest.mark.parametrize("step", STEPS_OF_A_PREDECESSOR, ids=" ".join)
+def test_a_predecessor_that_was_stopped_is_the_owner_unless_it_has_confirmed(
+    start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
+) -> None:
+    successor, third = start(), start()
+    successor.call("give_up_after", NOT_LONG)
+    stop_at(running, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(running)
+        says = outcome(successor)
+        if step[2] in LAST_WORDS:
+            assert says == ""
+            # It serves meanwhile.
+            successor.call("accept", "http")
+            assert clients[1].pop(0).recv(100) == b"%d" % successor.pid
+            resume(running)
+            assert running.call("wait", GENEROUS) is True
+        else:
+            assert "does not hand over" in says
+            resume(running)
+        owner = successor if step[2] in LAST_WORDS else running
+        owner.call("give_up_after", GENEROUS)
+        assert_owned_by(owner, path, running, clients, third)
+
+
+@pytest.mark.parametrize("word", LAST_WORDS)
+def test_a_predecessor_that_was_stopped_while_the_line_went_on_owns_nothing(
+    start: Callable[..., Server], running: Server, path: str, word: str
+) -> None:
+    successor, third = start(), start()
+    successor.call("give_up_after", NOT_LONG)
+    step = next(step for step in STEPS_OF_A_PREDECESSOR if step[2] == word)
+    stop_at(running, step)
+    with connections(running) as clients:
+        ask_to_follow(successor, path)
+        wait_until_stopped(running)
+        assert outcome(successor) == ""
+        successor.call("give_up_after", GENEROUS)
+        take_over(third, path)
+        assert successor.call("wait", GENEROUS) is True
+        assert successor.call("close") == [[], []]
+        resume(running)
+        assert running.call("wait", GENEROUS) is True
+        running.call("answer_held")
+        assert running.call("close") == [[], []]
+        assert clients[0].recv(100) == b"%d" % running.pid
+        for client in clients[1]:
+            third.call("accept", "http")
+            assert client.recv(100) == b"%d" % third.pid
+        served_by(address_of(third), third)
+        assert os.path.exists(path)
+
+
 def test_a_predecessor_killed_among_its_sockets_leaves_those_that_came(
     start: Callable[[], Server], path: str
 ) -> None:
@@ -1902,14 +2416,20 @@ def test_workers_that_outlive_their_server_keep_nobody_from_following(
         assert fourth.predecessor is None
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
 def test_state_that_cannot_be_written_is_told_and_leaves_the_predecessor_serving(
-    path: str, monkeypatch: pytest.MonkeyPatch
+    path: str, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     with Takeover(path) as old:
         old.offer(b"state")
         old.ready()
         with monkeypatch.context() as patched:
-            patched.setattr(os, "memfd_create", lambda *_: os.open("/dev/full", os.O_RDWR))
+            if in_memory:
+                patched.setattr(os, "memfd_create", lambda *_: os.open("/dev/full", os.O_RDWR))
+            else:
+                patched.delattr(os, "memfd_create")
+                full = partial(open, "/dev/full", "r+b")
+                patched.setattr(tempfile, "TemporaryFile", full)
             with pytest.raises(TakeoverError, match="No space left"):
                 Takeover(path)
         with Takeover(path) as new:
@@ -1937,8 +2457,8 @@ def test_without_room_to_take_over_nothing_is_said_and_it_can_be_done_again(path
 
 
 def test_without_room_for_what_it_watches_with_it_leaves_nothing_behind(path: str) -> None:
-    for room in range(4):
-        with room_for(room), pytest.raises(conduit.Error, match="Too many open files"):
+    for count in range(4):
+        with no_more_room(count), pytest.raises(conduit.Error, match="Too many open files"):
             Takeover(path)
 
 
@@ -1954,18 +2474,6 @@ def test_what_is_opened_once_somebody_follows_or_it_is_closed_is_not_kept(path: 
             os.close(into)
             assert is_at_eof(out)
             assert not old._own.sockets
-            opened = new._listen("127.0.0.1", 0, "y", socket.SOCK_STREAM, 1, 0)
-            new.close()
-            new._undo(opened)
-
-
-def test_what_came_and_nobody_got_is_closed_if_it_was_closed_meanwhile(path: str) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x"):
-        old.ready()
-        with Takeover(path) as new:
-            opened = new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0)
-            new.close()
-            new._undo(opened)
 
 
 def test_a_control_socket_that_fails_to_close_is_told_in_the_log(
@@ -2103,7 +2611,6 @@ def test_what_cannot_be_used_of_the_service_manager_is_an_error(
     monkeypatch.setattr(systemd, "listen_fds", listen_fds)
     with Takeover(path) as takeover:
         takeover.step()
-        takeover._give_up()
         with pytest.raises(conduit.Error, match="the environment lies"):
             takeover.listen("127.0.0.1", 0)
 
@@ -2592,25 +3099,76 @@ def test_the_oldest_of_many_that_say_nothing_makes_room(path: str) -> None:
 GEVENT = """
 from gevent import monkey
 monkey.patch_all()
-import sys, gevent
+import os, sys, gevent
 from conduit.takeover import Takeover
 
-with Takeover(sys.argv[1]) as old, old.listen("127.0.0.1", 0, name="http") as sock:
+thread = sys.argv[2] == "thread"
+
+def drive(takeover):
+    while not (takeover.closed or takeover.wait(0)):
+        gevent.socket.wait_read(takeover.fileno(), timeout=1, timeout_exc=TimeoutError)
+        takeover.step()
+
+with Takeover(sys.argv[1], thread=thread) as old, old.listen("127.0.0.1", 0, name="http") as sock:
     old.ready()
+    if not thread:
+        # With warnings as errors. There is no thread, of which from 3.12 on a fork would warn.
+        if os.fork() == 0:
+            os._exit(0)
+        driving = gevent.spawn(drive, old)
     beats = []
     gevent.spawn(lambda: [beats.append(1) or gevent.sleep(0.01) for _ in range(1000)])
-    with Takeover(sys.argv[1]) as new, new.listen("127.0.0.1", 0, name="http") as kept:
-        assert kept.getsockname() == sock.getsockname()
-        new.ready()
-        assert old.wait(20)
-        assert new.wait(0.1) is False
+    with Takeover(sys.argv[1], thread=thread) as new:
+        with new.listen("127.0.0.1", 0, name="http") as kept:
+            assert kept.getsockname() == sock.getsockname()
+            new.ready()
+            if not thread:
+                driving.join(20)
+            assert old.wait(20)
+            assert new.wait(0.1) is False
+    gevent.sleep(0.05)
     assert len(beats) > 3, beats
 """
 
 
-def test_with_gevent_the_thread_is_a_greenlet_that_blocks_nobody(path: str) -> None:
+@pytest.mark.parametrize("driver", ["thread", "step"])
+def test_with_gevent_a_takeover_blocks_no_greenlet(path: str, driver: str) -> None:
     pytest.importorskip("gevent")
-    done = run_python(GEVENT, path)
+    done = run_python(GEVENT, path, driver)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_watched_has_a_number_where_gevent_has_put_a_selector_without_one(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_original(module: str, name: str) -> Any:
+        return getattr(sys.modules[module], f"real_{name}")
+
+    real = selectors.DefaultSelector
+    monkeypatch.setattr(selectors, "real_DefaultSelector", real, raising=False)
+    monkeypatch.setattr(selectors, "DefaultSelector", object)
+    monkey = ModuleType("gevent.monkey")
+    monkeypatch.setattr(monkey, "get_original", get_original, raising=False)
+    monkeypatch.setitem(sys.modules, "gevent.monkey", monkey)
+    with Takeover(path, thread=False) as takeover:
+        assert is_open(takeover.fileno())
+        assert isinstance(takeover._succession._selector, real)
+
+
+def test_a_program_that_answers_by_itself_may_fork(path: str) -> None:
+    # From 3.12 on, a fork beside a thread is a DeprecationWarning, and here an error.
+    program = """
+import os, sys, threading
+from conduit.takeover import Takeover
+
+with Takeover(sys.argv[1], thread=False) as old, old.listen("127.0.0.1", 0):
+    old.ready()
+    assert threading.active_count() == 1
+    if (pid := os.fork()) == 0:
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+"""
+    done = run_python(program, path)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -2842,63 +3400,6 @@ def no_thread_is_left() -> bool:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_listening_can_be_cancelled_and_done_again(
-    path: str, tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, may_end, undone = threading.Event(), threading.Event(), threading.Event()
-    bind, undo = sockets.bind, Takeover._undo
-
-    def slow(*args: Any) -> Any:
-        begun.set()
-        assert may_end.wait(GENEROUS)
-        return bind(*args)
-
-    def undo_and_tell(*args: Any) -> None:
-        undo(*args)
-        undone.set()
-
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            for host, port in ((str(tmp_path / "unix"), None), ("127.0.0.1", 0)):
-                for event in (begun, may_end, undone):
-                    event.clear()
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(listen, takeover, host, port)
-                    await to_thread.run_sync(begun.wait)
-                    tasks.cancel_scope.cancel()
-                may_end.set()
-                await to_thread.run_sync(undone.wait)
-                assert os.listdir(tmp_path) == [Path(path).name]
-                (await takeover.listen(host, port, name="x")).close()
-                takeover.takeover._undo(takeover_module_opened("x"))
-
-    async def listen(takeover: AsyncTakeover, host: str, port: int | None) -> None:
-        await takeover.listen(host, port, name="x")
-        raise AssertionError
-
-    def takeover_module_opened(name: str) -> Any:
-        return module._Opened(name, socket.socket(), None)
-
-    monkeypatch.setattr(sockets, "bind", slow)
-    monkeypatch.setattr(Takeover, "_undo", undo_and_tell)
-    run(loop, main)
-
-
-def test_what_came_can_be_asked_for_again_when_nobody_got_it(path: str) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
-        old.ready()
-        with Takeover(path) as new:
-            new._undo(new._listen("127.0.0.1", 0, "x", socket.SOCK_STREAM, 1, 0))
-            with new.listen("127.0.0.1", 0, name="x") as kept:
-                assert identity(kept) == identity(sock)
-            assert new.ready() == ()
-        with Takeover(f"{path}2") as other:
-            opened = new._inherited
-            assert not opened.sockets
-            other.ready()
-
-
-@pytest.mark.parametrize("loop", LOOPS)
 @pytest.mark.parametrize("last", ["ready", "done"])
 def test_ready_can_be_cancelled_until_its_last_word(path: str, loop: Loop, last: str) -> None:
     async def main() -> None:
@@ -2974,59 +3475,6 @@ def test_closing_what_an_async_takeover_is_about_ends_its_waits(path: str, loop:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_waiting_without_room_for_a_descriptor_is_an_error(path: str, loop: Loop) -> None:
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            with room_for(0), pytest.raises(conduit.Error, match="waiting: Too many open files"):
-                await takeover.wait()
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_waiting_that_begins_while_it_is_closed_ends(
-    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-
-            def close_first(fd: int) -> int:
-                monkeypatch.undo()
-                takeover.takeover.close()
-                raise OSError(errno.EBADF, "Bad file descriptor")
-
-            monkeypatch.setattr(os, "dup", close_first)
-            assert await takeover.wait() is False
-
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
-def test_listening_that_fails_once_it_was_cancelled_fails_silently(
-    path: str, loop: Loop, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begun, may_end = threading.Event(), threading.Event()
-
-    def fail_late(*args: Any) -> Any:
-        begun.set()
-        assert may_end.wait(GENEROUS)
-        raise OSError(errno.EADDRINUSE, "Address already in use")
-
-    async def main() -> None:
-        async with AsyncTakeover(path) as takeover:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(takeover.listen, "127.0.0.1", 0)
-                await to_thread.run_sync(begun.wait)
-                tasks.cancel_scope.cancel()
-            may_end.set()
-            monkeypatch.undo()
-            (await takeover.listen("127.0.0.1", 0)).close()
-
-    monkeypatch.setattr(sockets, "bind", fail_late)
-    run(loop, main)
-
-
-@pytest.mark.parametrize("loop", LOOPS)
 def test_an_async_takeover_hands_over_all_that_a_blocking_one_does(path: str, loop: Loop) -> None:
     async def main() -> None:
         async with AsyncTakeover(path) as old:
@@ -3094,6 +3542,198 @@ def test_without_ipv6_every_address_is_of_ipv4(path: str, monkeypatch: pytest.Mo
         assert connects("127.0.0.1", sock.getsockname()[1])
 
 
+# Servers that remove the path of their socket when they close.
+
+
+def test_a_path_that_the_predecessor_removes_is_put_back_while_it_drains(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix) as sock:
+        old.ready()
+        with Takeover(path) as new, new.listen(unix) as kept:
+            new.ready()
+            assert old.wait(GENEROUS)
+            for _ in range(2):
+                os.unlink(unix)
+                wait_until_there(unix)
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(unix)
+                    kept.accept()[0].close()
+            assert f"has been put back: {unix}" in caplog.text
+            sock.close()
+            old.close()
+            wait_until_gone(tmp_path / f".unix.{os.getpid()}")
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+    assert os.listdir(tmp_path) == []
+
+
+def wait_until_there(path: str) -> None:
+    while not os.path.exists(path):
+        os.sched_yield()
+
+
+def wait_until_gone(path: str | Path) -> None:
+    while os.path.exists(path):
+        os.sched_yield()
+
+
+def test_a_path_that_is_removed_at_the_predecessors_very_end_is_put_back(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(unix) as kept:
+            new.ready()
+            assert old.wait(GENEROUS)
+            os.unlink(unix)
+            old.close()
+            new.step()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(unix)
+                kept.accept()[0].close()
+            # It is nobody's to remove by now but an administrator's.
+            os.unlink(unix)
+            new.step()
+            assert not os.path.exists(unix)
+
+
+def test_what_else_is_at_a_path_by_then_stays(path: str, tmp_path: Path) -> None:
+    unix = tmp_path / "unix"
+    with Takeover(path) as old, old.listen(str(unix)):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(str(unix)):
+            new.ready()
+            assert old.wait(GENEROUS)
+            unix.unlink()
+            unix.write_text("another's")
+            new.step()
+            assert unix.read_text() == "another's"
+    assert os.listdir(tmp_path) == ["unix"]
+
+
+def test_a_path_that_is_not_the_sockets_or_cannot_have_a_second_name_is_left_alone(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "conduit.takeover")
+    with Takeover(path) as old, old.listen(f"{tmp_path}/one"), old.listen(f"{tmp_path}/two"):
+        old.ready()
+        with Takeover(path) as new, new.listen(f"{tmp_path}/one"), new.listen(f"{tmp_path}/two"):
+            os.unlink(tmp_path / "one")
+            (tmp_path / "one").write_text("another's")
+            (tmp_path / f".two.{os.getpid()}").mkdir()
+            new.ready()
+            assert "two could not be put back if the predecessor removed it" in caplog.text
+            assert f"{tmp_path}/one could" not in caplog.text
+    assert sorted(os.listdir(tmp_path)) == [f".two.{os.getpid()}", "one"]
+
+
+def test_a_takeover_that_fails_leaves_no_second_names(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path) as new, new.listen(unix):
+            monkeypatch.setattr(Talker, "say", lambda *_: os.close(-1))
+            with pytest.raises(OSError, match="Bad file"):
+                new.ready()
+            monkeypatch.undo()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+
+
+def test_a_line_that_the_program_closed_is_no_reason_to_go_on_watching(
+    path: str, tmp_path: Path
+) -> None:
+    unix = str(tmp_path / "unix")
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path, thread=False) as new, new.listen(unix):
+            new.ready()
+            assert new.predecessor_line is not None
+            new.predecessor_line.close()
+            new.step()
+            assert sorted(os.listdir(tmp_path)) == ["takeover.sock", "unix"]
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="servers of asyncio remove it from 3.13 on")
+@pytest.mark.parametrize("loop", LOOPS[:2])
+def test_a_unix_server_of_an_event_loop_does_not_take_its_successors_path(
+    path: str, tmp_path: Path, loop: Loop
+) -> None:
+    unix = str(tmp_path / "unix")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readline())
+        writer.close()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_unix_connection(unix)
+        writer.write(b"hello\n")
+        said = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        return said
+
+    async def main() -> None:
+        async with AsyncTakeover(path) as old:
+            first = await asyncio.start_unix_server(answer, sock=await old.listen(unix))
+            await old.ready()
+            async with AsyncTakeover(path) as new:
+                second = await asyncio.start_unix_server(answer, sock=await new.listen(unix))
+                await new.ready()
+                assert await old.wait()
+                first.close()
+                await first.wait_closed()
+                await old.aclose()
+                await asyncio.to_thread(wait_until_there, unix)
+                assert await ask() == b"hello\n"
+                second.close()
+                await second.wait_closed()
+
+    run(loop, main)
+
+
+TMPFILES = shutil.which("systemd-tmpfiles")
+
+
+@pytest.mark.skipif(TMPFILES is None, reason="not installed: systemd-tmpfiles")
+def test_systemd_tmpfiles_leaves_the_paths_of_sockets_alone(tmp_path: Path) -> None:
+    directory = tmp_path / "old"
+    directory.mkdir()
+    kinds = {"stream": socket.SOCK_STREAM, "datagrams": socket.SOCK_DGRAM}
+    (tmp_path / "clean.conf").write_text(f"d {directory} 0700 - - am:10d\n")
+
+    def clean() -> list[str]:
+        for file in directory.iterdir():
+            os.utime(file, (0, 0))
+        assert TMPFILES is not None
+        subprocess.run([TMPFILES, "--clean", tmp_path / "clean.conf"], check=True)
+        return sorted(os.listdir(directory))
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(conduit.Listener(directory / "listener"))
+        stack.enter_context(conduit.Conduit.bind(directory / "bound"))
+        old = stack.enter_context(Takeover(directory / "control"))
+        for name, kind in kinds.items():
+            stack.enter_context(old.listen(str(directory / name), type=kind))
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(os.fspath(directory / "stale"))
+        (directory / "file").write_text("")
+        alive = ["bound", "control", "datagrams", "listener", "stream"]
+        assert clean() == alive
+        old.ready()
+        with Takeover(directory / "control") as new:
+            for name, kind in kinds.items():
+                stack.enter_context(new.listen(str(directory / name), type=kind))
+            new.ready()
+            assert old.wait(GENEROUS)
+            old.close()
+            assert clean() == alive
+
+
 def test_a_relative_path_is_the_same_wherever_one_goes(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -3106,3 +3746,18 @@ def test_a_relative_path_is_the_same_wherever_one_goes(
         monkeypatch.chdir(other)
         takeover.ready()
     assert os.listdir(one) == os.listdir(other) == []
+
+
+def test_where_the_directory_is_gone_a_relative_path_is_an_error(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with Takeover(path) as takeover:
+        monkeypatch.chdir(gone)
+        gone.rmdir()
+        with pytest.raises(conduit.Error, match="current directory is not to be found") as caught:
+            takeover.listen("name")
+        assert caught.value.errno == errno.ENOENT
+        with pytest.raises(conduit.Error, match="current directory is not to be found"):
+            Takeover("name")

@@ -432,8 +432,10 @@ def test_an_empty_packet_before_the_end_is_a_message(packets: list[bytes]) -> No
 
 
 @pytest.mark.parametrize("items", [0, 2])
-def test_an_empty_message_is_sent_where_messages_are_kept_apart(kind: int, items: int) -> None:
-    one, other = Conduit.pair(type=kind)
+def test_an_empty_message_is_sent_where_messages_are_kept_apart(
+    kind: int, driver: Driver, items: int
+) -> None:
+    one, other = driver.Conduit.pair(type=kind)
     numbers = [memory() for _ in range(items)]
     with one, other:
         if kind == socket.SOCK_STREAM:

@@ -18,21 +18,36 @@ from typing import IO, Any, NamedTuple
 from conduit import wire
 from conduit._conduit import Descriptor
 from conduit.takeover.protocol import failure
+from conduit.takeover.sockets import namespace_of
 
-_ROWS_A_MESSAGE = 25
-"""So many names and paths fit in a packet, however long they are and as JSON writes them."""
+_MOST_BYTES = 50_000
+"""Of the names and paths of a message, which is one packet, as JSON writes them."""
+
+_MOST_ROWS = 64
+"""The most of a message, so that the successor can work on one while the next is made."""
+
+_BYTES_A_ROW = 150
+"""The rest of a row at most."""
 
 
 class Held(NamedTuple):
-    """A socket; the path of a Unix one, and what to find there."""
+    """A socket; the path of a Unix one, and what to find there.
+
+    It is foreign if those who had it before were in another network namespace, by intent: a
+    service manager may have opened it for them.
+    """
 
     sock: socket
     path: str | None
     inode: tuple[int, int] | None
+    foreign: bool = False
 
 
 class Holdings:
     """What can be handed over, by name.
+
+    Args:
+        namespace: the network namespace of this process; see `namespace_of`.
 
     Attributes:
         sockets: those to serve on.
@@ -40,7 +55,8 @@ class Holdings:
         state: bytes, or a function that returns them when they are needed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: bytes) -> None:
+        self.namespace = namespace
         self.sockets: dict[str, Held] = {}
         self.items: dict[str, Descriptor] = {}
         self.state: bytes | Callable[[], bytes] = b""
@@ -51,13 +67,19 @@ class Holdings:
         A file in ``state`` is the caller's. A function is asked the second time only.
         """
         sockets = [
-            {"name": name, "socket": held.sock, "path": held.path, "inode": held.inode}
+            {
+                "name": name,
+                "socket": held.sock,
+                "path": held.path,
+                "inode": held.inode,
+                "foreign": held.foreign or namespace_of(held.sock) != self.namespace,
+            }
             for name, held in sent.new(self.sockets)
         ]
         items = [{"name": name, "fd": item} for name, item in sent.new(self.items)]
         for kind, rows in (("sockets", sockets), ("items", items)):
-            for first in range(0, len(rows), _ROWS_A_MESSAGE):
-                yield kind, {kind: rows[first : first + _ROWS_A_MESSAGE]}
+            for some in _in_packets(rows):
+                yield kind, {kind: some}
         state = self.state
         if callable(state):
             if not sent.again:
@@ -66,6 +88,9 @@ class Holdings:
         if state is not sent.state:
             sent.state = state
             yield "state", {"file": memory_file(state) if state else None}
+
+    def __len__(self) -> int:
+        return len(self.sockets) + len(self.items)
 
     def receive(self, kind: str, message: dict[str, Any]) -> None:
         """Take what a message brings.
@@ -93,7 +118,8 @@ class Holdings:
         if inode is not None:
             device, number = inode
             inode = int(device), int(number)
-        held = Held(_fd_of(row["socket"]).to_conn(), path, inode)
+        is_foreign = row.get("foreign") is True
+        held = Held(_fd_of(row["socket"]).to_conn(), path, inode, is_foreign)
         with suppress(KeyError):
             self.sockets.pop(name).sock.close()
         self.sockets[name] = held
@@ -112,6 +138,23 @@ class Holdings:
             self.sockets.popitem()[1].sock.close()
         while self.items:
             self.items.popitem()[1].close()
+
+
+def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Divide rows, so that each part fits in a packet with its descriptors."""
+    some: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        # A byte becomes six at most: \\u0001. A Descriptor's name goes along with it.
+        texts = row["name"], row.get("path") or "", row["fd"].name if "fd" in row else ""
+        length = 6 * len(os.fsencode("".join(texts))) + _BYTES_A_ROW
+        if some and (size + length > _MOST_BYTES or len(some) == _MOST_ROWS):
+            yield some
+            some, size = [], 0
+        some.append(row)
+        size += length
+    if some:
+        yield some
 
 
 class Sent:

@@ -153,9 +153,9 @@ def hello() -> dict[str, Any]:
     return {"versions": list(VERSIONS), "pid": os.getpid()}
 
 
-def welcome(version: int) -> dict[str, Any]:
+def welcome(version: int, descriptors: int) -> dict[str, Any]:
     """Return the fields of the answer to it."""
-    return {"version": version, "pid": os.getpid()}
+    return {"version": version, "pid": os.getpid(), "descriptors": descriptors}
 
 
 def refused(reason: str) -> dict[str, Any]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from conduit._conduit import Descriptor
 from conduit.paths import address_from, bind_address, inode_of
-from conduit.takeover.holdings import Held
+
+if TYPE_CHECKING:
+    from conduit.takeover.holdings import Held
+
+_SO_NETNS_COOKIE = 71
+"""The option that tells network namespaces apart (Linux 5.14, asm-generic/socket.h)."""
 
 
 @contextlib.contextmanager
@@ -30,6 +36,7 @@ def bind(
     mode: int,
     backlog: int,
     others: Iterable[Held],
+    here: bytes,
 ) -> tuple[socket.socket, tuple[int, int] | None]:
     """Open a socket at an address; see `Takeover.listen`.
 
@@ -37,13 +44,13 @@ def bind(
         the socket, and the device and inode of the path that is to be removed with it.
     """
     if port is not None:
-        return _bind_host(host, port, type, backlog, others), None
+        return _bind_host(host, port, type, backlog, others, here), None
     with closed_on_error(socket.socket(socket.AF_UNIX, type)) as sock:
         return sock, bind_address(sock, address_from(host), mode, backlog)
 
 
 def _bind_host(
-    host: str, port: int, type: int, backlog: int, others: Iterable[Held]
+    host: str, port: int, type: int, backlog: int, others: Iterable[Held], here: bytes
 ) -> socket.socket:
     family, address = resolve(host, port, type)
     with closed_on_error(socket.socket(family, type)) as sock:
@@ -52,7 +59,7 @@ def _bind_host(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and address[0] == "::":
             # All of IPv4 as well, whatever the system's default, if that is not had already.
-            taken = any(is_at(held, "0.0.0.0", port, type) for held in others)
+            taken = any(is_at(held, "0.0.0.0", port, type, here) for held in others)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, taken)
         sock.bind(address)
         if type == socket.SOCK_STREAM:
@@ -61,15 +68,40 @@ def _bind_host(
 
 
 def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
-    """Return the family and address to bind to."""
+    """Return the family and address to bind to.
+
+    Raises:
+        OSError: there is none; ``EINVAL`` if there are several.
+    """
     if not host:
         host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)[0]
-    return family, address
+    found = socket.getaddrinfo(host, port, type=type, flags=socket.AI_PASSIVE)
+    # A name may stand for the same one twice.
+    addresses = dict.fromkeys((family, address) for family, _, _, _, address in found)
+    if len(addresses) > 1:
+        listed = ", ".join(str(address[0]) for _, address in addresses)
+        raise OSError(
+            errno.EINVAL,
+            f"{host!r} is several addresses, {listed}: listen at each, under a name of its own",
+        )
+    return next(iter(addresses))
 
 
-def is_at(held: Held, host: str, port: int | None, type: int) -> bool:
-    """Whether a socket is the one that is asked for."""
+def is_numeric(host: str) -> bool:
+    """Whether a host is an address, which needs no look-up."""
+    try:
+        socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
+    except (OSError, UnicodeError):
+        return False
+    return True
+
+
+def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bool:
+    """Whether a socket is the one that is asked for, in this network namespace."""
+    # A path leads to its socket from every network namespace.
+    has_namespace = port is not None or host.startswith("@")
+    if has_namespace and not held.foreign and namespace_of(held.sock) != here:
+        return False
     if held.path is None:
         return is_bound_to(held.sock, host, port, type)
     if port is not None or held.path != host or held.sock.type != type:
@@ -87,8 +119,29 @@ def is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> 
         return sock.family == socket.AF_UNIX and os.fsencode(here) == address_from(host)
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
+    if here[0] == host and not any(here[3:]):
+        # A look-up would take longer than all else.
+        return port in (0, here[1])
     family, address = resolve(host, port, type)
-    return bool(sock.family == family and here[0] == address[0] and port in (0, here[1]))
+    if sock.family != family or here[0] != address[0] or port not in (0, here[1]):
+        return False
+    # The scope of an address of IPv6, which has one if it is of one link only: fe80::1%eth0.
+    return not any(here[3:]) or here[3:] == address[3:]
+
+
+def namespace_of(sock: socket.socket) -> bytes:
+    """Return what is the same for sockets of the same network namespace."""
+    try:
+        return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+    except OSError:
+        # This system has but one, or does not tell.
+        return b""
+
+
+def own_namespace() -> bytes:
+    """Return the same for the network namespace of this thread."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        return namespace_of(sock)
 
 
 def passed(

@@ -1,8 +1,8 @@
 """The predecessor's side: answers all who want to follow, and hands over to one of them.
 
-`Succession.step` does what can be done at once and never waits for anybody, so that those who say
-nothing hold nobody up. A thread calls it in a loop, or the program's own loop does whenever
-``fileno()`` is readable. One call at a time does something: a second one, from a signal handler
+`Succession.step` does what can be done at once and never waits, so that those who say nothing hold
+nobody up. A thread calls it in a loop, or the program's own loop does, whenever ``fileno()`` is
+readable. One call at a time does something: a second one, from a signal handler
 say, returns at once.
 
 `Succession.leave` may come at any line of it, from another thread or from a signal handler. It
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -66,6 +67,7 @@ class Succession:
         asking: whether a function of the program's is running in `step`.
         guest: who gets the conduit, and the message, of one who is allowed and whose first message
             is of a kind that is no takeover's; None to ignore such messages. Called in `step`.
+        watch: called every 0.1 seconds in `step`, until it returns False.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Succession:
         self.line: Conduit | None = None
         self.asking: bool = False
         self.guest: Callable[[Conduit, dict[str, Any]], object] | None = None
+        self.watch: Callable[[], bool] | None = None
         self.timeout = timeout
         self._holdings = holdings
         self._who = who
@@ -98,13 +101,17 @@ class Succession:
         # Which thread is in `step`. A lock would stay held if a handler raised once it was taken.
         self._stepper: dict[str, int] = {}
         self._is_stepping = False
-        self._selector = selectors.DefaultSelector()
+        self._selector = _new_selector()
+        self._fd: int = self._selector.fileno()
         # It ends the waiting of `step`.
         self._selector.register(bell, selectors.EVENT_READ, _nothing)
 
     def fileno(self) -> int:
-        """Return a descriptor that is readable when `step` has something to do."""
-        return self._selector.fileno()
+        """Return a descriptor that is readable when `step` has something to do.
+
+        Once this is closed, its number may be another's.
+        """
+        return self._fd
 
     def listen(self, control: Listener) -> None:
         """Answer those who come to a control socket."""
@@ -112,14 +119,14 @@ class Succession:
         self._control_fd = control.fileno()
         self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
 
-    def step(self, timeout: float = 0) -> None:
-        """Do what can be done, once something can or so many seconds have passed."""
+    def step(self) -> None:
+        """Do what can be done."""
         me = threading.get_ident()
         if self._is_left or self._stepper.setdefault("is", me) != me or self._is_stepping:
             return
         self._is_stepping = True
         try:
-            for key, _ in self._selector.select(min(timeout, self._until_next())):
+            for key, _ in self._selector.select(0):
                 # What one does may close another.
                 if key.fd in self._selector.get_map():
                     key.data()
@@ -132,15 +139,19 @@ class Succession:
             self._is_stepping = False
             self._stepper.clear()
 
-    def _until_next(self) -> float:
-        """Seconds until the next deadline."""
+    def until_next(self) -> float:
+        """Return the seconds until the next deadline."""
         times = [session.deadline for session in self._sessions.copy().values()]
         if self._rest_until is not None:
             times.append(self._rest_until)
+        if self.watch is not None:
+            times.append(monotonic() + PAUSE)
         return max(0.0, min(times) - monotonic()) if times else 3600.0
 
     def _look_at_clock(self) -> None:
         now = monotonic()
+        if self.watch is not None and not self.watch():
+            self.watch = None
         if self._rest_until is not None and now >= self._rest_until and not self.followed:
             self._rest_until = None
             self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
@@ -251,7 +262,7 @@ class Succession:
             assert version is not None
             self._chosen = session
             session.deadline = monotonic() + self.timeout
-            talk.say("welcome", protocol.welcome(version))
+            talk.say("welcome", protocol.welcome(version, len(self._holdings)))
             self._give(session)
             talk.say("control", {"socket": self._control})
         elif kind == "ready":
@@ -403,6 +414,18 @@ class Succession:
         if self.line is not None:
             with suppress(Error):
                 self.line.close()
+
+
+def _new_selector() -> Any:
+    """Return the system's own, which has a number to wait for.
+
+    gevent's has none. It waits in `select`, and nobody does here: who waits does so in poll(2), for
+    the number, which gevent lets others run in.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return selectors.DefaultSelector()
+    return monkey.get_original("selectors", "DefaultSelector")()
 
 
 def _nothing() -> None:

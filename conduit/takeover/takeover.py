@@ -1,13 +1,15 @@
 """`Takeover`, which programs use: this process's place in a line of servers.
 
-It is the successor of one process, and maybe the predecessor of another. As a successor it waits
-for each answer with a deadline, here, in the caller's thread. As a predecessor it is a
-`Succession`, which a thread drives, or the program with `step`.
+It is the successor of one process, and maybe the predecessor of another. What a successor does is
+told by generators that yield what they wait for, with a deadline: `_drive` waits for it in the
+caller's thread, `conduit.aio.AsyncTakeover` on its event loop. As a predecessor it is a
+`Succession`, which a thread drives, the event loop, or the program with `step`.
 
 **No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
 it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
-that waits, waits for the bell as well, a socket whose other end `close` closes first. All that
-`close` does can be done twice: it may interrupt itself.
+that waits, waits for the bell as well: a socket whose other end `close` closes first, and on an
+event loop a function that `close` calls. All that `close` does can be done twice: it may interrupt
+itself.
 """
 
 from __future__ import annotations
@@ -22,22 +24,33 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
+from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, PeerClosedError, TakeoverError, from_handler
+from conduit.errors import (
+    Error,
+    ErrType,
+    PeerClosedError,
+    TakeoverError,
+    WouldBlockError,
+    from_handler,
+)
 from conduit.listener import Listener
-from conduit.mistakes import path_from
+from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
-from conduit.paths import unlink_own
+from conduit.paths import absolute, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
+from conduit.takeover.guard import Guard
 from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
+from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
 from conduit.takeover.succession import PAUSE, Succession, log
 from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
@@ -54,16 +67,23 @@ _BACKLOG = 128
 _PATIENCE = 5.0
 """Seconds that `close` gives the thread to end, which does nothing that takes long."""
 
+_SPARE = 64
+"""How many descriptors fit beside those that the predecessor announces."""
+
+_MOST = 1 << 16
+"""The most descriptors that room is made for before they come."""
+
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
 
 
-class _Opened(NamedTuple):
-    """What `Takeover.listen` did: a socket for the caller, and what came for it, if it did."""
+_T = TypeVar("_T")
 
-    name: str
-    sock: socket.socket
-    old: Held | None
+Wait = tuple[Conduit | None, int, float]
+"""What is waited for: the events of a conduit, if any, no longer than so many seconds."""
+
+Steps = Generator[Wait, None, _T]
+"""What is done by and by, and in the end returns something."""
 
 
 class Takeover:
@@ -130,7 +150,14 @@ class Takeover:
         thread: bool = True,
     ) -> None:
         self._prepare(path, timeout, allow, thread)
-        self._enter()
+        try:
+            self._drive(self._find())
+            # Not before: the table of descriptors grows faster while no thread shares it.
+            if self._thread is not None:
+                self._start(self._thread)
+        except BaseException:
+            self.close()
+            raise
 
     def _prepare(
         self,
@@ -147,19 +174,26 @@ class Takeover:
         self.predecessor_line = None
         self._allow = same_user_or_root if allow is None else allow
         self._ready = False
-        self._given_up = False
         self._closed = False
-        # What came and was not asked for, and what a successor gets.
-        self._inherited = Holdings()
-        self._own = Holdings()
+        # Whether anybody was found at the path, or left it, who may not have let go of everything.
+        self._met = False
         self._paths: dict[str, tuple[int, int]] = {}
+        self._guard = Guard()
         self._activated: list[Descriptor] | None = None
         self._control: Listener | None = None
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
+        # For an event loop: what to call when `wait` would return, and what is watched, which is
+        # closed by who watches it.
+        self._wake: Callable[[], object] = _nothing
+        self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
+            here = with_room(sockets.own_namespace)
+            # What came and was not asked for, and what a successor gets.
+            self._inherited = Holdings(here)
+            self._own = Holdings(here)
             self._succession = Succession(
                 self._own,
                 who=self,
@@ -182,17 +216,6 @@ class Takeover:
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
 
-    def _enter(self) -> None:
-        """Receive what the predecessor has, or take the free place."""
-        try:
-            if self._thread is not None:
-                self._start(self._thread)
-            self._find()
-            self._check_open()
-        except BaseException:
-            self.close()
-            raise
-
     def _start(self, thread: threading.Thread) -> None:
         try:
             thread.start()
@@ -209,12 +232,15 @@ class Takeover:
         """Answer successors, in a thread of its own."""
         # Not released: nobody else waits there, and who closes may do that a second time.
         self._gate.acquire()
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             try:
-                self._succession.step(3600.0)
+                self._step(3600.0)
             except Exception:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
 
     def __repr__(self) -> str:
         return f"<conduit.takeover.Takeover {self.path!r}>"
@@ -251,14 +277,26 @@ class Takeover:
         taken if it has the type, and the name or the address. The first call that looks for one
         takes all that was passed; what nobody asks for is closed by `close`.
 
-        An address that is in use is tried again for 10 seconds if there was a predecessor, which
-        may be letting go of it.
+        An address that is in use is tried again for 10 seconds if there was a predecessor, one that
+        was killed included: it, or a worker of it, may be letting go of it. Where the descriptors
+        do not fit, the soft limit of open files is raised, up to the hard one (getrlimit(2));
+        children inherit it.
+
+        The path of a Unix socket is removed when nobody follows. A server that removes it by itself
+        (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
+        successor, which puts it back within 0.1 seconds, as long as the `Takeover` of that
+        server's process is open.
+
+        The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
+        network namespace: the predecessor's is not taken if that is the predecessor's own, and
+        another than the one in which this object was made. What a service manager opened elsewhere
+        for both is.
 
         Args:
-            host: an address to bind or a host name; ``""`` is every address, of both families
-                where the system has both. ``"::"`` is so too, unless ``"0.0.0.0"`` with the same
-                port was asked for before. With no port, the path of a Unix socket (``"@name"`` is
-                abstract on Linux).
+            host: an address to bind, or a host name that stands for one; ``""`` is every address,
+                of both families where the system has both. ``"::"`` is so too, unless
+                ``"0.0.0.0"`` with the same port was asked for before. With no port, the path of a
+                Unix socket (``"@name"`` is abstract on Linux).
             port: a number; 0 lets the system choose, or takes whatever port the predecessor's
                 socket of that name has.
             name: by which a successor asks for it; ``host:port`` or the path if not given.
@@ -272,10 +310,11 @@ class Takeover:
 
         Raises:
             ValueError: the name is taken in this process, or longer than 255 bytes.
-            Error: ``NO_FD``, with the errno, if there is no such socket to be had; without it,
-                if this is closed. As `conduit.systemd.listen_fds`.
+            Error: ``NO_FD``, with the errno, if there is no such socket to be had (``EINVAL`` if
+                the host name stands for several addresses); without it, if this is closed. As
+                `conduit.systemd.listen_fds`.
         """
-        return self._listen(host, port, name, type, backlog, mode).sock
+        return self._drive(self._listen(host, port, name, type, backlog, mode))
 
     def adopt(self, sock: socket.socket, name: str) -> socket.socket:
         """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
@@ -299,7 +338,7 @@ class Takeover:
         self._check_new(name)
         old = self._inherited.sockets.get(name)
         try:
-            kept = (sock if old is None else old.sock).dup()
+            kept = with_room((sock if old is None else old.sock).dup)
         except OSError as exc:
             raise Error(
                 f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
@@ -334,7 +373,8 @@ class Takeover:
             kept = None
         else:
             try:
-                kept = Descriptor(os.dup(item if isinstance(item, int) else fd_of(item)), name)
+                fd = item if isinstance(item, int) else fd_of(item)
+                kept = Descriptor(with_room(partial(os.dup, fd)), name)
             except OSError as exc:
                 if isinstance(exc, Error):
                     raise
@@ -370,6 +410,9 @@ class Takeover:
         thread that answers it; what it returns is there when the successor's `ready` returns. From
         then on this process should not change its state. If it raises, the takeover fails, and
         this process goes on serving.
+
+        They are copied twice. Of many megabytes it is cheaper to `keep` a file in memory that was
+        filled beforehand, which the successor maps.
         """
         self._own.state = state if callable(state) else bytes(state)
 
@@ -389,6 +432,9 @@ class Takeover:
                 close it.
             Error: ``NO_FD`` if this is closed.
         """
+        return self._drive(self._become_ready())
+
+    def _become_ready(self) -> Steps[tuple[str, ...]]:
         self._check_open()
         if self._ready:
             return self.dropped
@@ -398,10 +444,19 @@ class Takeover:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                self._take_over(self._old)
+                # Before the predecessor drains, and its server removes them.
+                for held in self._own.sockets.copy().values():
+                    if held.path is not None and held.inode is not None:
+                        self._guard.add(held.path, held.inode)
+                try:
+                    yield from self._take_over(self._old)
+                except BaseException:
+                    self._guard.close()
+                    raise
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
+            self._succession.watch = self._put_back
             self._answer(self._control)
         dropped = []
         for name in unwanted:
@@ -434,15 +489,20 @@ class Takeover:
             whether there is one.
         """
         deadline = None if timeout is None else monotonic() + timeout
-        while not (self._closed or self._succession.over):
+        while not self._is_over:
             left = 3600.0 if deadline is None else deadline - monotonic()
             if self._thread is None:
-                self._succession.step(max(0.0, left))
+                self._step(max(0.0, left))
             else:
                 self._poll(None, 0, max(0.0, left))
             if left <= 0:
                 break
         return self._succession.over or (self._closed and self._succession.followed)
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether there is nothing to wait for any more, and nobody to answer."""
+        return self._closed or self._succession.over
 
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
@@ -505,6 +565,7 @@ class Takeover:
                 self._control.close(unlink=not followed and self._old is None)
             except Error as exc:
                 log.warning("%s", exc)
+        self._guard.close()
         while self._paths:
             path, inode = self._paths.popitem()
             if not followed:
@@ -520,6 +581,7 @@ class Takeover:
         """End what waits for the bell, now and later."""
         with contextlib.suppress(Error):
             self._rope.shutdown()
+        self._wake()
 
     def _join(self) -> None:
         """Wait for the thread, unless it is in a function of the program's, which may take long."""
@@ -549,33 +611,36 @@ class Takeover:
         if self._control is not None:
             self._control.close(unlink=False)
         self._paths.clear()
+        self._guard.forget()
         self._release()
+        if self._watched is not None:
+            self._watched.close()
 
     def _listen(
         self, host: str, port: int | None, name: str | None, type: int, backlog: int, mode: int
-    ) -> _Opened:
+    ) -> Steps[socket.socket]:
         if port is None and not host.startswith("@"):
             # The same place, wherever this process and its successors go.
-            host = os.path.abspath(host)
+            host = os.fsdecode(absolute(host))
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
         try:
             old = self._inherited.sockets.get(name)
-            if old is not None and is_at(old, host, port, type):
-                sock, held = old.sock, old._replace(sock=old.sock.dup())
+            if old is not None and is_at(old, host, port, type, self._own.namespace):
+                sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
                 del self._inherited.sockets[name]
             else:
-                old = inode = None
-                passed = self._passed(name, host, port, type)
+                inode = None
+                passed = with_room(partial(self._passed, name, host, port, type))
                 if passed is None:
-                    sock, inode = self._bind(host, port, type, mode, backlog)
+                    sock, inode = yield from self._bind(host, port, type, mode, backlog)
                 else:
                     sock = passed
                 with closed_on_error(sock):
                     if inode is not None:
                         self._paths[host] = inode
-                    held = Held(sock.dup(), host if port is None else None, inode)
+                    held = Held(with_room(sock.dup), host if port is None else None, inode)
         except OSError as exc:
             if isinstance(exc, Error):
                 raise
@@ -583,30 +648,7 @@ class Takeover:
                 f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
             ) from exc
         self._hold(name, held)
-        return _Opened(name, sock, old)
-
-    def _undo(self, opened: _Opened) -> None:
-        """Have a socket that was opened, and that nobody got, as if it had not been."""
-        held = self._own.sockets.pop(opened.name, None)
-        if held is not None:
-            held.sock.close()
-        if opened.old is not None:
-            self._inherited.sockets[opened.name] = opened.old
-            if self._closed:
-                self._inherited.close()
-            return
-        opened.sock.close()
-        path = None if held is None else held.path
-        inode = None if path is None else self._paths.pop(path, None)
-        if path is not None and inode is not None:
-            _remove(path, inode)
-
-    def _give_up(self) -> None:
-        """End what `ready` waits for; if its last word has left, this process owns it all."""
-        self._given_up = True
-        if self._old is not None:
-            with contextlib.suppress(Error):
-                self._old.conduit.shutdown(socket.SHUT_RDWR)
+        return sock
 
     def _hold(self, name: str, held: Held) -> None:
         """Keep a socket for the successor, unless there is none any more, or this is closed."""
@@ -632,27 +674,45 @@ class Takeover:
 
     def _bind(
         self, host: str, port: int | None, type: int, mode: int, backlog: int
-    ) -> tuple[socket.socket, tuple[int, int] | None]:
+    ) -> Steps[tuple[socket.socket, tuple[int, int] | None]]:
         deadline = monotonic() + protocol.GREETING
+        here = self._own.namespace
         while True:
             try:
                 held = self._own.sockets.copy().values()
-                return sockets.bind(host, port, type, mode, backlog, held)
+                return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
-                    or self.predecessor is None
+                    or not self._met
                     # Under another name the predecessor's stays in use until `ready`.
-                    or any(is_at(old, host, port, type) for old in inherited)
+                    or any(is_at(old, host, port, type, here) for old in inherited)
                     or monotonic() > deadline
                 ):
                     raise
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
             self._check_open()
 
-    def _poll(self, conduit: Conduit | None, events: int, timeout: float) -> None:
-        """Wait for a conduit, for the bell, or so many seconds."""
+    def _drive(self, steps: Steps[_T]) -> _T:
+        """Do all steps, and wait in between."""
+        with contextlib.closing(steps):
+            while True:
+                try:
+                    wait = next(steps)
+                except StopIteration as done:
+                    result: _T = done.value
+                    return result
+                self._poll(*wait)
+
+    def _step(self, timeout: float) -> None:
+        """Answer successors, once something comes from them or so many seconds have passed."""
+        succession = self._succession
+        self._poll(None, 0, min(timeout, succession.until_next()), succession.fileno())
+        succession.step()
+
+    def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
+        """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
         bell = self._bell._handle
         other = conduit and conduit._handle
         poll = select.poll()
@@ -666,19 +726,33 @@ class Takeover:
             except Error:
                 # It was closed, and so is this.
                 return
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
             poll.poll(timeout * 1000)
+
+    def _put_back(self) -> bool:
+        """Put back the paths that the predecessor removes; whether it still may."""
+        # Asked first: what it did before its end is put back as well.
+        is_draining = self.predecessor_line is not None and not _has_ended(self.predecessor_line)
+        self._guard.restore()
+        if not is_draining:
+            self._guard.close()
+        return is_draining
 
     # Towards the predecessor.
 
-    def _find(self) -> None:
+    def _find(self) -> Steps[None]:
+        """Receive what the predecessor has, or take the free place."""
         deadline = monotonic() + protocol.GREETING
-        while (conduit := self._connect()) is not None:
+        while (conduit := (yield from self._connect())) is not None:
+            self._met = True
             talk = self._old = Talk(conduit, Side.SUCCESSOR)
             peer = conduit.peer
             if not admits(self._allow, peer, self):
                 raise failure(f"{self.path!r} is served by {peer}, who is not allowed")
             try:
-                self._inherit(talk, peer)
+                yield from self._inherit(talk, peer)
+                self._check_open()
                 return
             except PeerClosedError:
                 if monotonic() > deadline:
@@ -691,9 +765,10 @@ class Takeover:
                 self._control.close(unlink=False)
                 self._control = None
             # It may still be listening: a process that is killed closes one thing after another.
-            self._poll(None, 0, PAUSE)
+            yield None, 0, PAUSE
         assert self._control is not None
         self._answer(self._control)
+        self._check_open()
 
     def _answer(self, control: Listener) -> None:
         """Let successors be answered from now on."""
@@ -701,74 +776,90 @@ class Takeover:
         with contextlib.suppress(RuntimeError):
             self._gate.release()
 
-    def _connect(self) -> Conduit | None:
+    def _connect(self) -> Steps[Conduit | None]:
         """Connect to the predecessor; if there is none, listen in its place."""
         deadline = monotonic() + protocol.GREETING
         while True:
             self._check_open()
             try:
-                return Conduit.connect(
-                    self.path, type=TYPE, timeout=protocol.GREETING, name=f"to {self.path!r}"
-                )
+                return Conduit.connect(self.path, type=TYPE, timeout=0, name=f"to {self.path!r}")
+            except WouldBlockError:
+                if monotonic() > deadline:
+                    raise failure(
+                        f"the predecessor at {self.path!r} answers nobody: as many wait to be "
+                        "answered as can, and the deadline passed"
+                    ) from None
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
                     raise
-            try:
-                self._control = Listener(self.path, type=TYPE, allow=_anybody)
-            except Error as exc:
-                # Somebody was faster, and is the predecessor then, unless it never listens.
-                if (
-                    exc.errno != errno.EADDRINUSE
-                    or not _is_socket(self.path)
-                    or monotonic() > deadline
-                ):
-                    raise
-                self._poll(None, 0, PAUSE)
-            else:
-                return None
+                # What is at a path and does not listen was left by one that was killed.
+                is_left = exc.errno == errno.ECONNREFUSED and os.path.exists(self.path)
+                self._met = self._met or is_left
+                try:
+                    self._control = Listener(self.path, type=TYPE, allow=_anybody)
+                    return None
+                except Error as exc:
+                    # Somebody was faster, and is the predecessor then, unless it never listens.
+                    if (
+                        exc.errno != errno.EADDRINUSE
+                        or not _is_socket(self.path)
+                        or monotonic() > deadline
+                    ):
+                        raise
+            yield None, 0, PAUSE
 
-    def _inherit(self, talk: Talk, peer: Peer) -> None:
+    def _inherit(self, talk: Talk, peer: Peer) -> Steps[None]:
         talk.say("hello", protocol.hello())
         # It may be gone already, and what it said before is still to be read.
         with contextlib.suppress(PeerClosedError):
-            self._flush(talk)
+            yield from self._flush(talk)
         while talk.conversation.state is not State.GIVEN:
-            if self._hear(talk) != "welcome":
+            if (yield from self._hear(talk)) != "welcome":
                 self.predecessor = peer
         talk.say("received")
-        self._flush(talk)
+        try:
+            yield from self._flush(talk)
+        except PeerClosedError:
+            yield from self._hear_refusal(talk)
+            raise
 
-    def _take_over(self, talk: Talk) -> None:
+    def _take_over(self, talk: Talk) -> Steps[None]:
         """Become the owner, or raise if the predecessor stays it."""
         is_said = False
         try:
             try:
                 talk.say("ready")
-                self._flush(talk)
+                yield from self._flush(talk)
                 while talk.conversation.state is not State.CONFIRMED:
-                    self._hear(talk)
+                    yield from self._hear(talk)
                 talk.say("done")
-                self._flush(talk)
+                yield from self._flush(talk)
                 is_said = True
-                self._hear_that_it_is_over(talk)
+                yield from self._hear_that_it_is_over(talk)
             except PeerClosedError:
-                if self._given_up and not is_said:
-                    raise
-                # It may only have stopped listening. Unless it leaves a refusal, it is dead.
-                with contextlib.suppress(PeerClosedError):
-                    while True:
-                        self._hear(talk)
+                yield from self._hear_refusal(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
         except (Error, ValueError) as exc:
             talk.close()
             if isinstance(exc, TakeoverError):
                 raise
             raise failure(f"the predecessor does not hand over: {exc}") from exc
+        except BaseException:
+            # The waiting is cancelled. Once the last word has left, all is this process's.
+            if not is_said:
+                talk.close()
+                raise
         if talk.conversation.state is State.OVER:
             talk.conduit.timeout = None
             self.predecessor_line = talk.conduit
         else:
             talk.close()
+
+    def _hear_refusal(self, talk: Talk) -> Steps[None]:
+        """Raise the refusal of one that listens no more; if it left none, it is dead."""
+        with contextlib.suppress(PeerClosedError):
+            while True:
+                yield from self._hear(talk)
 
     def _duplicate(self, control: Listener) -> socket.socket:
         try:
@@ -776,30 +867,33 @@ class Takeover:
         except OSError as exc:
             raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
 
-    def _hear_that_it_is_over(self, talk: Talk) -> None:
+    def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
         while talk.conversation.state is State.DONE:
             try:
-                self._hear(talk)
+                yield from self._hear(talk)
             except TakeoverError:
                 # All else than a refusal is too late to matter.
                 if talk.conversation.is_refused:
                     raise
                 return
 
-    def _flush(self, talk: Talk) -> None:
+    def _flush(self, talk: Talk) -> Steps[None]:
         """Send what is to be said."""
         deadline = monotonic() + protocol.GREETING
         while events := talk.flush():
-            self._await(talk, events, deadline)
+            yield self._await(talk, events, deadline)
 
-    def _hear(self, talk: Talk) -> str | None:
+    def _hear(self, talk: Talk) -> Steps[str | None]:
         """Wait for a message, and take what it brings."""
         deadline = monotonic() + protocol.GREETING
         while (message := self._receive(talk)) is NOTHING:
-            self._await(talk, select.POLLIN, deadline)
+            yield self._await(talk, select.POLLIN, deadline)
         with closing(message):
             kind = talk.conversation.hear(message)
+            if kind == "welcome" and isinstance(message.get("descriptors"), int):
+                # Of each, one is kept and one is the caller's. It may say any number.
+                make_room(min(2 * message["descriptors"], _MOST) + _SPARE)
             if kind == "control":
                 self._receive_control(message)
             elif kind is not None:
@@ -827,7 +921,7 @@ class Takeover:
         except Error as exc:
             raise failure(f"a message (control) is malformed: {exc}") from exc
 
-    def _await(self, talk: Talk, events: int, deadline: float) -> None:
+    def _await(self, talk: Talk, events: int, deadline: float) -> Wait:
         left = deadline - monotonic()
         self._check_open()
         if left <= 0:
@@ -835,7 +929,7 @@ class Takeover:
                 f"the predecessor does not hand over: {talk.conduit.peer} does not answer, and "
                 "the deadline passed"
             )
-        self._poll(talk.conduit, events, left)
+        return talk.conduit, events, left
 
 
 def _close_in_child() -> None:
@@ -858,6 +952,25 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
         unlink_own(path, inode)
     except OSError as exc:
         log.warning("the path of a socket stays: %s", exc)
+
+
+def _has_ended(conduit: Conduit) -> bool:
+    """Whether the other end of a conduit is closed, or this one."""
+    handle = conduit._handle
+    try:
+        fd = handle.enter()
+    except Error:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, 0)
+        return bool(poll.poll(0))
+    finally:
+        handle.leave()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _anybody(peer: Peer) -> bool:

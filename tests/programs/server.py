@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -13,8 +14,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from conduit.takeover import Takeover
-from conduit.takeover.talk import NOTHING, Talk
+from conduit import Conduit
+from conduit._syscalls import monotonic
+from conduit.takeover import Takeover, protocol
+from conduit.takeover.talk import NOTHING, TYPE, Talk
 
 
 def identity(sock: socket.socket) -> list[Any]:
@@ -33,6 +36,7 @@ class Server:
     def __init__(self) -> None:
         self.takeover: Takeover
         self.sockets: dict[str, socket.socket] = {}
+        self.held: socket.socket
 
     def enter(self, path: str, **kwargs: Any) -> int | None:
         self.takeover = Takeover(path, **kwargs)
@@ -46,6 +50,9 @@ class Server:
     def listen_to_many(self, count: int) -> None:
         for index in range(count):
             self.listen(f"listener {index}", "127.0.0.1", 0)
+
+    def limit(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
     def identities(self) -> dict[str, list[Any]]:
         return {name: identity(sock) for name, sock in self.sockets.items()}
@@ -75,6 +82,31 @@ class Server:
         with connection:
             connection.sendall(b"%d" % os.getpid())
 
+    def hold(self, name: str) -> None:
+        """Accept a connection, which is answered later."""
+        self.held = self.sockets[name].accept()[0]
+
+    def answer_held(self) -> None:
+        """Serve the connection that was accepted."""
+        with self.held:
+            self.held.sendall(b"%d" % os.getpid())
+
+    def give_up_after(self, seconds: float) -> None:
+        """Wait no longer for the other side of a takeover."""
+        protocol.GREETING = seconds
+        if hasattr(self, "takeover"):
+            succession = self.takeover._succession
+            succession.timeout = seconds
+            for session in succession._sessions.copy().values():
+                session.deadline = monotonic() + seconds
+            # It is asleep until the deadline that was.
+            Conduit.connect(self.takeover.path, type=TYPE).close()
+
+    def conversations(self) -> list[bool]:
+        """Whether each of those who are connected was refused."""
+        sessions = self.takeover._succession._sessions.copy().values()
+        return [session.talk.conversation.is_refused for session in sessions]
+
     def fork(self) -> int:
         """Start a worker, which lives until its standard input ends."""
         with warnings.catch_warnings():
@@ -96,23 +128,29 @@ class Server:
         listed = map(int, os.listdir("/proc/self/fd"))
         return [threads, [number for number in listed if number > 2 and is_open(number)]]
 
-    def fail_at(self, when: str, what: str, kind: str) -> None:
-        """Be killed before or after a message of a kind is sent or received."""
+    def fail_at(self, when: str, what: str, kind: str, number: int = signal.SIGKILL) -> None:
+        """Be killed, or stopped, before or after a message of a kind is sent or received."""
         talk: Any = Talk
         step, receive = talk._step, talk.receive
 
+        def fail() -> None:
+            # Once: one that is stopped may go on.
+            talk._step, talk.receive = step, receive
+            # To this thread, which goes no further then. Another may be slow to stop the process.
+            signal.pthread_kill(threading.get_ident(), number)
+
         def step_or_die(self: object, message: dict[str, Any], keep: bool) -> int:
             if message["kind"] == kind and when == "before":
-                os.kill(os.getpid(), signal.SIGKILL)
+                fail()
             events: int = step(self, message, keep)
-            if message["kind"] == kind and not events:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if message["kind"] == kind and when == "after" and not events:
+                fail()
             return events
 
         def receive_and_die(self: object) -> Any:
             message = receive(self)
             if message is not NOTHING and message["kind"] == kind:
-                os.kill(os.getpid(), signal.SIGKILL)
+                fail()
             return message
 
         if what == "send":

@@ -147,7 +147,7 @@ async def async_readers(link: AsyncConduit) -> None:
 def listeners(sock: socket.socket) -> None:
     with Listener("/path", allow=lambda peer: peer.uid == 0) as listener:
         assert_type(listener.path, str | bytes)
-        assert_type(listener.conduit, Conduit)
+        assert_type(listener.closed, bool)
         assert_type(listener.accept(timeout=1), Conduit)
         assert_type(Listener.from_conn(sock, "/path"), Listener)
 
@@ -264,6 +264,11 @@ async def async_takeovers(sock: socket.socket) -> None:
         assert_type(takeover.takeover, Takeover)
         assert_type(takeover.state, bytes)
         assert_type(takeover.names, tuple[str, ...])
+        assert_type(takeover.dropped, tuple[str, ...])
+        assert_type(takeover.predecessor, Peer | None)
+        assert_type(takeover.successor, Conduit | None)
+        assert_type(takeover.predecessor_line, Conduit | None)
+        assert_type(takeover.closed, bool)
         assert_type(await takeover.listen("", 80), socket.socket)
         assert_type(takeover.adopt(sock, "x"), socket.socket)
         takeover.keep("x", sock)

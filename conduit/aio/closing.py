@@ -1,0 +1,25 @@
+"""What ``async with`` closes: the base of all classes of this package."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+from conduit.mistakes import not_picklable
+
+
+class Closing(ABC):
+    """What ``async with`` closes at the end."""
+
+    def __reduce__(self) -> str:
+        raise not_picklable(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Close it."""

@@ -1,0 +1,175 @@
+"""One direction of a socket: in which order its calls go, and how one waits.
+
+Each direction of a socket has a queue of waiters, one for each call that waits. The first receiver
+registers the socket with its loop; each receiver wakes the next when it returns. The handle orders
+the senders, together with threads. A task, a thread or a signal handler may wake a waiter.
+
+anyio has a lock and waits for a descriptor, but not across loops. Its lock stays locked when a loop
+ends with a task that holds it, and `aclose` then never returns; and it replaces the reader that the
+program registered for the same descriptor. Here, a waiter whose loop has ended is removed when it
+is woken, and what it held is released. A descriptor that the program may have registered itself is
+watched through a duplicate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from conduit._conduit import PAUSE, QUEUED, Send
+from conduit._handle import Handle
+from conduit.aio.queue import Queue
+from conduit.aio.waiter import Waiter, checkpoint, sleep
+from conduit.errors import Error, ErrType, WouldBlockError, prefix_message
+
+_T = TypeVar("_T")
+
+STRIDE = 64
+"""How many calls that need not wait a conduit lets pass before one lets other tasks run."""
+
+RETRY = 0.01
+"""Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
+
+
+class Direction(Queue):
+    """The calls of one direction of a socket: when other tasks are due, and how one waits.
+
+    A loop has one callback for a number, and no way to ask for it. Where the program, or another
+    conduit, may have the same number watched, it is ``shared``, and each wait has a duplicate: one
+    that was kept would keep the connection open when the program closes what it lent.
+    """
+
+    __slots__ = ("_handle", "_writing", "passed", "shared")
+
+    def __init__(self, handle: Handle, writing: bool, shared: bool) -> None:
+        super().__init__()
+        self._handle = handle
+        self._writing = writing
+        self.shared: bool = shared
+        self.passed: int = 0
+
+    def free(self) -> bool:
+        """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
+        self.passed += 1
+        return self.passed < STRIDE and not self.waiting
+
+    async def let_others_run(self) -> bool:
+        """Let other tasks run if they are due; whether that was so, and nobody waits since."""
+        if self.passed < STRIDE or self.waiting:
+            return False
+        self.passed = 0
+        await checkpoint()
+        return not self.waiting
+
+    async def wait(self, waiter: Waiter, sent: int = 0) -> None:
+        """Wait until the socket may be ready; ``sent`` is what has left of a message.
+
+        What is watched is no other file's before the task that was woken runs.
+        """
+        self.passed = 0
+        handle = self._handle
+        if self.shared:
+            handle = Handle.duplicate(handle.fileno(), "conduit", "")
+            fd, end = handle.fileno(), handle.close
+        else:
+            fd, end = handle.enter(), handle.leave
+        waiter.holds.append(end)
+        try:
+            await waiter.wait(fd, writing=self._writing)
+        except Error as exc:
+            prefix_message(exc, repr(self._handle))
+            exc.sent = sent
+            raise
+        finally:
+            # It is no longer there if its loop has ended.
+            if waiter.holds:  # pragma: no branch - whose tasks then do not run on
+                waiter.holds.pop()()
+        if self._handle.is_closed:
+            raise Error(
+                f"{self._handle!r}: waiting ended, since it was closed meanwhile",
+                ErrType.NO_FD,
+                sent=sent,
+            )
+
+
+class Receiving(Direction):
+    """The calls that receive, or accept: those that wait are served in their order."""
+
+    __slots__ = ()
+
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, False, shared)
+
+    async def call(self, attempt: Callable[[], _T]) -> _T:
+        """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
+        if self.free():
+            try:
+                return attempt()
+            except WouldBlockError:
+                pass
+        return await self.queue(attempt)
+
+    async def queue(self, attempt: Callable[[], _T]) -> _T:
+        """Go on as `call` does, for who may not go ahead or has tried in vain."""
+        if self.passed >= STRIDE and await self.let_others_run():
+            try:
+                return attempt()
+            except WouldBlockError:
+                pass
+        # Who has nobody before it has just tried in vain.
+        tried = not self.waiting
+        waiter = self.join()
+        try:
+            while self.waiting[0] is not waiter:
+                await waiter.wait()
+            if self.passed >= STRIDE:
+                self.passed = 0
+                await checkpoint()
+            while True:
+                if tried:
+                    await self.wait(waiter)
+                try:
+                    return attempt()
+                except WouldBlockError:
+                    tried = True
+        finally:
+            first = bool(self.waiting) and self.waiting[0] is waiter
+            self.leave(waiter)
+            if first:
+                self._wake_next(waiter.loop)
+
+    def _wake_next(self, here: object) -> None:
+        # Of a copy: the loop of the next may run in another thread.
+        for waiter in self.waiting.copy():
+            try:
+                return waiter.wake(here)
+            except RuntimeError:
+                self.leave(waiter)
+        return None
+
+
+class Sending(Direction):
+    """The calls that send: the handle orders them, together with those of threads."""
+
+    __slots__ = ()
+
+    def __init__(self, handle: Handle, *, shared: bool = False) -> None:
+        super().__init__(handle, True, shared)
+
+    async def finish(self, send: Send) -> None:
+        """Send the message, or what has not left of it."""
+        waiter = self.join()
+        waiter.holds.append(send.cancel)
+        try:
+            if self.passed >= STRIDE:
+                self.passed = 0
+                await checkpoint()
+            while events := send.step(waiter.wake):
+                if events == PAUSE:
+                    await sleep(RETRY)
+                elif events == QUEUED:
+                    await waiter.wait()
+                else:
+                    await self.wait(waiter, send.sent)
+        finally:
+            self.leave(waiter)

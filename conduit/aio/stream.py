@@ -1,0 +1,102 @@
+"""`detach_stream`: takes a connection out of asyncio or uvloop, with what was read of it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+from typing import Any
+
+from conduit._conduit import Descriptor
+from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
+
+
+def detach_stream(
+    reader: asyncio.StreamReader | None, writer: asyncio.StreamWriter | asyncio.Transport
+) -> tuple[socket.socket, bytes]:
+    """Take a connection out of asyncio, or uvloop, to hand it to another process or loop.
+
+    What the writer holds must have left: it is no coroutine, so that nothing comes or goes between
+    the last message that the program has dealt with and this call. Where one may write faster than
+    the peer reads, flush before::
+
+        writer.transport.set_write_buffer_limits(0)
+        await writer.drain()
+        sock, unread = conduit.aio.detach_stream(reader, writer)
+
+    Called in the thread of the loop, while no other task reads from the reader. Afterwards the
+    reader is at its end and the writer closed: the loop neither reads nor writes any more, and the
+    connection stays open. If it raises, nothing has changed.
+
+    Args:
+        reader: the `asyncio.StreamReader`; None for a transport with a protocol of the program's
+            own, which has all that was read.
+        writer: its `asyncio.StreamWriter`, or a transport.
+
+    Returns:
+        the socket, a duplicate that is the caller's (close-on-exec; non-blocking, as its timeout
+        says), and the bytes that were read from it and not consumed: they come before whatever is
+        received from it.
+
+    Raises:
+        Error: ``NO_FD`` if the connection is closing, failed, or has no socket;
+            ``FAILED_TRANSFER`` if the writer still holds bytes; ``BAD_CLONE`` if the system gives
+            no duplicate, or it is a pipe's.
+        DescriptorTypeError: ``NO_FD``, if it is TLS, the state of which lives in this process, or
+            if ``writer`` is neither a stream nor a transport.
+    """
+    transport: Any = getattr(writer, "transport", writer)
+    if not hasattr(transport, "get_extra_info"):
+        raise DescriptorTypeError(
+            f"a {type(writer).__name__} is no asyncio.StreamWriter and no transport", ErrType.NO_FD
+        )
+    what = f"{transport!r} was not detached"
+    if transport.get_extra_info("sslcontext") is not None:
+        raise DescriptorTypeError(
+            f"{what}: the keys and the state of TLS live in this process, not in the descriptor",
+            ErrType.NO_FD,
+        )
+    sock = transport.get_extra_info("socket")
+    if sock is None:
+        raise DescriptorTypeError(f"{what}: it has no socket", ErrType.NO_FD)
+    failure = None if reader is None else reader.exception()
+    if failure is not None or transport.is_closing():
+        raise Error(f"{what}: {failure or 'it is closed'}", ErrType.NO_FD) from failure
+    if held := transport.get_write_buffer_size():
+        raise Error(
+            f"{what}: it holds {held} bytes to be written; call set_write_buffer_limits(0) of the "
+            "transport, and await writer.drain()",
+            ErrType.FAILED_TRANSFER,
+        )
+    try:
+        # uvloop's is no socket where the transport is a pipe's.
+        with Descriptor(os.dup(sock.fileno())) as duplicate:
+            detached = duplicate.to_conn()
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise from_errno(exc.errno or errno.EBADF, ErrType.BAD_CLONE, what) from exc
+    try:
+        unread = b"" if reader is None else _unread(reader)
+    except BaseException:
+        detached.close()
+        raise
+    # It is closed when the loop goes on, and not shut down.
+    transport.abort()
+    return detached, unread
+
+
+def _unread(reader: asyncio.StreamReader) -> bytes:
+    """Return what a reader has, after which it is at its end.
+
+    ``read()`` returns all until the end, and need not wait for that once it was told.
+    """
+    reader.feed_eof()
+    reading = reader.read()
+    try:
+        reading.send(None)
+    except StopIteration as done:
+        unread: bytes = done.value
+        return unread
+    raise RuntimeError("a reader at its end waits")  # pragma: no cover - in no asyncio of today
