@@ -4,8 +4,8 @@ Many servers remove the path of their socket when they end, though another has t
 gone then for everybody. A socket cannot be given a name once it has none; so it has a second one,
 next to the first, as long as something drains, or all the time where COMMAND is started again.
 
-`Takeover` does the same for the successor of another process (`conduit.takeover.guard`), which looks
-from time to time. Here it is done as soon as what drains has ended.
+`Takeover` does the same for the successor of another process (`conduit.takeover.guard`), which
+looks from time to time. Here it is done as soon as what drains has ended.
 """
 
 from __future__ import annotations
