@@ -3,6 +3,9 @@
 Many servers remove the path of their socket when they end, though another has taken it over: it is
 gone then for everybody. A socket cannot be given a name once it has none; so it has a second one,
 next to the first, as long as something drains, or all the time where COMMAND is started again.
+
+`Takeover` does the same for the successor of another process (`conduit.takeover.guard`), which
+looks from time to time. Here it is done as soon as what drains has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ class Spares:
         """Have second names from now on."""
         for path in self._paths:
             directory, name = os.path.split(path)
-            spare = os.path.join(directory, f".{name}.{os.getpid()}")
+            spare = os.path.join(directory, f".{name}.{os.getpid()}.run")
             if path not in self._spares:
                 with contextlib.suppress(OSError):
                     os.link(path, spare)

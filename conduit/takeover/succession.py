@@ -65,9 +65,9 @@ class Succession:
         over: whether nothing is left to do here, since it does.
         line: the conduit to the successor, then.
         asking: whether a function of the program's is running in `step`.
-        watch: called every 0.1 seconds in `step`, until it returns False.
         guest: who gets the conduit, and the message, of one who is allowed and whose first message
             is of a kind that is no takeover's; None to ignore such messages. Called in `step`.
+        watch: called every 0.1 seconds in `step`, until it returns False.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Succession:
         self.over: bool = False
         self.line: Conduit | None = None
         self.asking: bool = False
-        self.watch: Callable[[], bool] | None = None
         self.guest: Callable[[Conduit, dict[str, Any]], object] | None = None
+        self.watch: Callable[[], bool] | None = None
         self.timeout = timeout
         self._holdings = holdings
         self._who = who
