@@ -692,8 +692,8 @@ def test_what_has_a_descriptor_is_neither_copied_nor_pickled(
             *(takeover, link, there, AsyncReader(link), AsyncChannel(link)),
             AsyncTakeover(tmp_path / "takeover"),
         ]
-        modules = [(conduit, conduit.__all__), (aio, dir(aio))]
-        public = [getattr(module, name) for module, names in modules for name in names]
+        modules = (conduit, conduit.takeover, aio)
+        public = [getattr(module, name) for module in modules for name in module.__all__]
         assert {type(owner) for owner in owners} == {
             each
             for each in public

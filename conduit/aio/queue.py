@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from contextlib import suppress
 
 from conduit.aio.waiter import Waiter, checkpoint, new_waiter
@@ -18,7 +17,8 @@ class Queue:
     __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        self.waiting: deque[Waiter] = deque()
+        # A list, of which a copy can be made while other threads change it, without a GIL, too.
+        self.waiting: list[Waiter] = []
 
     def join(self) -> Waiter:
         """Stand in the queue, until `leave`."""
