@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -131,7 +132,7 @@ class Service:
         (directory / "serve").write_text(f"#!{sys.executable}\n{SERVE}")
         (directory / "serve").chmod(0o755)
         self.install("1")
-        page = (DOCS / "takeover.md").read_text().partition("### With systemd")[2]
+        page = (DOCS / "howto" / "under-systemd.md").read_text()
         unit = re.findall(r"^```ini\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
         for written, here in (
             ("/opt/app/bin/conduit", f"{sys.executable} -P -m conduit"),
@@ -267,9 +268,17 @@ def test_with_the_store_no_connection_is_refused_by_a_crash_or_a_restart(service
 @needs_namespaces
 def test_process_1_of_a_container_is_reloaded_by_a_signal(bench: Bench, service: Service) -> None:
     isolate = ["unshare", "--fork", "--kill-child", "--pid", "--mount-proc"]
-    words = ["run", "--control", str(bench.directory / "c"), "--reload-signal", "HUP"]
-    words += ["--listen", f"127.0.0.1:{service.port}", "--", str(service.directory / "serve")]
-    process = subprocess.Popen([*isolate, sys.executable, "-P", "-m", "conduit", *words])
+    page = (DOCS / "howto" / "in-a-container.md").read_text().replace("\\\n", "")
+    here = {
+        "conduit": [sys.executable, "-P", "-m", "conduit"],
+        "/run/control": [str(bench.directory / "c")],
+        "http=0.0.0.0:8000": [f"http=127.0.0.1:{service.port}"],
+        "/srv/app/serve": [str(service.directory / "serve")],
+    }
+    written = json.loads(page.partition("ENTRYPOINT ")[2].partition("]")[0] + "]")
+    words = [each for word in written for each in here.pop(word, [word])]
+    assert not here
+    process = subprocess.Popen([*isolate, *words])
     try:
         await_that(lambda: bool(children(process.pid)))
         [one] = children(process.pid)
@@ -287,7 +296,7 @@ def test_process_1_of_a_container_is_reloaded_by_a_signal(bench: Bench, service:
 
 
 def test_the_lines_by_hand_do_what_they_say(service: Service) -> None:
-    page = (DOCS / "takeover.md").read_text().partition("### By hand")[2]
+    page = (DOCS / "howto" / "by-hand.md").read_text()
     lines = re.findall(r"^```\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0].splitlines()
     run, reload, status, stop = (
         line.partition("#")[0]
