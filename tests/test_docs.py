@@ -79,7 +79,7 @@ def test_every_row_is_explained_to_users() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_each_example_runs_without_a_warning(example: str, tmp_path: Path) -> None:
-    # As a file, which a process that is spawned imports.
+    # As a file, which a process that is spawned imports; where that finds no uncompiled modules.
     (tmp_path / "example.py").write_text(example)
-    done = run_python(RUN, str(tmp_path / "example.py"))
+    done = run_python(RUN, str(tmp_path / "example.py"), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

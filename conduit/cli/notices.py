@@ -46,7 +46,7 @@ class Notices:
 
     def _make(self, directory: str | None) -> None:
         self._directory = tempfile.mkdtemp(prefix="conduit-", dir=directory)
-        self.path = os.path.join(self._directory, "notify")
+        self.path: str = os.path.join(self._directory, "notify")
         try:
             if self._told:  # pragma: no branch
                 os.chmod(self._directory, 0o711)

@@ -159,7 +159,7 @@ class Plan:
 
     def __init__(self, policy: Policy, words: Sequence[str]) -> None:
         self.policy = policy
-        self.words = words
+        self.words: Sequence[str] = words
         self.generations: list[Generation] = []
         self.restarts: int = 0
         self.reloads: int = 0

@@ -103,7 +103,7 @@ class Process:
         environment["LISTEN_FDS"] = str(len(numbers))
         environment["LISTEN_FDNAMES"] = ":".join(names)
         environment["NOTIFY_SOCKET"] = notify
-        self.has_ended = False
+        self.has_ended: bool = False
         self._guard_words = [str(int(stop_signal)), notify, os.path.dirname(notify)]
         kept = "LC_CTYPE" if "LC_CTYPE" in environment else ""
         own = ["LISTEN_PID"] if listen_pid else []
@@ -112,7 +112,7 @@ class Process:
         # Before COMMAND, which is not to run without a guard.
         with _guard_ends() as (self._guard, ends):
             with _above(numbers, FIRST + len(numbers)) as sources:
-                self.pid = _spawn(
+                self.pid: int = _spawn(
                     _STAGE,
                     [kept, " ".join(own), *filled(words, names)],
                     environment,
