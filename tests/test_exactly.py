@@ -263,6 +263,12 @@ def test_a_shutdown_that_fails_is_an_error(ends: Ends) -> None:
     with pytest.raises(Error) as caught:
         one.shutdown()
     assert caught.value.type is ErrType.NO_FD
+    sock, peer = socket.socketpair()
+    with peer, Conduit(sock.fileno()) as borrowing:
+        sock.close()
+        with pytest.raises(Error, match="shutting down") as caught:
+            borrowing.shutdown()
+        assert caught.value.errno == errno.EBADF
 
 
 # Messages in a loop
