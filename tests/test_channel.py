@@ -1411,15 +1411,15 @@ def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> No
     here, there = channels
     with socket.socket(fileno=os.dup(here.fileno())) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    # Far more than there is room for.
-    here._owed.update(map(abandonment, range(1, 500)))
+    # Far more than there is room for, or is read in time.
+    here._owed.update(map(abandonment, range(1, 2000)))
     here.conduit.timeout, there.conduit.timeout = 0.2, 0
     ended = threading.Event()
 
     def read_slowly() -> None:
         while not ended.wait(0.05):
             with contextlib.suppress(WouldBlockError):
-                while True:
+                for _ in range(3):
                     there.conduit.receive(100)
 
     reading = Call(read_slowly)
@@ -1428,7 +1428,7 @@ def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> No
         try:
             with pytest.raises(TransferTimeoutError):
                 here.send(mine)
-            assert 0.19 < time.monotonic() - begun < 0.5
+            assert 0.19 < time.monotonic() - begun < 5
             assert not mine.closed
         finally:
             ended.set()
