@@ -21,11 +21,12 @@ from commands import Bench, Run, await_gone, await_that, children, conduit_says
 from helpers import GENEROUS, fork_among_threads, memory, room_for
 from sides import NOBODY, beside, needs_root
 
-from conduit import Conduit, Descriptor, Error, systemd
+from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
 from conduit.cli import control, inspection, main, plan, processes, sockets
 from conduit.cli import run as module
 from conduit.cli.messages import CommandError
+from conduit.cli.notices import Notices
 from conduit.cli.sockets import Opened
 from conduit.cli.spares import Spares
 from conduit.cli.status import table
@@ -435,6 +436,8 @@ def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
         {"kind": "reload", "command": "x"},
         {"kind": "reload", "command": []},
         {"kind": "reload", "timeout": "x"},
+        {"kind": "reload", "timeout": 10**400},
+        {"kind": "reload", "timeout": -1},
         {"kind": "dance"},
     ):
         with Channel(
@@ -445,6 +448,40 @@ def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
         assert (answer["kind"], answer["code"]) == ("end", 2)
     command.tell(0)
     assert run.end()[0] == 0
+
+
+@pytest.mark.parametrize("words", [["true", "a\0b"], ["true", "\ud800"]])
+def test_words_that_no_program_can_have_end_nothing(bench: Bench, words: list[str]) -> None:
+    run, command = bench.serve()
+    *_, answer = control.ask(f"{bench.directory}/control", "reload", command=words)
+    assert answer["code"] == 1
+    assert "true could not be started (" in answer["text"]
+    bench.assert_serves(command)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_reload_works_though_the_directory_it_was_started_in_is_gone(tmp_path: Path) -> None:
+    path, started = f"@conduit-{os.getpid()}", tmp_path / "started"
+    started.mkdir()
+    words = ["run", "--control", path, "--listen", f"{tmp_path}/s", "--"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "conduit", *words, *python(SOCKET + WAITS["accept"])],
+        cwd=started,
+    ) as run:
+        await_that(lambda: conduit_says("status", "--control", path).returncode == 0)
+        started.rmdir()
+        said = conduit_says("reload", "--control", path)
+        run.terminate()
+    assert (said.returncode, run.returncode) == (0, 128 + signal.SIGTERM)
+
+
+def test_a_command_that_never_stops_talking_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    with Notices(str(tmp_path)) as notices:
+        talk = [Message(b"STATUS=and so on") for _ in range(1000)]
+        talker: Any = SimpleNamespace(receive=lambda _: talk.pop(), close=notices._conduit.close)
+        notices._conduit = talker
+        assert 0 < len(notices.take(1)) < 1000
 
 
 def test_a_failure_while_others_are_answered_ends_nothing(

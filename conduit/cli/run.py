@@ -29,6 +29,7 @@ from conduit.cli.processes import Process
 from conduit.cli.sockets import Opened, Wanted, opened
 from conduit.cli.spares import Spares
 from conduit.errors import Error
+from conduit.paths import absolute
 from conduit.takeover import Takeover
 
 _BACKLOG = 4096
@@ -44,6 +45,9 @@ _FLUX = 1.0
 
 _OFTEN = 5.0
 """Seconds after which successors that say nothing are looked for, at the latest."""
+
+_LONGEST_TIMEOUT = 1e9
+"""Seconds that somebody may ask for, some thirty years."""
 
 _FORWARDED = (
     signal.SIGTTIN,
@@ -175,6 +179,10 @@ class _Runner:
         self._plan = Plan(options.policy, options.command)
         self._running: dict[Generation, _Running] = {}
         self._error: Error | None = None
+        # Now, since the current directory may go.
+        self._directory = None
+        if not options.control.startswith("@"):
+            self._directory = os.path.dirname(os.fsdecode(absolute(options.control)))
         self._begun = time.time()
         self._first = options.command[0]
         self._sockets: list[Opened] = []
@@ -249,9 +257,8 @@ class _Runner:
 
     def _start(self, generation: Generation) -> None:
         options = self._options
-        directory = os.path.dirname(os.path.abspath(options.control))
         try:
-            notices = Notices(directory)
+            notices = Notices(self._directory)
             try:
                 process = Process(
                     generation.words,
@@ -264,8 +271,9 @@ class _Runner:
             except BaseException:
                 notices.close()
                 raise
-        except OSError as exc:
-            how = f"could not be started ({exc.strerror or exc})"
+        except Exception as exc:
+            # Also words that no program can have: what serves is not to end for that.
+            how = f"could not be started ({getattr(exc, 'strerror', None) or exc})"
             self._plan.exited(generation, 1, how, time.monotonic())
             return
         self._running[generation] = _Running(process, notices)
@@ -458,7 +466,10 @@ class _Runner:
             is_command = words is None or (
                 isinstance(words, list) and words and all(isinstance(word, str) for word in words)
             )
-            if not is_command or not (timeout is None or isinstance(timeout, int | float)):
+            is_time = timeout is None or (
+                isinstance(timeout, int | float) and 0 <= timeout <= _LONGEST_TIMEOUT
+            )
+            if not is_command or not is_time:
                 guest.say("end", text="a request that is malformed", code=2)
             elif words and shutil.which(words[0]) is None:
                 guest.say("end", text=f"{words[0]}: command not found", code=127)
