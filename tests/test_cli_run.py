@@ -771,6 +771,68 @@ def test_what_cannot_be_guarded_any_more_runs_on(
     process.abandon()
 
 
+def test_command_does_not_begin_if_its_run_is_killed_before_it_is_guarded(tmp_path: Path) -> None:
+    def start() -> None:
+        os.close(reads)
+
+        def die(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        processes.Process._spawn_guard = die  # type: ignore[method-assign]
+        processes.Process(
+            ["sh", "-c", f"echo begun > {tmp_path}/begun"],
+            [writes],
+            ["unknown"],
+            f"{tmp_path}/x/n",
+            listen_pid=True,
+            stop_signal=signal.SIGTERM,
+        )
+
+    reads, writes = os.pipe()
+    if (pid := fork_among_threads()) == 0:
+        start()
+    os.close(writes)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    with open(reads, "rb") as pipe:
+        # What would have become COMMAND has one end as a socket.
+        assert pipe.read() == b""
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stopped_guard_does_not_hold_up_the_end(bench: Bench) -> None:
+    run, command = bench.serve()
+    [guard] = children(run.process.pid) - {command.start["pid"]}
+    os.kill(guard, signal.SIGSTOP)
+    command.tell(4)
+    assert run.end()[0] == 4
+    await_gone(guard)
+
+
+def test_more_sockets_than_the_soft_limit_allows_are_passed(bench: Bench) -> None:
+    soft = "import os, resource, sys; hard = resource.getrlimit(7)[1]; "
+    soft += "resource.setrlimit(7, (128, hard)); os.execv(sys.argv[1], sys.argv[1:])"
+    addresses = [f"--listen={bench.directory}/{number}" for number in range(50)]
+    words = ["run", "--control", f"{bench.directory}/control", *addresses, "--", *bench.server]
+    with subprocess.Popen(
+        [sys.executable, "-c", soft, sys.executable, "-P", "-m", "conduit", *words]
+    ) as run:
+        command = bench.command()
+        assert len(command.start["names"]) == 50
+        command.tell("ready")
+        command.tell(5)
+    assert run.returncode == 5
+
+
+def test_a_run_that_is_killed_leaves_no_second_names(bench: Bench) -> None:
+    run, command = bench.serve("--restart=always")
+    assert f".server.{run.process.pid}.run" in os.listdir(bench.directory)
+    run.process.kill()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    assert sorted(os.listdir(bench.directory)) == ["control", "reports", "server"]
+    command.tell(0)
+    await_gone(command.start["pid"])
+
+
 def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

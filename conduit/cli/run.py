@@ -31,6 +31,7 @@ from conduit.cli.spares import Spares
 from conduit.errors import Error
 from conduit.paths import absolute
 from conduit.takeover import Takeover
+from conduit.takeover.room import make_room
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
@@ -48,6 +49,9 @@ _OFTEN = 5.0
 
 _LONGEST_TIMEOUT = 1e9
 """Seconds that somebody may ask for, some thirty years."""
+
+_ROOM = 64
+"""Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
 
 _FORWARDED = (
     signal.SIGTTIN,
@@ -257,6 +261,7 @@ class _Runner:
 
     def _start(self, generation: Generation) -> None:
         options = self._options
+        make_room(len(self._sockets) + _ROOM)
         try:
             notices = Notices(self._directory)
             try:
@@ -267,6 +272,7 @@ class _Runner:
                     notices.path,
                     listen_pid=options.listen_pid,
                     stop_signal=options.policy.stop_signal,
+                    files=self._spares.names,
                 )
             except BaseException:
                 notices.close()
