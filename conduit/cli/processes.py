@@ -111,6 +111,8 @@ class Process:
         environment["NOTIFY_SOCKET"] = notify
         self.has_ended: bool = False
         self._guard_words = [str(int(stop_signal)), os.path.dirname(notify), notify, *files]
+        if not _has_locale():
+            environment.pop("LC_CTYPE", None)
         kept = "LC_CTYPE" if "LC_CTYPE" in environment else ""
         own = ["LISTEN_PID"] if listen_pid else []
         if environment.get("WATCHDOG_PID") == str(os.getpid()):
@@ -190,6 +192,30 @@ class Process:
         if self._guard >= 0:
             os.close(self._guard)
             self._guard = -1
+
+
+def _has_locale() -> bool:
+    """Whether this process was started with LC_CTYPE, which Python sets by itself (PEP 538)."""
+    try:
+        with open("/proc/self/environ", "rb") as environ:
+            return any(each.startswith(b"LC_CTYPE=") for each in environ.read().split(b"\0"))
+    except OSError:
+        return True
+
+
+def withhold() -> None:
+    """Have descriptors 0, 1 and 2 open, and keep all others that came with them from COMMAND.
+
+    Called before anything else is opened. What is opened next would otherwise be taken for standard
+    output, and what a shell, say, left open would be open in all that is started here.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), int(name) < FIRST)
+    while (fd := os.open(os.devnull, os.O_RDWR)) < FIRST:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def reap() -> Iterator[tuple[int, int]]:

@@ -114,6 +114,7 @@ def run(options: Options) -> int:
         Error: the predecessor refuses, or an address cannot be had.
     """
     check_command(options.command)
+    processes.withhold()
     with contextlib.ExitStack() as stack:
         # Longer than this run gives itself, so that its own deadline is the one that is told.
         takeover = stack.enter_context(
