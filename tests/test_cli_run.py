@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -23,7 +24,7 @@ from sides import NOBODY, beside, needs_root
 
 from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, plan, processes, sockets
+from conduit.cli import control, inspection, main, messages, plan, processes, sockets
 from conduit.cli import run as module
 from conduit.cli.messages import CommandError
 from conduit.cli.notices import Notices
@@ -229,6 +230,45 @@ def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_ha
     for command, process in ((first, old), (second, new)):
         command.tell(0)
         assert process.wait(GENEROUS) == 0
+
+
+def test_what_was_passed_and_is_stored_as_well_is_passed_on_once(tmp_path: Path) -> None:
+    stage = """if 1:
+        import fcntl, os, socket, sys
+        sock = socket.create_server(("127.0.0.1", 0))
+        above = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 50)
+        sock.close()
+        os.dup2(above, 3)
+        os.dup2(above, 4)
+        names = "web:conduit-0"
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES=names)
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{tmp_path}/control"]
+    said = subprocess.run(
+        [sys.executable, "-c", stage, *words, "--", "env"],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert {"LISTEN_FDS=1", "LISTEN_FDNAMES=web"} <= set(said.stdout.splitlines())
+
+
+def test_command_does_not_get_the_locale_that_python_sets_itself(tmp_path: Path) -> None:
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--", "env"]
+    for given in ({}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "C.UTF-8"}):
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "conduit", *words],
+            env={**clean, **given},
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS,
+            check=False,
+        )
+        locales = [line for line in said.stdout.splitlines() if line.startswith("LC_CTYPE=")]
+        assert len(locales) == len(given)
 
 
 def test_what_was_passed_is_closed_if_not_all_of_it_can_be_taken(
@@ -869,6 +909,70 @@ def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
 
 
+def test_command_has_standard_descriptors_and_the_sockets_and_no_others(bench: Bench) -> None:
+    # What it says is in a file, since all that is open is to be closed or open elsewhere.
+    stage = "import os, sys; os.dup2(2, 50); [os.close(fd) for fd in (0, 1, 2)]; "
+    stage += "os.execv(sys.argv[1], sys.argv[1:])"
+    code = "import os, sys; found = {n: os.readlink(f'/proc/self/fd/{n}')[:7] for n in range(99) "
+    code += "if os.path.exists(f'/proc/self/fd/{n}') or os.path.islink(f'/proc/self/fd/{n}')}; "
+    code += "open(sys.argv[1], 'w').write(repr(found))"
+    words = ["run", "--control", f"{bench.directory}/control", "--listen", bench.unix, "--"]
+    words += [*python(code), f"{bench.directory}/found"]
+    first = [sys.executable, "-P", "-m", "conduit"]
+    subprocess.run([sys.executable, "-c", stage, *first, *words], timeout=GENEROUS, check=False)
+    found = (bench.directory / "found").read_text()
+    assert found == str({**dict.fromkeys(range(3), "/dev/nu"), 3: "socket:"})
+
+
+@pytest.mark.parametrize("words", [(), ("--", "sh", "-c", "exit 3")])
+def test_the_exit_code_of_a_reload_holds_though_nobody_reads_what_it_tells(
+    bench: Bench, words: tuple[str, ...]
+) -> None:
+    run = bench.run(command=python(SOCKET + WAITS["accept"]))
+    run.await_line("serves")
+    reads, writes = os.pipe()
+    os.close(reads)
+    asks = [sys.executable, "-P", "-m", "conduit", "reload"]
+    asks += ["--control", f"{bench.directory}/control"]
+    for output in ("", ">&-"):
+        said = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {output}', "sh", *asks, *words],
+            stdout=writes,
+            timeout=GENEROUS,
+            check=False,
+        )
+        assert said.returncode == (1 if words else 0)
+    os.close(writes)
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_a_reader_that_does_not_read_holds_nothing_up(bench: Bench) -> None:
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writes, b"x" * 4096)
+    os.set_blocking(writes, True)
+    words = ["run", "--control", f"{bench.directory}/control", "--listen", bench.unix, "--"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "conduit", *words, *bench.server], stderr=writes
+    ) as run:
+        command = bench.command()
+        command.tell("ready")
+        await_that(lambda: states(bench) == ["serving"])
+        run.terminate()
+        assert command.hear() == {"signal": signal.SIGTERM}
+        command.tell(0)
+        assert run.wait(GENEROUS) == 0
+    os.close(reads)
+    os.close(writes)
+
+
+def test_what_is_logged_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    messages.Log().handle(logging.makeLogRecord({"msg": "so"}))
+    assert capsys.readouterr().err == "conduit: so\n"
+
+
 # Before it runs
 
 
@@ -922,6 +1026,13 @@ def is_listening(path: Path) -> bool:
         "--owner=no-such-user",
         "--group=no-such-group",
         "--restart=maybe",
+        "--owner=99999999999",
+        "--group=4294967295",
+        "--backlog=-1",
+        "--backlog=2147483648",
+        "--listen=a..b:80",
+        "--listen=" + "x" * 300 + ":80",
+        "--listen=/" + "x" * 300,
     ],
 )
 def test_an_option_that_cannot_be_is_told(option: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -930,6 +1041,34 @@ def test_an_option_that_cannot_be_is_told(option: str, capsys: pytest.CaptureFix
     told = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option.partition('=')[0]}: " in told
     assert "_" not in told
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT", "QUIT"])
+def test_a_signal_that_ends_it_cannot_reload(
+    number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--stop-signal=QUIT", f"--reload-signal={number}", "--", "true"]
+    with pytest.raises(SystemExit):
+        main(["run", "--control=c", "--listen=:1", *words])
+    assert "--reload-signal: that one ends it" in capsys.readouterr().err
+
+
+def test_a_relative_address_needs_a_directory(tmp_path: Path) -> None:
+    words = f'cd {tmp_path}; mkdir x; cd x; rmdir ../x; exec "$@"'
+    said = subprocess.run(
+        ["/bin/sh", "-c", words, "sh", sys.executable, "-P", "-m", "conduit", "run"]
+        + ["--control=/no/such", "--listen=./s", "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert "the current directory is not to be found" in said.stderr
+
+
+def test_a_host_that_cannot_be_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["connect", "a..b", "80"]) == 1
+    assert capsys.readouterr().err.startswith("conduit: connecting to a..b port 80: ")
 
 
 # The manager
