@@ -1054,10 +1054,10 @@ def test_a_signal_that_ends_it_cannot_reload(
 
 
 def test_a_relative_address_needs_a_directory(tmp_path: Path) -> None:
+    asks = [sys.executable, "-P", "-m", "conduit", "run"]
     words = f'cd {tmp_path}; mkdir x; cd x; rmdir ../x; exec "$@"'
     said = subprocess.run(
-        ["/bin/sh", "-c", words, "sh", sys.executable, "-P", "-m", "conduit", "run"]
-        + ["--control=/no/such", "--listen=./s", "--", "true"],
+        ["/bin/sh", "-c", words, "sh", *asks, "--control=/no/such", "--listen=./s", "--", "true"],
         capture_output=True,
         text=True,
         check=False,
