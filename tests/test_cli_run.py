@@ -240,7 +240,7 @@ def test_what_was_passed_and_is_stored_as_well_is_passed_on_once(tmp_path: Path)
         sock.close()
         os.dup2(above, 3)
         os.dup2(above, 4)
-        names = "web:conduit-0"
+        names = "web:conduit"
         os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES=names)
         os.execv(sys.argv[1], sys.argv[1:])
     """
@@ -269,6 +269,16 @@ def test_command_does_not_get_the_locale_that_python_sets_itself(tmp_path: Path)
         )
         locales = [line for line in said.stdout.splitlines() if line.startswith("LC_CTYPE=")]
         assert len(locales) == len(given)
+
+
+def test_where_the_system_does_not_tell_the_environment_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert processes._has_locale()
 
 
 def test_what_was_passed_is_closed_if_not_all_of_it_can_be_taken(
@@ -1121,8 +1131,10 @@ def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
     command.tell("ready")
     assert manager.hear() == ["STATUS=here"]
     assert manager.hear()[0] == "READY=1"
+    # What an earlier one listened on is not kept open by the manager.
+    assert manager.hear() == ["FDSTOREREMOVE=1", "FDNAME=conduit"]
     data, fds, _, _ = socket.recv_fds(manager.sock, 1000, 5)
-    assert data == b"FDSTORE=1\nFDNAME=conduit-0"
+    assert data == b"FDSTORE=1\nFDNAME=conduit"
     with socket.socket(fileno=fds[0]) as kept:
         assert kept.getsockname() == bench.unix
     command.tell(0)

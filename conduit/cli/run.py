@@ -53,6 +53,9 @@ _LONGEST_TIMEOUT = 1e9
 _ROOM = 64
 """Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
 
+_STORED = "conduit"
+"""The name of all that the service manager keeps."""
+
 _FORWARDED = (
     signal.SIGTTIN,
     signal.SIGTTOU,
@@ -185,7 +188,7 @@ class _Runner:
         self._running: dict[Generation, _Running] = {}
         self._error: Error | None = None
         # Now, since the current directory may go.
-        self._directory = None
+        self._directory: str | None = None
         if not options.control.startswith("@"):
             self._directory = os.path.dirname(os.fsdecode(absolute(options.control)))
         self._begun = time.time()
@@ -319,10 +322,11 @@ class _Runner:
         say(self._about(action.generation, text))
 
     def _store(self) -> None:
-        """Have the manager keep the sockets, which come back with their addresses."""
+        """Have the manager keep these sockets only; they come back with their addresses."""
         try:
-            for place, each in enumerate(self._sockets):
-                systemd.store(f"conduit-{place}", each.sock)
+            systemd.unstore(_STORED)
+            for each in self._sockets:
+                systemd.store(_STORED, each.sock)
         except Error as exc:
             say(f"NOTIFY_SOCKET: {exc}")
 
