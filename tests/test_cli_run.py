@@ -27,7 +27,7 @@ from conduit.channel import Channel
 from conduit.cli import control, inspection, main, messages, plan, processes, sockets
 from conduit.cli import run as module
 from conduit.cli.messages import CommandError
-from conduit.cli.notices import Notices
+from conduit.cli.notices import Notice, Notices
 from conduit.cli.sockets import Opened
 from conduit.cli.spares import Spares
 from conduit.cli.status import table
@@ -828,7 +828,7 @@ def test_command_does_not_begin_if_its_run_is_killed_before_it_is_guarded(tmp_pa
         def die(*_: object) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
-        processes.Process._spawn_guard = die  # type: ignore[method-assign]
+        processes.Process._spawn_guard = die  # type: ignore[method-assign, assignment]
         processes.Process(
             ["sh", "-c", f"echo begun > {tmp_path}/begun"],
             [writes],
@@ -917,6 +917,22 @@ def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) 
         main([what, "--help"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+
+
+def test_an_interrupt_before_command_begins_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: processes.Process, ends: Any) -> int:
+        # It waits to be guarded: reads from a pipe.
+        await_that(lambda: Path(f"/proc/{self.pid}/syscall").read_text().split()[1:2] == ["0x4"])
+        os.kill(self.pid, signal.SIGINT)
+        return spawn_guard(self, ends)
+
+    spawn_guard = processes.Process._spawn_guard
+    monkeypatch.setattr(processes.Process, "_spawn_guard", interrupt)
+    words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--", "true"]
+    assert main(words) == 128 + signal.SIGINT
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_command_has_standard_descriptors_and_the_sockets_and_no_others(bench: Bench) -> None:
@@ -1139,6 +1155,33 @@ def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
         assert kept.getsockname() == bench.unix
     command.tell(0)
     assert run.end()[0] == 0
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), nothing, nothing)
+    runner._plan.begin(0)
+    generation, running = runner._plan.generations[0], nothing
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/manager")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        contextlib.ExitStack() as stack,
+    ):
+        manager.bind(f"{tmp_path}/manager")
+        # Each has room for some.
+        for _ in range(10):
+            other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.sendto(b"X=1", f"{tmp_path}/manager")
+        begun = time.monotonic()
+        for _ in range(4):
+            runner._hear(generation, running, Notice({"STATUS": "x"}, 0), 0)
+        assert time.monotonic() - begun < 5
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_a_manager_that_cannot_keep_the_sockets_is_complained_of(

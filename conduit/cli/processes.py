@@ -28,6 +28,9 @@ for number in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(number, signal.SIG_DFL)
 if os.isatty(1) or os.isatty(2):
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
 _, gate, kept, variables, *words = sys.argv
 if not os.read(int(gate), 1):
     os._exit(1)
@@ -304,7 +307,8 @@ def _spawn(
         environment,
         file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
         setpgroup=0,
-        setsigmask=[],
+        # Which Python would have a traceback for.
+        setsigmask=[signal.SIGINT],
         # What Python ignores; the rest is as this process found it.
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
     )

@@ -56,6 +56,12 @@ _ROOM = 64
 _STORED = "conduit"
 """The name of all that the service manager keeps."""
 
+_PATIENCE = 5.0
+"""Seconds for which the service manager may have no room for what it has to hear."""
+
+_BRIEF = 0.1
+"""The same for what is said again and again."""
+
 _FORWARDED = (
     signal.SIGTTIN,
     signal.SIGTTOU,
@@ -425,7 +431,8 @@ class _Runner:
         if generation is heard or is_last:
             state = "\n".join(f"{key}={said[key]}" for key in _PASSED_ON if key in said)
             if state:
-                _tell(state)
+                # It is said often; what serves does not wait for a manager that does not read.
+                _tell(state, _BRIEF)
 
     def _judge(self, generation: Generation, running: _Running, now: float) -> None:
         """Tell the plan whether a generation serves, if that is to be seen."""
@@ -566,10 +573,10 @@ def _whom_it_follows(takeover: Takeover) -> str:
     return text
 
 
-def _tell(state: str) -> None:
+def _tell(state: str, timeout: float = _PATIENCE) -> None:
     """Notify the manager that started this process, if one did."""
     try:
-        systemd.notify(state)
+        systemd.notify(state, timeout=timeout)
     except (Error, ValueError) as exc:
         say(f"NOTIFY_SOCKET: {exc}")
 
