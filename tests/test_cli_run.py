@@ -950,6 +950,20 @@ def test_command_has_standard_descriptors_and_the_sockets_and_no_others(bench: B
     assert found == str({**dict.fromkeys(range(3), "/dev/nu"), 3: "socket:"})
 
 
+def test_a_standard_descriptor_that_is_closed_is_opened() -> None:
+    def close_one() -> None:
+        os.close(0)
+        processes.withhold()
+        assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
+        assert os.get_inheritable(0)
+        assert not os.get_inheritable(given)
+
+    given = os.dup(2)
+    os.set_inheritable(given, True)
+    with beside(close_one):
+        os.close(given)
+
+
 @pytest.mark.parametrize("words", [(), ("--", "sh", "-c", "exit 3")])
 def test_the_exit_code_of_a_reload_holds_though_nobody_reads_what_it_tells(
     bench: Bench, words: tuple[str, ...]
@@ -1219,6 +1233,12 @@ def test_what_cannot_be_looked_at_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
     assert inspection.see([1 << 22], frozenset([1])).having is None
     monkeypatch.setattr(inspection, "family", lambda *_: set())
     assert module._has(1, 0, frozenset([1])) is None
+
+
+def test_descendants_are_seen_in_whatever_session_they_are() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as child:
+        assert child.pid in inspection.family(os.getpid(), -1)
+        child.kill()
 
 
 def test_what_is_polled_without_a_timeout_is_read_from_memory() -> None:
