@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,11 +22,12 @@ from commands import Bench, Run, await_gone, await_that, children, conduit_says
 from helpers import GENEROUS, fork_among_threads, memory, room_for
 from sides import NOBODY, beside, needs_root
 
-from conduit import Conduit, Descriptor, Error, systemd
+from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, plan, processes, sockets
+from conduit.cli import control, inspection, main, messages, plan, processes, sockets
 from conduit.cli import run as module
 from conduit.cli.messages import CommandError
+from conduit.cli.notices import Notice, Notices
 from conduit.cli.sockets import Opened
 from conduit.cli.spares import Spares
 from conduit.cli.status import table
@@ -228,6 +230,55 @@ def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_ha
     for command, process in ((first, old), (second, new)):
         command.tell(0)
         assert process.wait(GENEROUS) == 0
+
+
+def test_what_was_passed_and_is_stored_as_well_is_passed_on_once(tmp_path: Path) -> None:
+    stage = """if 1:
+        import fcntl, os, socket, sys
+        sock = socket.create_server(("127.0.0.1", 0))
+        above = fcntl.fcntl(sock.fileno(), fcntl.F_DUPFD_CLOEXEC, 50)
+        sock.close()
+        os.dup2(above, 3)
+        os.dup2(above, 4)
+        names = "web:conduit"
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="2", LISTEN_FDNAMES=names)
+        os.execv(sys.argv[1], sys.argv[1:])
+    """
+    words = [sys.executable, "-P", "-m", "conduit", "run", "--control", f"{tmp_path}/control"]
+    said = subprocess.run(
+        [sys.executable, "-c", stage, *words, "--", "env"],
+        capture_output=True,
+        text=True,
+        timeout=GENEROUS,
+        check=False,
+    )
+    assert {"LISTEN_FDS=1", "LISTEN_FDNAMES=web"} <= set(said.stdout.splitlines())
+
+
+def test_command_does_not_get_the_locale_that_python_sets_itself(tmp_path: Path) -> None:
+    clean = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--", "env"]
+    for given in ({}, {"LC_CTYPE": "C"}, {"LC_CTYPE": "C.UTF-8"}):
+        said = subprocess.run(
+            [sys.executable, "-P", "-m", "conduit", *words],
+            env={**clean, **given},
+            capture_output=True,
+            text=True,
+            timeout=GENEROUS,
+            check=False,
+        )
+        locales = [line for line in said.stdout.splitlines() if line.startswith("LC_CTYPE=")]
+        assert len(locales) == len(given)
+
+
+def test_where_the_system_does_not_tell_the_environment_is_taken_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert processes._has_locale()
 
 
 def test_what_was_passed_is_closed_if_not_all_of_it_can_be_taken(
@@ -435,6 +486,8 @@ def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
         {"kind": "reload", "command": "x"},
         {"kind": "reload", "command": []},
         {"kind": "reload", "timeout": "x"},
+        {"kind": "reload", "timeout": 10**400},
+        {"kind": "reload", "timeout": -1},
         {"kind": "dance"},
     ):
         with Channel(
@@ -445,6 +498,40 @@ def test_a_request_that_means_nothing_is_answered(bench: Bench) -> None:
         assert (answer["kind"], answer["code"]) == ("end", 2)
     command.tell(0)
     assert run.end()[0] == 0
+
+
+@pytest.mark.parametrize("words", [["true", "a\0b"], ["true", "\ud800"]])
+def test_words_that_no_program_can_have_end_nothing(bench: Bench, words: list[str]) -> None:
+    run, command = bench.serve()
+    *_, answer = control.ask(f"{bench.directory}/control", "reload", command=words)
+    assert answer["code"] == 1
+    assert "true could not be started (" in answer["text"]
+    bench.assert_serves(command)
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
+def test_a_reload_works_though_the_directory_it_was_started_in_is_gone(tmp_path: Path) -> None:
+    path, started = f"@conduit-{os.getpid()}", tmp_path / "started"
+    started.mkdir()
+    words = ["run", "--control", path, "--listen", f"{tmp_path}/s", "--"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "conduit", *words, *python(SOCKET + WAITS["accept"])],
+        cwd=started,
+    ) as run:
+        await_that(lambda: conduit_says("status", "--control", path).returncode == 0)
+        started.rmdir()
+        said = conduit_says("reload", "--control", path)
+        run.terminate()
+    assert (said.returncode, run.returncode) == (0, 128 + signal.SIGTERM)
+
+
+def test_a_command_that_never_stops_talking_does_not_keep_others_waiting(tmp_path: Path) -> None:
+    with Notices(str(tmp_path)) as notices:
+        talk = [Message(b"STATUS=and so on") for _ in range(1000)]
+        talker: Any = SimpleNamespace(receive=lambda _: talk.pop(), close=notices._conduit.close)
+        notices._conduit = talker
+        assert 0 < len(notices.take(1)) < 1000
 
 
 def test_a_failure_while_others_are_answered_ends_nothing(
@@ -734,6 +821,68 @@ def test_what_cannot_be_guarded_any_more_runs_on(
     process.abandon()
 
 
+def test_command_does_not_begin_if_its_run_is_killed_before_it_is_guarded(tmp_path: Path) -> None:
+    def start() -> None:
+        os.close(reads)
+
+        def die(*_: object) -> None:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        processes.Process._spawn_guard = die  # type: ignore[method-assign, assignment]
+        processes.Process(
+            ["sh", "-c", f"echo begun > {tmp_path}/begun"],
+            [writes],
+            ["unknown"],
+            f"{tmp_path}/x/n",
+            listen_pid=True,
+            stop_signal=signal.SIGTERM,
+        )
+
+    reads, writes = os.pipe()
+    if (pid := fork_among_threads()) == 0:
+        start()
+    os.close(writes)
+    assert os.WTERMSIG(os.waitpid(pid, 0)[1]) == signal.SIGKILL
+    with open(reads, "rb") as pipe:
+        # What would have become COMMAND has one end as a socket.
+        assert pipe.read() == b""
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stopped_guard_does_not_hold_up_the_end(bench: Bench) -> None:
+    run, command = bench.serve()
+    [guard] = children(run.process.pid) - {command.start["pid"]}
+    os.kill(guard, signal.SIGSTOP)
+    command.tell(4)
+    assert run.end()[0] == 4
+    await_gone(guard)
+
+
+def test_more_sockets_than_the_soft_limit_allows_are_passed(bench: Bench) -> None:
+    soft = "import os, resource, sys; hard = resource.getrlimit(7)[1]; "
+    soft += "resource.setrlimit(7, (128, hard)); os.execv(sys.argv[1], sys.argv[1:])"
+    addresses = [f"--listen={bench.directory}/{number}" for number in range(50)]
+    words = ["run", "--control", f"{bench.directory}/control", *addresses, "--", *bench.server]
+    with subprocess.Popen(
+        [sys.executable, "-c", soft, sys.executable, "-P", "-m", "conduit", *words]
+    ) as run:
+        command = bench.command()
+        assert len(command.start["names"]) == 50
+        command.tell("ready")
+        command.tell(5)
+    assert run.returncode == 5
+
+
+def test_a_run_that_is_killed_leaves_no_second_names(bench: Bench) -> None:
+    run, command = bench.serve("--restart=always")
+    assert f".server.{run.process.pid}.run" in os.listdir(bench.directory)
+    run.process.kill()
+    assert command.hear() == {"signal": signal.SIGTERM}
+    assert sorted(os.listdir(bench.directory)) == ["control", "reports", "server"]
+    command.tell(0)
+    await_gone(command.start["pid"])
+
+
 def test_what_runs_when_something_fails_unforeseen_is_ended_by_its_guard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -768,6 +917,100 @@ def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) 
         main([what, "--help"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+
+
+def test_an_interrupt_before_command_begins_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(self: processes.Process, ends: Any) -> int:
+        # It waits to be guarded: reads from a pipe.
+        await_that(lambda: Path(f"/proc/{self.pid}/syscall").read_text().split()[1:2] == ["0x4"])
+        os.kill(self.pid, signal.SIGINT)
+        return spawn_guard(self, ends)
+
+    spawn_guard = processes.Process._spawn_guard
+    monkeypatch.setattr(processes.Process, "_spawn_guard", interrupt)
+    words = ["run", "--control", f"{tmp_path}/c", "--listen", f"{tmp_path}/s", "--", "true"]
+    assert main(words) == 128 + signal.SIGINT
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_command_has_standard_descriptors_and_the_sockets_and_no_others(bench: Bench) -> None:
+    # What it says is in a file, since all that is open is to be closed or open elsewhere.
+    stage = "import os, sys; os.dup2(2, 50); [os.close(fd) for fd in (0, 1, 2)]; "
+    stage += "os.execv(sys.argv[1], sys.argv[1:])"
+    code = "import os, sys; found = {n: os.readlink(f'/proc/self/fd/{n}')[:7] for n in range(99) "
+    code += "if os.path.exists(f'/proc/self/fd/{n}') or os.path.islink(f'/proc/self/fd/{n}')}; "
+    code += "open(sys.argv[1], 'w').write(repr(found))"
+    words = ["run", "--control", f"{bench.directory}/control", "--listen", bench.unix, "--"]
+    words += [*python(code), f"{bench.directory}/found"]
+    first = [sys.executable, "-P", "-m", "conduit"]
+    subprocess.run([sys.executable, "-c", stage, *first, *words], timeout=GENEROUS, check=False)
+    found = (bench.directory / "found").read_text()
+    assert found == str({**dict.fromkeys(range(3), "/dev/nu"), 3: "socket:"})
+
+
+def test_a_standard_descriptor_that_is_closed_is_opened() -> None:
+    def close_one() -> None:
+        os.close(0)
+        processes.withhold()
+        assert os.path.samestat(os.fstat(0), os.stat(os.devnull))
+        assert os.get_inheritable(0)
+        assert not os.get_inheritable(given)
+
+    given = os.dup(2)
+    os.set_inheritable(given, True)
+    with beside(close_one):
+        os.close(given)
+
+
+@pytest.mark.parametrize("words", [(), ("--", "sh", "-c", "exit 3")])
+def test_the_exit_code_of_a_reload_holds_though_nobody_reads_what_it_tells(
+    bench: Bench, words: tuple[str, ...]
+) -> None:
+    run = bench.run(command=python(SOCKET + WAITS["accept"]))
+    run.await_line("serves")
+    reads, writes = os.pipe()
+    os.close(reads)
+    asks = [sys.executable, "-P", "-m", "conduit", "reload"]
+    asks += ["--control", f"{bench.directory}/control"]
+    for output in ("", ">&-"):
+        said = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {output}', "sh", *asks, *words],
+            stdout=writes,
+            timeout=GENEROUS,
+            check=False,
+        )
+        assert said.returncode == (1 if words else 0)
+    os.close(writes)
+    assert ends(run) == 128 + signal.SIGTERM
+
+
+def test_a_reader_that_does_not_read_holds_nothing_up(bench: Bench) -> None:
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writes, b"x" * 4096)
+    os.set_blocking(writes, True)
+    words = ["run", "--control", f"{bench.directory}/control", "--listen", bench.unix, "--"]
+    with subprocess.Popen(
+        [sys.executable, "-P", "-m", "conduit", *words, *bench.server], stderr=writes
+    ) as run:
+        command = bench.command()
+        command.tell("ready")
+        await_that(lambda: states(bench) == ["serving"])
+        run.terminate()
+        assert command.hear() == {"signal": signal.SIGTERM}
+        command.tell(0)
+        assert run.wait(GENEROUS) == 0
+    os.close(reads)
+    os.close(writes)
+
+
+def test_what_is_logged_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    messages.Log().handle(logging.makeLogRecord({"msg": "so"}))
+    assert capsys.readouterr().err == "conduit: so\n"
 
 
 # Before it runs
@@ -823,6 +1066,13 @@ def is_listening(path: Path) -> bool:
         "--owner=no-such-user",
         "--group=no-such-group",
         "--restart=maybe",
+        "--owner=99999999999",
+        "--group=4294967295",
+        "--backlog=-1",
+        "--backlog=2147483648",
+        "--listen=a..b:80",
+        "--listen=" + "x" * 300 + ":80",
+        "--listen=/" + "x" * 300,
     ],
 )
 def test_an_option_that_cannot_be_is_told(option: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -831,6 +1081,34 @@ def test_an_option_that_cannot_be_is_told(option: str, capsys: pytest.CaptureFix
     told = capsys.readouterr().err.splitlines()[-1]
     assert f"argument {option.partition('=')[0]}: " in told
     assert "_" not in told
+
+
+@pytest.mark.parametrize("number", ["TERM", "INT", "QUIT"])
+def test_a_signal_that_ends_it_cannot_reload(
+    number: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--stop-signal=QUIT", f"--reload-signal={number}", "--", "true"]
+    with pytest.raises(SystemExit):
+        main(["run", "--control=c", "--listen=:1", *words])
+    assert "--reload-signal: that one ends it" in capsys.readouterr().err
+
+
+def test_a_relative_address_needs_a_directory(tmp_path: Path) -> None:
+    asks = [sys.executable, "-P", "-m", "conduit", "run"]
+    words = f'cd {tmp_path}; mkdir x; cd x; rmdir ../x; exec "$@"'
+    said = subprocess.run(
+        ["/bin/sh", "-c", words, "sh", *asks, "--control=/no/such", "--listen=./s", "--", "true"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == 2
+    assert "the current directory is not to be found" in said.stderr
+
+
+def test_a_host_that_cannot_be_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["connect", "a..b", "80"]) == 1
+    assert capsys.readouterr().err.startswith("conduit: connecting to a..b port 80: ")
 
 
 # The manager
@@ -883,12 +1161,41 @@ def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
     command.tell("ready")
     assert manager.hear() == ["STATUS=here"]
     assert manager.hear()[0] == "READY=1"
+    # What an earlier one listened on is not kept open by the manager.
+    assert manager.hear() == ["FDSTOREREMOVE=1", "FDNAME=conduit"]
     data, fds, _, _ = socket.recv_fds(manager.sock, 1000, 5)
-    assert data == b"FDSTORE=1\nFDNAME=conduit-0"
+    assert data == b"FDSTORE=1\nFDNAME=conduit"
     with socket.socket(fileno=fds[0]) as kept:
         assert kept.getsockname() == bench.unix
     command.tell(0)
     assert run.end()[0] == 0
+
+
+def test_a_manager_that_does_not_read_is_not_waited_for_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nothing: Any = None
+    runner = module._Runner(module.Options("path", [], ["serve"]), nothing, nothing)
+    runner._plan.begin(0)
+    generation, running = runner._plan.generations[0], nothing
+    monkeypatch.setenv("NOTIFY_SOCKET", f"{tmp_path}/manager")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        contextlib.ExitStack() as stack,
+    ):
+        manager.bind(f"{tmp_path}/manager")
+        # Each has room for some.
+        for _ in range(10):
+            other = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            other.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    other.sendto(b"X=1", f"{tmp_path}/manager")
+        begun = time.monotonic()
+        for _ in range(4):
+            runner._hear(generation, running, Notice({"STATUS": "x"}, 0), 0)
+        assert time.monotonic() - begun < 5
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_a_manager_that_cannot_keep_the_sockets_is_complained_of(
@@ -926,6 +1233,12 @@ def test_what_cannot_be_looked_at_is_unknown(monkeypatch: pytest.MonkeyPatch) ->
     assert inspection.see([1 << 22], frozenset([1])).having is None
     monkeypatch.setattr(inspection, "family", lambda *_: set())
     assert module._has(1, 0, frozenset([1])) is None
+
+
+def test_descendants_are_seen_in_whatever_session_they_are() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as child:
+        assert child.pid in inspection.family(os.getpid(), -1)
+        child.kill()
 
 
 def test_what_is_polled_without_a_timeout_is_read_from_memory() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from conduit import __version__
 from conduit.cli.addresses import Address, parse_address
-from conduit.cli.messages import CommandError, complain
+from conduit.cli.messages import CommandError, Log, complain
 
 _WITH_COMMAND = ("run", "receive", "reload")
 
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A failure is one line on standard error.
     """
-    logging.basicConfig(format="conduit: %(message)s", level=logging.WARNING)
+    logging.basicConfig(handlers=[Log()], level=logging.WARNING)
     words = list(sys.argv[1:] if arguments is None else arguments)
     # What follows the first "--" is COMMAND's, whatever it looks like.
     end = words.index("--") if "--" in words else len(words)
@@ -118,6 +118,8 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     from conduit.cli import plan
     from conduit.cli.run import Options, check, run
 
+    if options.reload_signal in (signal.SIGTERM, signal.SIGINT, options.stop_signal):
+        parser.error("--reload-signal: that one ends it")
     timeout = options.timeout
     if isinstance(options.ready, float):
         # Not sooner than it is taken for ready.
@@ -293,7 +295,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add("--group", type=_group, default=-1, metavar="GROUP", help="of Unix sockets")
     add(
         "--backlog",
-        type=int,
+        type=_backlog,
         default=4096,
         metavar="NUMBER",
         help="connections that may wait (default: 4096)",
@@ -310,7 +312,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 def _address(text: str) -> Address:
     try:
         return parse_address(text)
-    except ValueError as exc:
+    except (ValueError, OSError) as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
@@ -345,11 +347,26 @@ def _mode(text: str) -> int:
     return mode
 
 
+def _id(text: str) -> int:
+    # The highest is -1, which stands for none.
+    return _whole(text, (1 << 32) - 2)
+
+
+def _backlog(text: str) -> int:
+    return _whole(text, (1 << 31) - 1)
+
+
+def _whole(text: str, most: int) -> int:
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > most:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+    return int(text)
+
+
 def _user(text: str) -> int:
     import pwd
 
     try:
-        return int(text) if text.isdigit() else pwd.getpwnam(text).pw_uid
+        return _id(text) if text.isdigit() else pwd.getpwnam(text).pw_uid
     except KeyError as exc:
         raise argparse.ArgumentTypeError(f"there is no user {text!r}") from exc
 
@@ -358,7 +375,7 @@ def _group(text: str) -> int:
     import grp
 
     try:
-        return int(text) if text.isdigit() else grp.getgrnam(text).gr_gid
+        return _id(text) if text.isdigit() else grp.getgrnam(text).gr_gid
     except KeyError as exc:
         raise argparse.ArgumentTypeError(f"there is no group {text!r}") from exc
 

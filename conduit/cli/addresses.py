@@ -7,6 +7,8 @@ import re
 import socket
 from typing import NamedTuple
 
+from conduit.paths import absolute
+
 
 class Address(NamedTuple):
     """Where to listen.
@@ -31,6 +33,7 @@ def parse_address(text: str) -> Address:
 
     Raises:
         ValueError: it is not an address; the message says what is wrong.
+        Error: it is a relative path, and the current directory is gone.
     """
     given, place = "", text
     if not text.startswith(("/", "./", "../", "@")) and "=" in text:
@@ -41,7 +44,9 @@ def parse_address(text: str) -> Address:
     name = given or "unknown"
     if place.startswith(("/", "./", "../", "@")):
         # The successor may be started in another directory.
-        path = place if place.startswith("@") else os.path.abspath(place)
+        path = place if place.startswith("@") else os.fsdecode(absolute(place))
+        if not given and len(os.fsencode(path)) > 255:
+            raise ValueError(f"{path!r} has more than 255 bytes: give it a name, as in web={place}")
         return Address(given or path, name, path, None, socket.SOCK_STREAM)
     if url := re.fullmatch(r"(\w+://|(?:tcp|unix):)(.*[^/])/*", place):
         scheme, plain = url.groups()
@@ -59,5 +64,9 @@ def parse_address(text: str) -> Address:
         host = host[1:-1]
     elif ":" in host:
         raise ValueError(f"{text!r}: write an IPv6 address as [{host}]:{port}")
+    try:
+        host.encode("idna")
+    except UnicodeError as exc:
+        raise ValueError(f"{text!r}: {host!r} cannot be a host: {exc.__cause__ or exc}") from exc
     kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
     return Address(given or place, name, host, int(port), kind)

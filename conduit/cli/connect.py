@@ -12,7 +12,8 @@ def connect(host: str, port: str) -> None:
     """Connect, and pass the connection over standard output."""
     try:
         conn = socket.create_connection((host, port))
-    except OSError as exc:
-        raise CommandError(f"connecting to {host} port {port}: {exc.strerror or exc}") from exc
+    except (OSError, UnicodeError) as exc:
+        why = getattr(exc, "strerror", None) or exc
+        raise CommandError(f"connecting to {host} port {port}: {why}") from exc
     with conn:
         Conduit(1, "standard output").transfer_conn(conn)

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
+import select
 import signal
 import sys
+
+_PATIENCE = 100
+"""Milliseconds for which a line waits for room in a pipe or terminal; then it is lost."""
 
 
 class CommandError(Exception):
@@ -16,17 +22,38 @@ class CommandError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, if anybody reads it."""
+    """Print a line on standard error, if anybody reads it; what serves does not wait for them."""
     # A terminal may want to stop who writes from the background.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
-    # Whoever read it may be gone; serving goes on.
-    with contextlib.suppress(OSError):
-        print(f"conduit: {text}", file=sys.stderr, flush=True)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        poller = select.poll()
+        poller.register(2, select.POLLOUT)
+        # None if it was closed, which print takes for standard output.
+        if sys.stderr is not None and poller.poll(_PATIENCE):
+            # Whoever read it may be gone; serving goes on.
+            with contextlib.suppress(OSError):
+                print(f"conduit: {text}", file=sys.stderr, flush=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def complain(exc: Exception) -> None:
-    """Print why the command line failed, in one line."""
-    text = " ".join(str(exc).split())
-    with contextlib.suppress(OSError):
-        print(f"conduit: {text}", file=sys.stderr, flush=True)
+    """Say why the command line failed, in one line."""
+    say(" ".join(str(exc).split()))
+
+
+def tell(text: str) -> None:
+    """Print a line on standard output, if anybody reads it."""
+    # None if it was closed. What could not be printed would be tried again at the end, and decide
+    # the exit code.
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError):
+            os.write(1, os.fsencode(f"conduit: {text}\n"))
+
+
+class Log(logging.Handler):
+    """What is logged is said as well."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        say(record.getMessage())

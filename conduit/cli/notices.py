@@ -16,6 +16,9 @@ from conduit.peer import Peer
 
 _LONGEST = 4096
 
+_AT_ONCE = 16
+"""How many are read in one go."""
+
 
 class Notice(NamedTuple):
     """One message: its assignments, and the pid of who sent it; 0 if that is not known."""
@@ -30,13 +33,14 @@ class Notices:
     Where the system tells who sends, others reach it, too: COMMAND may change its user.
 
     Args:
-        directory: where to make it if there is no room in that for temporary files.
+        directory: where to make it if there is no room in that for temporary files; None if there
+            is no other place.
 
     Raises:
         OSError: there is no place for it.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str | None) -> None:
         self._told = sys.platform == "linux"
         try:
             self._make(None)
@@ -75,11 +79,12 @@ class Notices:
     def take(self, command: int) -> list[Notice]:
         """Return what came from COMMAND, of this pid, or from this user or root.
 
-        All of it is read, whatever it says: COMMAND would block when nobody reads. Descriptors
-        that came along are closed, which is what a barrier waits for.
+        It is read whatever it says: COMMAND would block when nobody reads. But not all at once: one
+        that never stops is not to keep others waiting. Descriptors that came along are closed,
+        which is what a barrier waits for.
         """
         notices: list[Notice] = []
-        while True:
+        for _ in range(_AT_ONCE):
             try:
                 with self._conduit.receive(_LONGEST) as message:
                     lines = message.data.decode(errors="replace").split("\n")
@@ -87,9 +92,10 @@ class Notices:
                     if _speaks_for(message.sender, command):
                         notices.append(Notice(said, message.sender.pid if message.sender else 0))
             except BlockingIOError:
-                return notices
+                break
             except Error as exc:
                 say(f"a notice that cannot be read: {exc}")
+        return notices
 
 
 def _speaks_for(sender: Peer | None, command: int) -> bool:

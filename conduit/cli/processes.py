@@ -19,7 +19,8 @@ from conduit.cli.plan import GRACE
 FIRST = 3
 """The descriptor at which the sockets begin (sd_listen_fds(3), ``SD_LISTEN_FDS_START``)."""
 
-# Becomes COMMAND, whose pid nobody knows before. A terminal is not to stop COMMAND for writing from
+# Becomes COMMAND, whose pid nobody knows before, once it is guarded: it waits at the gate, a pipe
+# that closes if this process ends first. A terminal is not to stop COMMAND for writing from
 # a group that is not the terminal's. The watchdog is asked of whoever serves.
 _STAGE = """\
 import os, signal, sys
@@ -27,7 +28,13 @@ for number in (signal.SIGPIPE, signal.SIGXFSZ):
     signal.signal(number, signal.SIG_DFL)
 if os.isatty(1) or os.isatty(2):
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-_, kept, variables, *words = sys.argv
+if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_SETMASK, [])
+_, gate, kept, variables, *words = sys.argv
+if not os.read(int(gate), 1):
+    os._exit(1)
+os.close(int(gate))
 if not kept:
     os.environ.pop("LC_CTYPE", None)
 for variable in variables.split():
@@ -39,20 +46,20 @@ except OSError as exc:
     os._exit(126)
 """
 
-# Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes
-# without the line that says that COMMAND has ended by itself. A group lives as long as any of it.
+# Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes.
+# What this process would have removed is removed here. A group lives as long as any of it.
 _GUARD = f"""\
 import os, signal, sys, time
-group, number, socket, directory = int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
-if os.read(0, 1):
-    sys.exit()
+group, number, directory, *files = int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
+os.read(0, 1)
 def attempt(call, *arguments):
     try:
         call(*arguments)
     except OSError:
         return False
     return True
-attempt(os.unlink, socket)
+for file in files:
+    attempt(os.unlink, file)
 attempt(os.rmdir, directory)
 deadline = time.monotonic() + {GRACE}
 told = attempt(os.kill, group, number)
@@ -77,6 +84,7 @@ class Process:
         notify: the path of the socket at which it says that it is ready.
         listen_pid: whether LISTEN_PID says which process is meant.
         stop_signal: by which its guard ends it.
+        files: what its guard removes then, beside ``notify``.
 
     Attributes:
         pid: of the process, which is also the number of its group.
@@ -95,6 +103,7 @@ class Process:
         *,
         listen_pid: bool,
         stop_signal: int,
+        files: Sequence[str] = (),
     ) -> None:
         environment = dict(os.environ)
         # systemd's second check of who is meant; it would name this process.
@@ -104,17 +113,19 @@ class Process:
         environment["LISTEN_FDNAMES"] = ":".join(names)
         environment["NOTIFY_SOCKET"] = notify
         self.has_ended: bool = False
-        self._guard_words = [str(int(stop_signal)), notify, os.path.dirname(notify)]
+        self._guard_words = [str(int(stop_signal)), os.path.dirname(notify), notify, *files]
+        if not _has_locale():
+            environment.pop("LC_CTYPE", None)
         kept = "LC_CTYPE" if "LC_CTYPE" in environment else ""
         own = ["LISTEN_PID"] if listen_pid else []
         if environment.get("WATCHDOG_PID") == str(os.getpid()):
             own.append("WATCHDOG_PID")
-        # Before COMMAND, which is not to run without a guard.
-        with _guard_ends() as (self._guard, ends):
-            with _above(numbers, FIRST + len(numbers)) as sources:
+        gate = FIRST + len(numbers)
+        with _guard_ends() as (self._guard, ends), _pipe() as (waits, opens):
+            with _above([*numbers, waits], gate + 1) as sources:
                 self.pid: int = _spawn(
                     _STAGE,
-                    [kept, " ".join(own), *filled(words, names)],
+                    [str(gate), kept, " ".join(own), *filled(words, names)],
                     environment,
                     enumerate(sources, FIRST),
                 )
@@ -123,6 +134,7 @@ class Process:
             except BaseException:
                 os.killpg(self.pid, signal.SIGKILL)
                 raise
+            os.write(opens, b"\n")
 
     def _spawn_guard(self, ends: list[tuple[int, int]]) -> int:
         words = ["conduit-guard", str(self.pid), *self._guard_words]
@@ -173,17 +185,40 @@ class Process:
     def release(self) -> None:
         """Let the guard go, once nothing is left."""
         if self._guard >= 0:
-            with contextlib.suppress(BrokenPipeError):
-                os.write(self._guard, b"\n")
+            # That ends a stopped one as well.
+            os.kill(self._guard_pid, signal.SIGKILL)
+            os.waitpid(self._guard_pid, 0)
             self.abandon()
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(self._guard_pid, 0)
 
     def abandon(self) -> None:
         """Leave it to the guard to end it."""
         if self._guard >= 0:
             os.close(self._guard)
             self._guard = -1
+
+
+def _has_locale() -> bool:
+    """Whether this process was started with LC_CTYPE, which Python sets by itself (PEP 538)."""
+    try:
+        with open("/proc/self/environ", "rb") as environ:
+            return any(each.startswith(b"LC_CTYPE=") for each in environ.read().split(b"\0"))
+    except OSError:
+        return True
+
+
+def withhold() -> None:
+    """Have descriptors 0, 1 and 2 open, and keep all others that came with them from COMMAND.
+
+    Called before anything else is opened. What is opened next would otherwise be taken for standard
+    output, and what a shell, say, left open would be open in all that is started here.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                os.set_inheritable(int(name), int(name) < FIRST)
+    while (fd := os.open(os.devnull, os.O_RDWR)) < FIRST:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def reap() -> Iterator[tuple[int, int]]:
@@ -238,6 +273,17 @@ def _guard_ends() -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 
 @contextlib.contextmanager
+def _pipe() -> Iterator[tuple[int, int]]:
+    """A pipe, for a while: the end to read from, and the one to write to."""
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+@contextlib.contextmanager
 def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
     """Duplicates of descriptors, at ``lowest`` or above, for a while."""
     with contextlib.ExitStack() as stack:
@@ -261,7 +307,8 @@ def _spawn(
         environment,
         file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
         setpgroup=0,
-        setsigmask=[],
+        # Which Python would have a traceback for.
+        setsigmask=[signal.SIGINT],
         # What Python ignores; the rest is as this process found it.
         setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
     )

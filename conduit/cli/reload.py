@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from conduit.cli.control import NOBODY, ask
-from conduit.cli.messages import CommandError
+from conduit.cli.messages import CommandError, tell
 
 
 def reload(control: str, command: Sequence[str], timeout: float | None) -> None:
@@ -29,4 +28,4 @@ def follow(control: str, kind: str, **fields: object) -> None:
         if code := answer.get("code"):
             # That one means that nobody serves.
             raise CommandError(answer["text"], 1 if code == NOBODY else code)
-        print(f"conduit: {answer['text']}", file=sys.stdout, flush=True)
+        tell(answer["text"])

@@ -29,7 +29,9 @@ from conduit.cli.processes import Process
 from conduit.cli.sockets import Opened, Wanted, opened
 from conduit.cli.spares import Spares
 from conduit.errors import Error
+from conduit.paths import absolute
 from conduit.takeover import Takeover
+from conduit.takeover.room import make_room
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
@@ -44,6 +46,21 @@ _FLUX = 1.0
 
 _OFTEN = 5.0
 """Seconds after which successors that say nothing are looked for, at the latest."""
+
+_LONGEST_TIMEOUT = 1e9
+"""Seconds that somebody may ask for, some thirty years."""
+
+_ROOM = 64
+"""Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
+
+_STORED = "conduit"
+"""The name of all that the service manager keeps."""
+
+_PATIENCE = 5.0
+"""Seconds for which the service manager may have no room for what it has to hear."""
+
+_BRIEF = 0.1
+"""The same for what is said again and again."""
 
 _FORWARDED = (
     signal.SIGTTIN,
@@ -106,6 +123,7 @@ def run(options: Options) -> int:
         Error: the predecessor refuses, or an address cannot be had.
     """
     check_command(options.command)
+    processes.withhold()
     with contextlib.ExitStack() as stack:
         # Longer than this run gives itself, so that its own deadline is the one that is told.
         takeover = stack.enter_context(
@@ -175,6 +193,10 @@ class _Runner:
         self._plan = Plan(options.policy, options.command)
         self._running: dict[Generation, _Running] = {}
         self._error: Error | None = None
+        # Now, since the current directory may go.
+        self._directory: str | None = None
+        if not options.control.startswith("@"):
+            self._directory = os.path.dirname(os.fsdecode(absolute(options.control)))
         self._begun = time.time()
         self._first = options.command[0]
         self._sockets: list[Opened] = []
@@ -249,9 +271,9 @@ class _Runner:
 
     def _start(self, generation: Generation) -> None:
         options = self._options
-        directory = os.path.dirname(os.path.abspath(options.control))
+        make_room(len(self._sockets) + _ROOM)
         try:
-            notices = Notices(directory)
+            notices = Notices(self._directory)
             try:
                 process = Process(
                     generation.words,
@@ -260,12 +282,14 @@ class _Runner:
                     notices.path,
                     listen_pid=options.listen_pid,
                     stop_signal=options.policy.stop_signal,
+                    files=self._spares.names,
                 )
             except BaseException:
                 notices.close()
                 raise
-        except OSError as exc:
-            how = f"could not be started ({exc.strerror or exc})"
+        except Exception as exc:
+            # Also words that no program can have: what serves is not to end for that.
+            how = f"could not be started ({getattr(exc, 'strerror', None) or exc})"
             self._plan.exited(generation, 1, how, time.monotonic())
             return
         self._running[generation] = _Running(process, notices)
@@ -304,10 +328,11 @@ class _Runner:
         say(self._about(action.generation, text))
 
     def _store(self) -> None:
-        """Have the manager keep the sockets, which come back with their addresses."""
+        """Have the manager keep these sockets only; they come back with their addresses."""
         try:
-            for place, each in enumerate(self._sockets):
-                systemd.store(f"conduit-{place}", each.sock)
+            systemd.unstore(_STORED)
+            for each in self._sockets:
+                systemd.store(_STORED, each.sock)
         except Error as exc:
             say(f"NOTIFY_SOCKET: {exc}")
 
@@ -406,7 +431,8 @@ class _Runner:
         if generation is heard or is_last:
             state = "\n".join(f"{key}={said[key]}" for key in _PASSED_ON if key in said)
             if state:
-                _tell(state)
+                # It is said often; what serves does not wait for a manager that does not read.
+                _tell(state, _BRIEF)
 
     def _judge(self, generation: Generation, running: _Running, now: float) -> None:
         """Tell the plan whether a generation serves, if that is to be seen."""
@@ -458,7 +484,10 @@ class _Runner:
             is_command = words is None or (
                 isinstance(words, list) and words and all(isinstance(word, str) for word in words)
             )
-            if not is_command or not (timeout is None or isinstance(timeout, int | float)):
+            is_time = timeout is None or (
+                isinstance(timeout, int | float) and 0 <= timeout <= _LONGEST_TIMEOUT
+            )
+            if not is_command or not is_time:
                 guest.say("end", text="a request that is malformed", code=2)
             elif words and shutil.which(words[0]) is None:
                 guest.say("end", text=f"{words[0]}: command not found", code=127)
@@ -544,10 +573,10 @@ def _whom_it_follows(takeover: Takeover) -> str:
     return text
 
 
-def _tell(state: str) -> None:
+def _tell(state: str, timeout: float = _PATIENCE) -> None:
     """Notify the manager that started this process, if one did."""
     try:
-        systemd.notify(state)
+        systemd.notify(state, timeout=timeout)
     except (Error, ValueError) as exc:
         say(f"NOTIFY_SOCKET: {exc}")
 

@@ -112,10 +112,16 @@ def _inode(address: Address) -> int:
 def _given(takeover: Takeover) -> Iterator[Opened]:
     """Yield what the service manager passed, or all that the predecessor has."""
     count = 0
+    seen: set[int] = set()
     passed = list(systemd.listen_fds())
     try:
         while passed:
             with passed.pop(0) as fd:
+                # With a store, one comes from its socket unit and once more from there, behind.
+                inode = os.fstat(fd.fileno()).st_ino
+                if inode in seen:
+                    continue
+                seen.add(inode)
                 count += 1
                 key = f"{fd.name}-{count}"
                 yield Opened(key, fd.name, _adopted(takeover, fd.to_conn(), key))

@@ -15,6 +15,7 @@ import os
 
 from conduit.cli.messages import say
 from conduit.paths import inode_of
+from conduit.takeover.guard import spare_of
 
 
 class Spares:
@@ -24,11 +25,15 @@ class Spares:
         self._paths = paths
         self._spares: dict[str, str] = {}
 
+    @property
+    def names(self) -> list[str]:
+        """All second names that this process may ever make, and its `Takeover`."""
+        return [name for path in self._paths for name in (_spare_of(path), spare_of(path))]
+
     def make(self) -> None:
         """Have second names from now on."""
         for path in self._paths:
-            directory, name = os.path.split(path)
-            spare = os.path.join(directory, f".{name}.{os.getpid()}.run")
+            spare = _spare_of(path)
             if path not in self._spares:
                 with contextlib.suppress(OSError):
                     os.link(path, spare)
@@ -47,6 +52,10 @@ class Spares:
         while self._spares:
             with contextlib.suppress(OSError):
                 os.unlink(self._spares.popitem()[1])
+
+
+def _spare_of(path: str) -> str:
+    return f"{spare_of(path)}.run"
 
 
 def _listens(path: str) -> bool:

@@ -17,16 +17,21 @@ from conduit.paths import inode_of
 log: logging.Logger = logging.getLogger("conduit.takeover")
 
 
+def spare_of(path: str) -> str:
+    """Return the second name of a socket, beside its path, hidden, with the pid of this process."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{os.getpid()}")
+
+
 class Guard:
-    """Second names of sockets, each beside its path, hidden, with the pid of this process."""
+    """Second names of sockets (`spare_of`)."""
 
     def __init__(self) -> None:
         self._spares: dict[str, str] = {}
 
     def add(self, path: str, inode: tuple[int, int]) -> None:
         """Give a socket a second name, if that can be done."""
-        directory, name = os.path.split(path)
-        spare = os.path.join(directory, f".{name}.{os.getpid()}")
+        spare = spare_of(path)
         if inode_of(path) != inode:
             return
         try:
