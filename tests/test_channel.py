@@ -710,7 +710,7 @@ def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
         begun = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             here.receive()
-        assert 0.19 < time.monotonic() - begun < 0.4
+        assert 0.19 < time.monotonic() - begun < 1
         here.conduit.timeout = None
         receiving = Call(here.receive)
         dripping.result()
@@ -731,7 +731,7 @@ def test_a_deadline_holds_for_the_rest_of_a_message_that_does_not_come(driver: D
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert 0.14 < time.monotonic() - begun < 0.3
+            assert 0.14 < time.monotonic() - begun < 1
             dripping.result()
         peer.send(data[32:])
         with here.receiving() as obj:
@@ -1403,7 +1403,7 @@ def test_a_deadline_holds_whatever_a_peer_sends_that_nobody_asked_for(
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert 0.19 < time.monotonic() - begun < 1
+            assert 0.19 < time.monotonic() - begun < 5
 
 
 @only_blocking

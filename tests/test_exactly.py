@@ -102,7 +102,7 @@ def test_a_deadline_holds_however_many_empty_packets_come(wired: Wired) -> None:
         begun = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             link.receive_exactly(1)
-        assert 0.19 < time.monotonic() - begun < 1
+        assert 0.19 < time.monotonic() - begun < 5
 
 
 def test_no_bytes_are_there_at_once(ends: Ends) -> None:
