@@ -216,10 +216,11 @@ class AsyncTakeover(Closing):
         # `close` closes the succession's own at any time, and not before the loop lets go of it.
         watched = Handle.duplicate(succession.fileno(), "watching successors", "")
         takeover._watched = watched
-        waiter = self._queue.join()
-        waiter.holds.append(watched.close)
 
         async def answer() -> None:
+            # Not before: a task that is cancelled before it runs would never leave.
+            waiter = self._queue.join()
+            waiter.holds.append(watched.close)
             try:
                 while not takeover._is_over:
                     try:

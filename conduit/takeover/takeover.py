@@ -184,8 +184,8 @@ class Takeover:
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
-        # For an event loop: what to call when `wait` would return, and what is watched, which is
-        # closed by who watches it.
+        # For an event loop: what to call when there is something new to wait for, or nothing any
+        # more, and what is watched, which is closed by who watches it.
         self._wake: Callable[[], object] = _nothing
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
@@ -779,6 +779,8 @@ class Takeover:
         self._succession.listen(control)
         with contextlib.suppress(RuntimeError):
             self._gate.release()
+        # Who answers on an event loop may be waiting, as long as was right before.
+        self._wake()
 
     def _connect(self) -> Steps[Conduit | None]:
         """Connect to the predecessor; if there is none, listen in its place."""
