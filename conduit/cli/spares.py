@@ -15,6 +15,7 @@ import os
 
 from conduit.cli.messages import say
 from conduit.paths import inode_of
+from conduit.takeover.guard import link, second_name
 
 
 class Spares:
@@ -27,11 +28,10 @@ class Spares:
     def make(self) -> None:
         """Have second names from now on."""
         for path in self._paths:
-            directory, name = os.path.split(path)
-            spare = os.path.join(directory, f".{name}.{os.getpid()}.run")
             if path not in self._spares:
+                spare = second_name(path, ".run")
                 with contextlib.suppress(OSError):
-                    os.link(path, spare)
+                    link(path, spare)
                     self._spares[path] = spare
 
     def restore(self) -> None:
