@@ -121,14 +121,14 @@ class AsyncTakeover(Closing):
     async def __aenter__(self) -> Self:
         takeover = Takeover.__new__(Takeover)
         path, timeout, allow = self._arguments
-        takeover._prepare(path, timeout, allow, False)
-        takeover._wake = self._queue.wake_all
         try:
+            takeover._prepare(path, timeout, allow, False)
+            takeover._wake = self._queue.wake_all
             await checkpoint()
             await self._drive(takeover._find())
             self._answer(takeover)
         except BaseException:
-            takeover.close()
+            takeover._abandon()
             raise
         self._entered = takeover
         return self

@@ -149,14 +149,14 @@ class Takeover:
         allow: Callable[[Peer], bool] | None = None,
         thread: bool = True,
     ) -> None:
-        self._prepare(path, timeout, allow, thread)
         try:
+            self._prepare(path, timeout, allow, thread)
             self._drive(self._find())
             # Not before: the table of descriptors grows faster while no thread shares it.
             if self._thread is not None:
                 self._start(self._thread)
         except BaseException:
-            self.close()
+            self._abandon()
             raise
 
     def _prepare(
@@ -215,6 +215,11 @@ class Takeover:
             self._gate.acquire()
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
+
+    def _abandon(self) -> None:
+        """Close it, if it can be closed already."""
+        if hasattr(self, "_succession"):
+            self.close()
 
     def _start(self, thread: threading.Thread) -> None:
         try:
@@ -346,7 +351,7 @@ class Takeover:
         if old is None:
             self._hold(name, Held(kept, None, None))
             return sock
-        del self._inherited.sockets[name]
+        self._inherited.sockets.pop(name, None)
         self._hold(name, old._replace(sock=kept))
         sock.close()
         return old.sock
@@ -438,21 +443,22 @@ class Takeover:
         self._check_open()
         if self._ready:
             return self.dropped
+        late: BaseException | None = None
         # What came since then can be asked for from now on.
         unwanted = list(self._inherited.sockets)
         if self._old is not None:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                # Before the predecessor drains, and its server removes them.
-                for held in self._own.sockets.copy().values():
-                    if held.path is not None and held.inode is not None:
-                        self._guard.add(held.path, held.inode)
                 try:
-                    yield from self._take_over(self._old)
+                    # Before the predecessor drains, and its server removes them.
+                    for path, inode in self._own.paths().items():
+                        self._guard.add(path, inode)
+                    late = yield from self._take_over(self._old)
                 except BaseException:
                     self._guard.close()
                     raise
+                self._paths.update(self._own.paths())
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
@@ -470,11 +476,10 @@ class Takeover:
         self.dropped = tuple(dropped)
         if dropped:
             log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
-        for held in self._own.sockets.copy().values():
-            if held.path is not None and held.inode is not None:
-                self._paths[held.path] = held.inode
         self._ready = True
         self._succession.refusal = ""
+        if late is not None:
+            raise late
         return self.dropped
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -633,7 +638,8 @@ class Takeover:
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
-                del self._inherited.sockets[name]
+                # `close` may have taken it out.
+                self._inherited.sockets.pop(name, None)
             else:
                 inode = None
                 passed = with_room(partial(self._passed, name, host, port, type))
@@ -829,9 +835,13 @@ class Takeover:
             yield from self._hear_refusal(talk)
             raise
 
-    def _take_over(self, talk: Talk) -> Steps[None]:
-        """Become the owner, or raise if the predecessor stays it."""
-        is_said = False
+    def _take_over(self, talk: Talk) -> Steps[BaseException | None]:
+        """Become the owner, or raise if the predecessor stays it.
+
+        Returns:
+            what a signal handler raised when it was too late for the predecessor to stay it.
+        """
+        is_said, late = False, None
         try:
             try:
                 talk.say("ready")
@@ -850,16 +860,18 @@ class Takeover:
             if isinstance(exc, TakeoverError):
                 raise
             raise failure(f"the predecessor does not hand over: {exc}") from exc
-        except BaseException:
-            # The waiting is cancelled. Once the last word has left, all is this process's.
+        except BaseException as exc:
+            # Once the last word has left, all is this process's.
             if not is_said:
                 talk.close()
                 raise
+            late = exc
         if talk.conversation.state is State.OVER:
             talk.conduit.timeout = None
             self.predecessor_line = talk.conduit
         else:
             talk.close()
+        return late
 
     def _hear_refusal(self, talk: Talk) -> Steps[None]:
         """Raise the refusal of one that listens no more; if it left none, it is dead."""
@@ -875,13 +887,21 @@ class Takeover:
 
     def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
+        deadline = monotonic() + protocol.GREETING
         while talk.conversation.state is State.DONE:
             try:
-                yield from self._hear(talk)
+                if self._take(talk) is not NOTHING:
+                    continue
+                wait = self._await(talk, select.POLLIN, deadline)
             except TakeoverError:
                 # All else than a refusal is too late to matter.
                 if talk.conversation.is_refused:
                     raise
+                return
+            try:
+                yield wait
+            except BaseException:
+                # So it is if the waiting fails, or is cancelled.
                 return
 
     def _flush(self, talk: Talk) -> Steps[None]:
@@ -890,11 +910,18 @@ class Takeover:
         while events := talk.flush():
             yield self._await(talk, events, deadline)
 
-    def _hear(self, talk: Talk) -> Steps[str | None]:
-        """Wait for a message, and take what it brings."""
+    def _hear(self, talk: Talk) -> Steps[Any]:
+        """Wait for a message, take what it brings, and return its kind."""
         deadline = monotonic() + protocol.GREETING
-        while (message := self._receive(talk)) is NOTHING:
+        while (kind := self._take(talk)) is NOTHING:
             yield self._await(talk, select.POLLIN, deadline)
+        return kind
+
+    def _take(self, talk: Talk) -> Any:
+        """Take what a message brings, and return its kind; `NOTHING` if none has come."""
+        message = self._receive(talk)
+        if message is NOTHING:
+            return message
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "welcome" and isinstance(message.get("descriptors"), int):
