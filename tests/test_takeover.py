@@ -460,6 +460,30 @@ def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
                 assert third.ready() == ("b",)
 
 
+def test_of_threads_that_listen_at_once_one_takes_what_was_passed(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Call[socket.socket]] = []
+    came = threading.Event()
+
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        if calls:
+            came.set()
+            return ()
+        calls.append(Call(takeover.listen, "127.0.0.1", 0, name="two"))
+        # It comes here as well, unless it waits for this one.
+        came.wait(0.2)
+        return tuple(conduit.Descriptor(sock.detach(), sock_name) for sock_name, sock in given)
+
+    given = [(name, socket.create_server(("127.0.0.1", 0))) for name in ("one", "two")]
+    ports = [sock.getsockname()[1] for _, sock in given]
+    monkeypatch.setattr(systemd, "listen_fds", listen_fds)
+    with Takeover(path, thread=False) as takeover:
+        with takeover.listen("127.0.0.1", 0, name="one") as one:
+            with calls[0].result() as two:
+                assert [sock.getsockname()[1] for sock in (one, two)] == ports
+
+
 def test_the_path_of_a_dropped_socket_is_removed(path: str, tmp_path: Path) -> None:
     with Takeover(path) as old, old.listen(f"{tmp_path}/old", name="http"):
         old.ready()

@@ -180,6 +180,8 @@ class Takeover:
         self._paths: dict[str, tuple[int, int]] = {}
         self._guard = Guard()
         self._activated: list[Descriptor] | None = None
+        # One at a time takes of what was passed.
+        self._taking = threading.RLock()
         self._control: Listener | None = None
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
@@ -678,9 +680,10 @@ class Takeover:
             raise Error(f"{self!r} is closed", ErrType.NO_FD)
 
     def _passed(self, name: str, host: str, port: int | None, type: int) -> socket.socket | None:
-        if self._activated is None:
-            self._activated = list(systemd.listen_fds())
-        return sockets.passed(self._activated, name, host, port, type)
+        with self._taking:
+            if self._activated is None:
+                self._activated = list(systemd.listen_fds())
+            return sockets.passed(self._activated, name, host, port, type)
 
     def _bind(
         self, host: str, port: int | None, type: int, mode: int, backlog: int
