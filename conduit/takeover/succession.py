@@ -147,8 +147,9 @@ class Succession:
     def until_next(self) -> float:
         """Return the seconds until the next deadline."""
         times = [session.deadline for session in self._sessions.copy().values()]
-        if self._rest_until is not None:
-            times.append(self._rest_until)
+        # Read once, since another thread may be in `step`.
+        if (rest_until := self._rest_until) is not None:
+            times.append(rest_until)
         if self.watch is not None:
             times.append(monotonic() + PAUSE)
         return max(0.0, min(times) - monotonic()) if times else 3600.0

@@ -291,8 +291,8 @@ class Takeover:
 
         The path of a Unix socket is removed when nobody follows. A server that removes it by itself
         (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
-        successor, which puts it back within 0.1 seconds, as long as the `Takeover` of that
-        server's process is open.
+        successor, which puts it back within 0.1 seconds (with ``thread=False``, at the next `step`
+        or in `wait`), as long as the `Takeover` of that server's process is open.
 
         The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
         network namespace: the predecessor's is not taken if that is the predecessor's own, and
