@@ -21,7 +21,7 @@ from helpers import GENEROUS, fork_among_threads, is_open, no_more_room, run_pyt
 
 import conduit
 from conduit.aio import AsyncTakeover, takeover
-from conduit.aio.waiter import Waiter, checkpoint
+from conduit.aio.waiter import Waiter, checkpoint, new_waiter
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover, protocol, sockets
 from conduit.takeover.succession import Succession
@@ -166,6 +166,40 @@ async def test_a_name_that_nobody_knows_is_an_error(
     async with AsyncTakeover(path) as old:
         with pytest.raises(conduit.Error, match=r"'www.example:80': Name or service not known"):
             await old.listen("www.example", 80)
+
+
+async def test_a_path_that_the_predecessor_removes_is_put_back(path: str, tmp_path: Any) -> None:
+    unix = tmp_path / "unix"
+    async with AsyncTakeover(path) as old:
+        with await old.listen(str(unix)):
+            await old.ready()
+            async with AsyncTakeover(path) as new:
+                with await new.listen(str(unix)):
+                    await new.ready()
+                    assert await old.wait()
+                    # Nothing comes to anybody from here on.
+                    await turns(MANY)
+                    unix.unlink()
+                    with anyio.fail_after(GENEROUS):
+                        while not unix.exists():
+                            await checkpoint()
+                    await old.aclose()
+                    with anyio.fail_after(GENEROUS):
+                        while len(os.listdir(tmp_path)) > 2:
+                            await checkpoint()
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_task_that_is_cancelled_before_it_answers_does_not_keep_it_from_closing(
+    path: str, anyio_backend_name: str
+) -> None:
+    async with AsyncTakeover(path) as takeover:
+        if anyio_backend_name == "asyncio":
+            answering: Any = takeover._answering
+            answering.cancel()
+        with anyio.fail_after(GENEROUS):
+            await takeover.aclose()
+    assert os.listdir(os.path.dirname(path)) == []
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "fe80::1%1", "0.0.0.0"])
@@ -385,8 +419,8 @@ async def test_a_loop_that_cannot_watch_is_an_error_and_the_old_one_goes_on(
 
 
 async def test_nothing_is_waited_for_that_is_closed(path: str) -> None:
-    async with AsyncTakeover(path) as old:
+    async with AsyncTakeover(path):
         link, other = conduit.Conduit.pair()
         link.close()
         other.close()
-        await takeover._wait(old._queue.waiting[0], link, select.POLLIN, GENEROUS)
+        await takeover._wait(new_waiter(), link, select.POLLIN, GENEROUS)

@@ -756,6 +756,18 @@ def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
     assert os.listdir(tmp_path) == ["s"]
 
 
+def test_a_second_name_that_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
+    path, left = str(tmp_path / "s"), tmp_path / f".s.{os.getpid()}.run"
+    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as killed:
+        sock.bind(path)
+        killed.bind(str(left))
+        spares = Spares([path])
+        spares.make()
+        assert left.samefile(path)
+    spares.remove()
+    assert os.listdir(tmp_path) == ["s"]
+
+
 def test_a_path_that_nobody_listens_at_is_not_restored(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as sock:

@@ -460,6 +460,30 @@ def test_sockets_not_asked_for_are_closed_when_the_successor_is_ready_and_named(
                 assert third.ready() == ("b",)
 
 
+def test_of_threads_that_listen_at_once_one_takes_what_was_passed(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Call[socket.socket]] = []
+    came = threading.Event()
+
+    def listen_fds() -> tuple[conduit.Descriptor, ...]:
+        if calls:
+            came.set()
+            return ()
+        calls.append(Call(takeover.listen, "127.0.0.1", 0, name="two"))
+        # It comes here as well, unless it waits for this one.
+        came.wait(0.2)
+        return tuple(conduit.Descriptor(sock.detach(), sock_name) for sock_name, sock in given)
+
+    given = [(name, socket.create_server(("127.0.0.1", 0))) for name in ("one", "two")]
+    ports = [sock.getsockname()[1] for _, sock in given]
+    monkeypatch.setattr(systemd, "listen_fds", listen_fds)
+    with Takeover(path, thread=False) as takeover:
+        with takeover.listen("127.0.0.1", 0, name="one") as one:
+            with calls[0].result() as two:
+                assert [sock.getsockname()[1] for sock in (one, two)] == ports
+
+
 def test_the_path_of_a_dropped_socket_is_removed(path: str, tmp_path: Path) -> None:
     with Takeover(path) as old, old.listen(f"{tmp_path}/old", name="http"):
         old.ready()
@@ -2972,6 +2996,130 @@ def test_a_handler_may_close_it_at_any_line(driver_of_it: str, first: int) -> No
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+SUCCESSOR_INTERRUPTED = """
+import gc, logging, os, signal, sys, tempfile
+import conduit
+from conduit.takeover import Takeover, takeover
+
+logging.disable()
+
+THREAD, CLOSES, FIRST = sys.argv[1] == "thread", sys.argv[2] == "closes", int(sys.argv[3])
+
+class Interrupt(BaseException):
+    pass
+
+def fds():
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)}
+
+def attempt(place):
+    # A handler strikes at one line of those that are run; 8 if there are not so many.
+    directory = tempfile.mkdtemp()
+    path, unix = directory + "/control", directory + "/unix"
+    before = fds()
+    old = Takeover(path)
+    socks = [old.listen(unix), old.listen(directory + "/other")]
+    old.offer(lambda: b"state")
+    old.ready()
+    lines, struck, new, failure = 0, "", None, None
+
+    def trace(frame, event, arg):
+        return look if "conduit/takeover/" in frame.f_code.co_filename else None
+
+    def look(frame, event, arg):
+        nonlocal lines, struck
+        # What raises between the two lines that count a call in and out again is not provided for.
+        lines += event == "line" and (
+            CLOSES or frame.f_code.co_name not in ("_poll", "_has_ended")
+        )
+        if lines == place and not struck:
+            struck = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGTERM)
+        return look
+
+    def strike(*_):
+        if not CLOSES:
+            raise Interrupt
+        for each in list(takeover._open):
+            if each is not old:
+                each.close()
+
+    signal.signal(signal.SIGTERM, strike)
+    signal.alarm(20)
+    sys.settrace(trace)
+    try:
+        new = Takeover(path, thread=THREAD)
+        socks.append(new.listen(unix))
+        new.ready()
+        new.wait(0)
+        new.step()
+        new.close()
+    except BaseException as exc:
+        failure = exc
+    sys.settrace(None)
+    if not struck:
+        os._exit(8)
+    expected = (conduit.Error, type(None)) if CLOSES else Interrupt
+    as_expected = isinstance(failure, expected)
+    if new is not None:
+        new.close()
+    old.close()
+    # What the failure refers to is closed with it; a selector refers to itself.
+    said, failure = repr(failure), None
+    gc.collect()
+    for sock in socks:
+        sock.close()
+    hidden = [name for name in os.listdir(directory) if name.startswith(".")]
+    if hidden or fds() != before or not as_expected:
+        print(struck, said, hidden, fds() - before, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+for place in range(FIRST, 4000, 9):
+    pid = os.fork()
+    if not pid:
+        attempt(place)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if status == 8:
+        sys.exit(0 if place > 400 else "so few lines")
+    if status:
+        sys.exit(f"a handler at line {place} ended with {status}")
+sys.exit("there is no end")
+"""
+
+
+@not_traced
+@pytest.mark.parametrize("first", [1, 4, 7])
+@pytest.mark.parametrize("strike", ["closes", "raises"])
+@pytest.mark.parametrize("driver_of_it", ["thread", "step"])
+def test_a_handler_may_strike_at_any_line_of_a_successor(
+    driver_of_it: str, strike: str, first: int
+) -> None:
+    done = run_python(SUCCESSOR_INTERRUPTED, driver_of_it, strike, str(first))
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_a_line_that_is_made_while_it_is_closed_is_closed(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flush = Talker.flush
+
+    def close_it(talk: Talker) -> int:
+        if talk.conversation.state is protocol.State.OVER:
+            old.close()
+        return flush(talk)
+
+    with Takeover(path) as old:
+        old.ready()
+        monkeypatch.setattr(Talker, "flush", close_it)
+        with Takeover(path) as new:
+            new.ready()
+            assert old._thread is not None
+            old._thread.join(GENEROUS)
+            assert old.successor is not None
+            assert old.successor.closed
+
+
 def test_a_handlers_exception_in_a_step_stays_itself(path: str) -> None:
     class Interrupt(Exception):
         pass
@@ -3624,6 +3772,18 @@ def test_a_path_that_is_not_the_sockets_or_cannot_have_a_second_name_is_left_alo
             assert "two could not be put back if the predecessor removed it" in caplog.text
             assert f"{tmp_path}/one could" not in caplog.text
     assert sorted(os.listdir(tmp_path)) == [f".two.{os.getpid()}", "one"]
+
+
+def test_a_second_name_that_a_killed_process_left_is_replaced(path: str, tmp_path: Path) -> None:
+    unix, left = str(tmp_path / "unix"), tmp_path / f".unix.{os.getpid()}"
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(str(left))
+    with Takeover(path) as old, old.listen(unix):
+        old.ready()
+        with Takeover(path) as new, new.listen(unix):
+            new.ready()
+            assert left.samefile(unix)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_takeover_that_fails_leaves_no_second_names(

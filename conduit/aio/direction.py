@@ -133,7 +133,7 @@ class Receiving(Direction):
                 except WouldBlockError:
                     tried = True
         finally:
-            first = bool(self.waiting) and self.waiting[0] is waiter
+            first = self.waiting[:1] == [waiter]
             self.leave(waiter)
             if first:
                 self._wake_next(waiter.loop)

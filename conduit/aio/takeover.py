@@ -121,14 +121,14 @@ class AsyncTakeover(Closing):
     async def __aenter__(self) -> Self:
         takeover = Takeover.__new__(Takeover)
         path, timeout, allow = self._arguments
-        takeover._prepare(path, timeout, allow, False)
-        takeover._wake = self._queue.wake_all
         try:
+            takeover._prepare(path, timeout, allow, False)
+            takeover._wake = self._queue.wake_all
             await checkpoint()
             await self._drive(takeover._find())
             self._answer(takeover)
         except BaseException:
-            takeover.close()
+            takeover._abandon()
             raise
         self._entered = takeover
         return self
@@ -216,10 +216,11 @@ class AsyncTakeover(Closing):
         # `close` closes the succession's own at any time, and not before the loop lets go of it.
         watched = Handle.duplicate(succession.fileno(), "watching successors", "")
         takeover._watched = watched
-        waiter = self._queue.join()
-        waiter.holds.append(watched.close)
 
         async def answer() -> None:
+            # Not before: a task that is cancelled before it runs would never leave.
+            waiter = self._queue.join()
+            waiter.holds.append(watched.close)
             try:
                 while not takeover._is_over:
                     try:

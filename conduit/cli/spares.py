@@ -15,7 +15,9 @@ import os
 
 from conduit.cli.messages import say
 from conduit.paths import inode_of
-from conduit.takeover.guard import spare_of
+from conduit.takeover.guard import link, second_name
+
+_END = ".run"
 
 
 class Spares:
@@ -28,15 +30,15 @@ class Spares:
     @property
     def names(self) -> list[str]:
         """All second names that this process may ever make, and its `Takeover`."""
-        return [name for path in self._paths for name in (_spare_of(path), spare_of(path))]
+        return [second_name(path, end) for path in self._paths for end in (_END, "")]
 
     def make(self) -> None:
         """Have second names from now on."""
         for path in self._paths:
-            spare = _spare_of(path)
             if path not in self._spares:
+                spare = second_name(path, _END)
                 with contextlib.suppress(OSError):
-                    os.link(path, spare)
+                    link(path, spare)
                     self._spares[path] = spare
 
     def restore(self) -> None:
@@ -52,10 +54,6 @@ class Spares:
         while self._spares:
             with contextlib.suppress(OSError):
                 os.unlink(self._spares.popitem()[1])
-
-
-def _spare_of(path: str) -> str:
-    return f"{spare_of(path)}.run"
 
 
 def _listens(path: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from contextlib import suppress
 
 from conduit.paths import inode_of
@@ -17,29 +18,46 @@ from conduit.paths import inode_of
 log: logging.Logger = logging.getLogger("conduit.takeover")
 
 
-def spare_of(path: str) -> str:
-    """Return the second name of a socket, beside its path, hidden, with the pid of this process."""
+def second_name(path: str, end: str = "") -> str:
+    """Return a name beside a path, hidden, with the pid of this process."""
     directory, name = os.path.split(path)
-    return os.path.join(directory, f".{name}.{os.getpid()}")
+    return os.path.join(directory, f".{name}.{os.getpid()}{end}")
+
+
+def link(path: str, spare: str) -> None:
+    """Give a socket a second name; `OSError` if that cannot be done.
+
+    A socket that is there was left by a process that was killed: in containers they have the same
+    pid each time.
+    """
+    try:
+        os.link(path, spare, follow_symlinks=False)
+    except FileExistsError:
+        if not stat.S_ISSOCK(os.lstat(spare).st_mode):
+            raise
+        os.unlink(spare)
+        os.link(path, spare, follow_symlinks=False)
 
 
 class Guard:
-    """Second names of sockets (`spare_of`)."""
+    """Second names of sockets, each beside its path. A signal handler may close it at any line."""
 
     def __init__(self) -> None:
         self._spares: dict[str, str] = {}
 
     def add(self, path: str, inode: tuple[int, int]) -> None:
         """Give a socket a second name, if that can be done."""
-        spare = spare_of(path)
         if inode_of(path) != inode:
             return
+        spare = second_name(path)
+        # Before, for a handler that raises, and after, for one that closes.
+        self._spares[path] = spare
         try:
-            os.link(path, spare, follow_symlinks=False)
-        except OSError as exc:
-            log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
-        else:
+            link(path, spare)
             self._spares[path] = spare
+        except OSError as exc:
+            self._spares.pop(path, None)
+            log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
 
     def restore(self) -> None:
         """Put each path back that nothing is at."""
@@ -51,10 +69,10 @@ class Guard:
 
     def close(self) -> None:
         """Remove the second names."""
-        while self._spares:
-            _, spare = self._spares.popitem()
+        for path, spare in self._spares.copy().items():
             with suppress(OSError):
                 os.unlink(spare)
+            self._spares.pop(path, None)
 
     def forget(self) -> None:
         """Leave them, for they are another process's."""

@@ -89,6 +89,14 @@ class Holdings:
             sent.state = state
             yield "state", {"file": memory_file(state) if state else None}
 
+    def paths(self) -> dict[str, tuple[int, int]]:
+        """Return the paths of the Unix sockets, and what to find there."""
+        return {
+            held.path: held.inode
+            for held in self.sockets.copy().values()
+            if held.path is not None and held.inode is not None
+        }
+
     def __len__(self) -> int:
         return len(self.sockets) + len(self.items)
 

@@ -117,7 +117,12 @@ class Succession:
         """Answer those who come to a control socket."""
         self._control = control
         self._control_fd = control.fileno()
-        self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
+        try:
+            self._selector.register(self._control_fd, selectors.EVENT_READ, self._accept)
+        except (ValueError, KeyError):
+            # It is closed meanwhile.
+            if not self._is_left:
+                raise
 
     def step(self) -> None:
         """Do what can be done."""
@@ -142,8 +147,9 @@ class Succession:
     def until_next(self) -> float:
         """Return the seconds until the next deadline."""
         times = [session.deadline for session in self._sessions.copy().values()]
-        if self._rest_until is not None:
-            times.append(self._rest_until)
+        # Read once, since another thread may be in `step`.
+        if (rest_until := self._rest_until) is not None:
+            times.append(rest_until)
         if self.watch is not None:
             times.append(monotonic() + PAUSE)
         return max(0.0, min(times) - monotonic()) if times else 3600.0
@@ -329,6 +335,9 @@ class Succession:
             session.talk.flush()
             session.talk.conduit.timeout = None
             self.line = session.talk.conduit
+            if self._is_left:
+                # `close` may have looked for it already.
+                self.line.close()
         except Error as exc:
             log.warning("the successor is gone already: %s", exc)
             session.talk.close()

@@ -149,14 +149,14 @@ class Takeover:
         allow: Callable[[Peer], bool] | None = None,
         thread: bool = True,
     ) -> None:
-        self._prepare(path, timeout, allow, thread)
         try:
+            self._prepare(path, timeout, allow, thread)
             self._drive(self._find())
             # Not before: the table of descriptors grows faster while no thread shares it.
             if self._thread is not None:
                 self._start(self._thread)
         except BaseException:
-            self.close()
+            self._abandon()
             raise
 
     def _prepare(
@@ -180,12 +180,14 @@ class Takeover:
         self._paths: dict[str, tuple[int, int]] = {}
         self._guard = Guard()
         self._activated: list[Descriptor] | None = None
+        # One at a time takes of what was passed.
+        self._taking = threading.RLock()
         self._control: Listener | None = None
         self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
-        # For an event loop: what to call when `wait` would return, and what is watched, which is
-        # closed by who watches it.
+        # For an event loop: what to call when there is something new to wait for, or nothing any
+        # more, and what is watched, which is closed by who watches it.
         self._wake: Callable[[], object] = _nothing
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
@@ -215,6 +217,11 @@ class Takeover:
             self._gate.acquire()
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
+
+    def _abandon(self) -> None:
+        """Close it, if it can be closed already."""
+        if hasattr(self, "_succession"):
+            self.close()
 
     def _start(self, thread: threading.Thread) -> None:
         try:
@@ -284,8 +291,8 @@ class Takeover:
 
         The path of a Unix socket is removed when nobody follows. A server that removes it by itself
         (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
-        successor, which puts it back within 0.1 seconds, as long as the `Takeover` of that
-        server's process is open.
+        successor, which puts it back within 0.1 seconds (with ``thread=False``, at the next `step`
+        or in `wait`), as long as the `Takeover` of that server's process is open.
 
         The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
         network namespace: the predecessor's is not taken if that is the predecessor's own, and
@@ -346,7 +353,7 @@ class Takeover:
         if old is None:
             self._hold(name, Held(kept, None, None))
             return sock
-        del self._inherited.sockets[name]
+        self._inherited.sockets.pop(name, None)
         self._hold(name, old._replace(sock=kept))
         sock.close()
         return old.sock
@@ -438,21 +445,22 @@ class Takeover:
         self._check_open()
         if self._ready:
             return self.dropped
+        late: BaseException | None = None
         # What came since then can be asked for from now on.
         unwanted = list(self._inherited.sockets)
         if self._old is not None:
             assert self._control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
             with self._duplicate(self._control) as sock:
-                # Before the predecessor drains, and its server removes them.
-                for held in self._own.sockets.copy().values():
-                    if held.path is not None and held.inode is not None:
-                        self._guard.add(held.path, held.inode)
                 try:
-                    yield from self._take_over(self._old)
+                    # Before the predecessor drains, and its server removes them.
+                    for path, inode in self._own.paths().items():
+                        self._guard.add(path, inode)
+                    late = yield from self._take_over(self._old)
                 except BaseException:
                     self._guard.close()
                     raise
+                self._paths.update(self._own.paths())
                 self._old = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
@@ -470,11 +478,10 @@ class Takeover:
         self.dropped = tuple(dropped)
         if dropped:
             log.info("closed sockets of the predecessor not asked for: %s", self.dropped)
-        for held in self._own.sockets.copy().values():
-            if held.path is not None and held.inode is not None:
-                self._paths[held.path] = held.inode
         self._ready = True
         self._succession.refusal = ""
+        if late is not None:
+            raise late
         return self.dropped
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -633,7 +640,8 @@ class Takeover:
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
-                del self._inherited.sockets[name]
+                # `close` may have taken it out.
+                self._inherited.sockets.pop(name, None)
             else:
                 inode = None
                 passed = with_room(partial(self._passed, name, host, port, type))
@@ -672,9 +680,10 @@ class Takeover:
             raise Error(f"{self!r} is closed", ErrType.NO_FD)
 
     def _passed(self, name: str, host: str, port: int | None, type: int) -> socket.socket | None:
-        if self._activated is None:
-            self._activated = list(systemd.listen_fds())
-        return sockets.passed(self._activated, name, host, port, type)
+        with self._taking:
+            if self._activated is None:
+                self._activated = list(systemd.listen_fds())
+            return sockets.passed(self._activated, name, host, port, type)
 
     def _bind(
         self, host: str, port: int | None, type: int, mode: int, backlog: int
@@ -779,6 +788,8 @@ class Takeover:
         self._succession.listen(control)
         with contextlib.suppress(RuntimeError):
             self._gate.release()
+        # Who answers on an event loop may be waiting, as long as was right before.
+        self._wake()
 
     def _connect(self) -> Steps[Conduit | None]:
         """Connect to the predecessor; if there is none, listen in its place."""
@@ -827,9 +838,13 @@ class Takeover:
             yield from self._hear_refusal(talk)
             raise
 
-    def _take_over(self, talk: Talk) -> Steps[None]:
-        """Become the owner, or raise if the predecessor stays it."""
-        is_said = False
+    def _take_over(self, talk: Talk) -> Steps[BaseException | None]:
+        """Become the owner, or raise if the predecessor stays it.
+
+        Returns:
+            what a signal handler raised when it was too late for the predecessor to stay it.
+        """
+        is_said, late = False, None
         try:
             try:
                 talk.say("ready")
@@ -848,16 +863,18 @@ class Takeover:
             if isinstance(exc, TakeoverError):
                 raise
             raise failure(f"the predecessor does not hand over: {exc}") from exc
-        except BaseException:
-            # The waiting is cancelled. Once the last word has left, all is this process's.
+        except BaseException as exc:
+            # Once the last word has left, all is this process's.
             if not is_said:
                 talk.close()
                 raise
+            late = exc
         if talk.conversation.state is State.OVER:
             talk.conduit.timeout = None
             self.predecessor_line = talk.conduit
         else:
             talk.close()
+        return late
 
     def _hear_refusal(self, talk: Talk) -> Steps[None]:
         """Raise the refusal of one that listens no more; if it left none, it is dead."""
@@ -873,13 +890,21 @@ class Takeover:
 
     def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
+        deadline = monotonic() + protocol.GREETING
         while talk.conversation.state is State.DONE:
             try:
-                yield from self._hear(talk)
+                if self._take(talk) is not NOTHING:
+                    continue
+                wait = self._await(talk, select.POLLIN, deadline)
             except TakeoverError:
                 # All else than a refusal is too late to matter.
                 if talk.conversation.is_refused:
                     raise
+                return
+            try:
+                yield wait
+            except BaseException:
+                # So it is if the waiting fails, or is cancelled.
                 return
 
     def _flush(self, talk: Talk) -> Steps[None]:
@@ -888,11 +913,18 @@ class Takeover:
         while events := talk.flush():
             yield self._await(talk, events, deadline)
 
-    def _hear(self, talk: Talk) -> Steps[str | None]:
-        """Wait for a message, and take what it brings."""
+    def _hear(self, talk: Talk) -> Steps[Any]:
+        """Wait for a message, take what it brings, and return its kind."""
         deadline = monotonic() + protocol.GREETING
-        while (message := self._receive(talk)) is NOTHING:
+        while (kind := self._take(talk)) is NOTHING:
             yield self._await(talk, select.POLLIN, deadline)
+        return kind
+
+    def _take(self, talk: Talk) -> Any:
+        """Take what a message brings, and return its kind; `NOTHING` if none has come."""
+        message = self._receive(talk)
+        if message is NOTHING:
+            return message
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "welcome" and isinstance(message.get("descriptors"), int):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import select
 import socket
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -43,7 +42,8 @@ class Talk:
         self.conversation: Conversation = Conversation(side)
         conduit.timeout = 0
         self._channel = Channel(conduit, max_size=_MAX_SIZE, max_fds=MAX_FDS)
-        self._outbox: deque[tuple[dict[str, Any], bool]] = deque()
+        # A list, of which a copy can be made while another thread changes it, without a GIL, too.
+        self._outbox: list[tuple[dict[str, Any], bool]] = []
         self._sending: Send | None = None
 
     def say(self, kind: str, fields: dict[str, Any] | None = None, *, keep: bool = True) -> None:
@@ -53,18 +53,22 @@ class Talk:
 
     def flush(self) -> int:
         """Send what the socket takes; 0 once all has left, else the event to wait for."""
-        while self._outbox:
-            if events := self._step(*self._outbox[0]):
+        # This one, since `close` may put another in its place at any line.
+        outbox = self._outbox
+        while outbox:
+            if events := self._step(*outbox[0]):
                 return select.POLLOUT if events == PAUSE else events
-            self._outbox.popleft()
+            del outbox[0]
         return 0
 
     def _step(self, message: dict[str, Any], keep: bool) -> int:
         """Send some of a message; 0 once it has left."""
-        if self._sending is None:
+        sending = self._sending
+        if sending is None:
             body, items = self._channel._codec.encode(message)
-            self._sending = Send(self.conduit, tuple(items), message_frame(body, len(items)), keep)
-        events = self._sending.step()
+            sending = Send(self.conduit, tuple(items), message_frame(body, len(items)), keep)
+            self._sending = sending
+        events = sending.step()
         if not events:
             self._sending = None
         return events
@@ -77,11 +81,11 @@ class Talk:
 
     def clear(self) -> None:
         """Forget what was to be sent."""
+        outbox, self._outbox = self._outbox, []
         sending, self._sending = self._sending, None
         if sending is not None:
             sending.cancel()
-        while self._outbox:
-            message, keep = self._outbox.popleft()
+        for message, keep in outbox.copy():
             if not keep:
                 close_descriptors_and_files(message)
 
