@@ -1250,9 +1250,12 @@ async def test_a_file_whose_flush_is_cancelled_loses_nothing_and_is_sent_by_nobo
     ends: Ends, full_pipe: tuple[int, BinaryIO]
 ) -> None:
     out, file = full_pipe
-    with anyio.move_on_after(0.02) as scope:
-        await ends[0].transfer_file(file)
-    assert scope.cancelled_caught
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ends[0].transfer_file, file)
+        # It is being flushed now.
+        await anyio.wait_readable(out)
+        tasks.cancel_scope.cancel()
+    assert tasks.cancel_scope.cancelled_caught
     assert not file.closed
     assert await drain_pipe(out) == UNWRITTEN
     await assert_empty(ends[1])
