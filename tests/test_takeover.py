@@ -3029,7 +3029,7 @@ def attempt(place):
         nonlocal lines, struck
         # What raises between the two lines that count a call in and out again is not provided for.
         lines += event == "line" and (
-            CLOSES or frame.f_code.co_name not in ("_poll", "_has_ended")
+            CLOSES or frame.f_code.co_name not in ("_poll", "has_ended")
         )
         if lines == place and not struck:
             struck = f"{frame.f_code.co_filename}:{frame.f_lineno}"

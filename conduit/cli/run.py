@@ -32,6 +32,7 @@ from conduit.errors import Error
 from conduit.paths import absolute
 from conduit.takeover import Takeover
 from conduit.takeover.room import make_room
+from conduit.takeover.talk import has_ended
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
@@ -501,7 +502,7 @@ class _Runner:
         now = time.monotonic()
         old = self._takeover.predecessor_line
         predecessor = self._takeover.predecessor
-        drains = old is not None and predecessor is not None and not _is_closed(old)
+        drains = old is not None and predecessor is not None and not has_ended(old)
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -540,12 +541,6 @@ def _has(pid: int, speaker: int, inodes: frozenset[int]) -> bool | None:
     if sight.having is None:
         return None
     return inodes <= sight.having or bool(inspection.see(whole, inodes).waiting)
-
-
-def _is_closed(conduit: Conduit) -> bool:
-    poller = select.poll()
-    poller.register(conduit.fileno(), 0)
-    return bool(poller.poll(0))
 
 
 def _who_serves(takeover: Takeover) -> str:

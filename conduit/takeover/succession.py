@@ -104,7 +104,7 @@ class Succession:
         self._selector = _new_selector()
         self._fd: int = self._selector.fileno()
         # It ends the waiting of `step`.
-        self._selector.register(bell, selectors.EVENT_READ, _nothing)
+        self._selector.register(bell, selectors.EVENT_READ, nothing)
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when `step` has something to do.
@@ -437,5 +437,5 @@ def _new_selector() -> Any:
     return monkey.get_original("selectors", "DefaultSelector")()
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Do nothing."""

@@ -52,8 +52,8 @@ from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
 from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
-from conduit.takeover.succession import PAUSE, Succession, log
-from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
+from conduit.takeover.succession import PAUSE, Succession, log, nothing
+from conduit.takeover.talk import NOTHING, TYPE, Talk, closing, has_ended
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -188,7 +188,7 @@ class Takeover:
         self._gate = threading.Lock()
         # For an event loop: what to call when there is something new to wait for, or nothing any
         # more, and what is watched, which is closed by who watches it.
-        self._wake: Callable[[], object] = _nothing
+        self._wake: Callable[[], object] = nothing
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
@@ -746,7 +746,7 @@ class Takeover:
     def _put_back(self) -> bool:
         """Put back the paths that the predecessor removes; whether it still may."""
         # Asked first: what it did before its end is put back as well.
-        is_draining = self.predecessor_line is not None and not _has_ended(self.predecessor_line)
+        is_draining = self.predecessor_line is not None and not has_ended(self.predecessor_line)
         self._guard.restore()
         if not is_draining:
             self._guard.close()
@@ -988,25 +988,6 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
         unlink_own(path, inode)
     except OSError as exc:
         log.warning("the path of a socket stays: %s", exc)
-
-
-def _has_ended(conduit: Conduit) -> bool:
-    """Whether the other end of a conduit is closed, or this one."""
-    handle = conduit._handle
-    try:
-        fd = handle.enter()
-    except Error:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(fd, 0)
-        return bool(poll.poll(0))
-    finally:
-        handle.leave()
-
-
-def _nothing() -> None:
-    pass
 
 
 def _anybody(peer: Peer) -> bool:

@@ -119,3 +119,18 @@ def closing(message: object) -> Iterator[None]:
     finally:
         with suppress(Error):
             close_descriptors(message)
+
+
+def has_ended(conduit: Conduit) -> bool:
+    """Whether the other end of a conduit is closed, or this one."""
+    handle = conduit._handle
+    try:
+        fd = handle.enter()
+    except Error:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(fd, 0)
+        return bool(poll.poll(0))
+    finally:
+        handle.leave()
