@@ -10,7 +10,7 @@ cancelled receive has either not taken the message out of the socket or returned
 Each file does one thing. Those that wait:
 
 - `waiter` waits on the loop that runs, and is woken from anywhere;
-- `queue` has those who wait for the same;
+- `queue` keeps waiters in order;
 - `direction` orders the calls of one direction of a socket, each of which waits with one;
 - `conduit`, `listener`, `reader`, `channel` and `takeover` have the class that is named so;
 - `stream` takes a connection out of asyncio;

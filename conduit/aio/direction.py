@@ -6,8 +6,8 @@ the senders, together with threads. A task, a thread or a signal handler may wak
 
 anyio has a lock and waits for a descriptor, but not across loops. Its lock stays locked when a loop
 ends with a task that holds it, and `aclose` then never returns; and it replaces the reader that the
-program registered for the same descriptor. Here, a waiter whose loop has ended is removed when it
-is woken, and what it held is released. A descriptor that the program may have registered itself is
+program registered for the descriptor. Here, a waiter is removed when it is woken after its loop has
+ended, and what it held is released. A descriptor that the program may have registered itself is
 watched through a duplicate.
 """
 
@@ -82,7 +82,7 @@ class Direction(Queue):
             raise
         finally:
             # It is no longer there if its loop has ended.
-            if waiter.holds:  # pragma: no branch - whose tasks then do not run on
+            if waiter.holds:  # pragma: no branch - no task of it runs then
                 waiter.holds.pop()()
         if self._handle.is_closed:
             raise Error(
@@ -110,7 +110,7 @@ class Receiving(Direction):
         return await self.queue(attempt)
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
-        """Go on as `call` does, for who may not go ahead or has tried in vain."""
+        """Go on as `call` does, after an attempt that would have blocked, or behind other waiters."""
         if self.passed >= STRIDE and await self.let_others_run():
             try:
                 return attempt()

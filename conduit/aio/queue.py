@@ -1,4 +1,4 @@
-"""Those who wait for the same: a queue of waiters, each of which may be of a loop of its own."""
+"""A queue of waiters, each of which may belong to a loop of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from conduit.aio.waiter import Waiter, checkpoint, new_waiter
 
 
 class Queue:
-    """Those who wait, in the order in which they came.
+    """Waiters, in the order in which they came.
 
     They may be of several loops, of which one may end without them; what such a call holds is let
     go of for it.
