@@ -110,7 +110,7 @@ class Receiving(Direction):
         return await self.queue(attempt)
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
-        """Go on as `call` does, after an attempt that would have blocked, or behind other waiters."""
+        """Go on as `call` does, after an attempt that would block, or behind other waiters."""
         if self.passed >= STRIDE and await self.let_others_run():
             try:
                 return attempt()
