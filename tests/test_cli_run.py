@@ -59,7 +59,8 @@ while True:
 
 
 def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
+    # -P: 3.13.0 fails its own imports where the current directory is gone.
+    return [sys.executable, "-P", "-c", code]
 
 
 def ends(run: Run, number: int = signal.SIGTERM) -> int:
