@@ -1201,6 +1201,7 @@ def test_more_sockets_than_the_soft_limit_has_room_for_are_opened_and_taken_over
     assert new.call("ready") == []
 
 
+@needs_descriptors(2048)
 @pytest.mark.parametrize("what", ["keep", "adopt"])
 def test_descriptors_beyond_the_soft_limit_are_kept(path: str, what: str) -> None:
     with Takeover(path) as takeover, socket.socket() as sock:
