@@ -28,6 +28,7 @@ from helpers import (
     is_open,
     is_private,
     memory,
+    needs_descriptors,
     not_traced,
     room_for,
     send,
@@ -357,6 +358,7 @@ def test_an_error_of_conduit_that_a_handler_raises_is_the_handlers(
 
 @only_blocking
 @not_traced
+@needs_descriptors(2048)
 @pytest.mark.parametrize("limit", [7, 65536])
 def test_handlers_that_raise_at_any_instruction_lose_no_byte_and_no_descriptor(
     make: Make, peer: socket.socket, limit: int
