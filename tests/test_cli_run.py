@@ -29,8 +29,8 @@ from conduit.cli import run as module
 from conduit.cli.messages import CommandError
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.sockets import Opened
-from conduit.cli.spares import Spares
 from conduit.cli.status import table
+from conduit.takeover.spares import Spares
 from conduit.takeover.talk import TYPE
 
 pytestmark = pytest.mark.slow
@@ -710,7 +710,7 @@ def test_a_path_that_the_old_one_removes_is_there_again(bench: Bench, by: str) -
     old.await_line("serves")
     if by == "reload":
         assert ask(bench, "reload").returncode == 0
-        old.await_line("is there again")
+        old.await_line("has been put back")
     else:
         new = bench.run(command=command)
         new.await_line("serves")
@@ -728,7 +728,7 @@ def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) ->
     run = bench.run("--restart=always", command=[*python(REMOVER), bench.unix])
     line = run.await_line("serves")
     os.kill(int(line.partition("(pid ")[2].partition(")")[0]), signal.SIGTERM)
-    run.await_line("is there again")
+    run.await_line("has been put back")
     run.await_line("serves")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(GENEROUS)
@@ -738,48 +738,33 @@ def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) ->
     assert os.listdir(bench.directory) == ["reports"]
 
 
-def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_the_system_does_not_tell_a_path_is_taken_for_listened_at(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
         raise FileNotFoundError
 
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(path)
-    spares = Spares([path])
-    spares.make()
-    os.unlink(path)
+    assert not inspection.is_listened_at("/no/such")
     monkeypatch.setattr("builtins.open", refuse)
-    spares.restore()
-    monkeypatch.undo()
-    spares.remove()
-    assert os.listdir(tmp_path) == ["s"]
+    assert inspection.is_listened_at("/no/such")
 
 
-def test_a_second_name_that_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
-    path, left = str(tmp_path / "s"), tmp_path / f".s.{os.getpid()}.run"
-    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as killed:
-        sock.bind(path)
-        killed.bind(str(left))
-        spares = Spares([path])
-        spares.make()
-        assert left.samefile(path)
-    spares.remove()
-    assert os.listdir(tmp_path) == ["s"]
-
-
-def test_a_path_that_nobody_listens_at_is_not_restored(tmp_path: Path) -> None:
+def test_a_path_that_nobody_listens_at_is_not_put_back(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
+    spares = Spares(".run", inspection.is_listened_at)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    spares = Spares([path, str(tmp_path / "none")])
-    spares.make()
-    spares.make()
-    os.unlink(path)
-    spares.restore()
-    spares.remove()
-    assert os.listdir(tmp_path) == []
+        inode = os.stat(path).st_dev, os.stat(path).st_ino
+        for _ in range(2):
+            spares.add(path, inode)
+        os.unlink(path)
+        spares.restore()
+        assert os.listdir(tmp_path) == [f".s.{os.getpid()}.run"]
+        sock.listen()
+        spares.restore()
+        assert os.path.exists(path)
+    spares.close()
+    assert os.listdir(tmp_path) == ["s"]
 
 
 @needs_root

@@ -27,11 +27,11 @@ from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
 from conduit.cli.processes import Process
 from conduit.cli.sockets import Opened, Wanted, opened
-from conduit.cli.spares import Spares
 from conduit.errors import Error
-from conduit.paths import absolute
+from conduit.paths import absolute, inode_of
 from conduit.takeover import Takeover
 from conduit.takeover.room import make_room
+from conduit.takeover.spares import Spares, second_name
 from conduit.takeover.talk import has_ended
 
 _BACKLOG = 4096
@@ -53,6 +53,9 @@ _LONGEST_TIMEOUT = 1e9
 
 _ROOM = 64
 """Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
+
+_END = ".run"
+"""Of the second names of Unix sockets that this has, beside those of its `Takeover`."""
 
 _STORED = "conduit"
 """The name of all that the service manager keeps."""
@@ -202,14 +205,15 @@ class _Runner:
         self._first = options.command[0]
         self._sockets: list[Opened] = []
         self._guests: list[Guest] = []
-        self._spares = Spares([])
+        self._paths: dict[str, tuple[int, int]] = {}
+        self._spares = Spares(_END, inspection.is_listened_at)
         self._poller = select.poll()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._spares.remove()
+        self._spares.close()
         self._close_sockets()
         for guest in self._guests:
             guest.close()
@@ -222,14 +226,16 @@ class _Runner:
         options = self._options
         wanted = Wanted(options.addresses, options.backlog, options.mode, options.owner)
         self._sockets.extend(opened(self._takeover, wanted))
-        self._spares = Spares([path for each in self._sockets if (path := each.path)])
+        for each in self._sockets:
+            if each.path and (inode := inode_of(each.path)):
+                self._paths[each.path] = inode
         self._inodes = frozenset(os.fstat(each.sock.fileno()).st_ino for each in self._sockets)
         self._takeover._receive_guests(self._answer)
         for number in (self._signals.fileno(), self._takeover.fileno()):
             self._poller.register(number, select.POLLIN)
         if options.policy.restart != "no":
             # It may end at any time.
-            self._spares.make()
+            self._keep_paths()
         self._plan.begin(time.monotonic())
         self._do_all()
         while self._plan.outcome is None:
@@ -283,7 +289,7 @@ class _Runner:
                     notices.path,
                     listen_pid=options.listen_pid,
                     stop_signal=options.policy.stop_signal,
-                    files=self._spares.names,
+                    files=[second_name(path, end) for path in self._paths for end in (_END, "")],
                 )
             except BaseException:
                 notices.close()
@@ -305,11 +311,16 @@ class _Runner:
         if action.generation.state is State.DRAINING and (
             not self._plan.is_ending or self._plan.is_followed
         ):
-            self._spares.make()
+            self._keep_paths()
         if action.to_all:
             running.process.send_all(action.number)
         else:
             running.process.send(action.number)
+
+    def _keep_paths(self) -> None:
+        """Have second names of Unix sockets, since what ends may remove the first ones."""
+        for path, inode in self._paths.items():
+            self._spares.add(path, inode)
 
     def _hand_over(self, action: plan.HandOver) -> None:
         text = "serves"
@@ -417,7 +428,7 @@ class _Runner:
                 running.process.release()
         nothing_ends = all(each.state in (State.STARTING, State.SERVING) for each in self._running)
         if nothing_ends and self._options.policy.restart == "no":
-            self._spares.remove()
+            self._spares.close()
 
     def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
         said = notice.said
