@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says
 from helpers import GENEROUS, fork_among_threads, memory, room_for
-from sides import NOBODY, beside, needs_root
+from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
 
+import conduit
 from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
 from conduit.cli import control, inspection, main, messages, plan, processes, sockets
@@ -1011,6 +1012,75 @@ def test_what_is_logged_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "conduit: so\n"
 
 
+# Where there is little
+
+# Its first argument is where it may write. What it becomes is found without a shell.
+BARE = """
+mount --bind "$0" "$0"
+for each in / /tmp /var/tmp; do
+    ! mountpoint -q "$each" || mount -o remount,bind,ro "$each"
+done
+mount --bind /dev/null "$(readlink -f /bin/sh)"
+cd /
+exec "$@"
+"""
+
+# Serves once the orphans that it made are reaped: it, process 1 and a guard are left.
+ORPHANS = """
+import os, socket, time
+s = socket.socket(fileno=3)
+for _ in range(3):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+    os.wait()
+while sum(name.isdigit() for name in os.listdir("/proc")) > 3:
+    time.sleep(0.01)
+while True:
+    s.accept()[0].sendall(b"hello")
+"""
+
+
+@pytest.mark.skipif(
+    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
+    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
+)
+def test_process_1_needs_no_shell_no_temporary_files_and_no_utf_8(bench: Bench) -> None:
+    place = os.fsencode(bench.directory) + b"/\xff"
+    os.mkdir(place)
+    isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    words = [*isolate, "/bin/sh", "-euc", BARE, str(bench.directory)]
+    words += [sys.executable, "-P", "-m", "conduit", "run", "--control", place + b"/control"]
+    words += [b"--listen=" + place + b"/s", "--", *python(ORPHANS)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as isolated:
+        assert isolated.stderr is not None
+        try:
+            for line in isolated.stderr:
+                assert b"conduit: " in line
+                if b"serves" in line:
+                    break
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(GENEROUS)
+                client.connect(place + b"/s")
+                assert client.recv(10) == b"hello"
+            # As in a locale that is not C, where Python would not print what is no UTF-8.
+            said = subprocess.run(
+                [sys.executable, "-P", "-m", "conduit", "status", "--control", place + b"/control"],
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+                capture_output=True,
+                timeout=GENEROUS,
+                check=False,
+            )
+            assert (said.returncode, said.stderr) == (0, b"")
+            assert place + b"/s" in said.stdout
+            [one] = children(isolated.pid)
+            os.kill(one, signal.SIGTERM)
+            assert isolated.wait(GENEROUS) == 128 + signal.SIGTERM
+        finally:
+            isolated.kill()
+    assert os.listdir(place) == []
+
+
 # Before it runs
 
 
@@ -1024,11 +1094,37 @@ def test_check_tells_what_would_happen(bench: Bench) -> None:
         "runs: cat 3",
     ]
     run, command = bench.serve()
-    said = conduit_says("run", *options, "--", "cat")
-    assert f"takes over from conduit 0.1.0 (pid {run.process.pid})" in said.stdout
+    said = conduit_says("run", options[0], options[1], "--check", "--", "cat", "{fd}")
+    assert said.stdout.splitlines() == [
+        f"takes over from conduit {conduit.__version__} (pid {run.process.pid})",
+        f"descriptor 3: unknown, {bench.unix}",
+        "runs: cat 3",
+    ]
     command.tell(0)
     assert run.end()[0] == 0
     assert conduit_says("run", *options, "--", "no-such-program").returncode == 127
+
+
+def test_check_tells_what_was_passed_or_that_there_is_nothing(tmp_path: Path) -> None:
+    stage = "import os, sys; os.dup2(0, 3); os.environ.update(LISTEN_FDS='1', "
+    stage += "LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='web'); "
+    stage += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    words = ["-P", "-m", "conduit", "run", f"--control={tmp_path}/c", "--check", "--", "cat"]
+    for before, code, line in (
+        (["-c", stage], 0, "descriptor 3: web, passed by the service manager"),
+        ([], 2, "conduit: there is nothing to listen on"),
+    ):
+        said = subprocess.run(
+            [sys.executable, *before, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=GENEROUS,
+            check=False,
+        )
+        assert said.returncode == code
+        assert said.stdout.splitlines()[1].startswith(line)
 
 
 def test_check_tells_when_it_may_not_ask(tmp_path: Path) -> None:

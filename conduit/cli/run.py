@@ -19,10 +19,10 @@ from typing import Any, NamedTuple, Self
 
 from conduit import __version__, systemd
 from conduit._conduit import Conduit
-from conduit.cli import inspection, plan, processes
+from conduit.cli import inspection, plan, processes, sockets
 from conduit.cli.addresses import Address
 from conduit.cli.control import NOBODY, Guest, ask
-from conduit.cli.messages import CommandError, say
+from conduit.cli.messages import CommandError, say, show
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
 from conduit.cli.processes import Process
@@ -142,20 +142,25 @@ def check(options: Options) -> None:
     """Print what `run` would do, and do nothing.
 
     Raises:
-        CommandError: COMMAND cannot be found.
+        CommandError: COMMAND cannot be found, or there is nothing to listen on.
     """
     check_command(options.command)
+    told = None
     try:
         [told] = ask(options.control, "status")
-        print(f"takes over from conduit {told['version']} (pid {told['pid']})")
+        show(f"takes over from conduit {told['version']} (pid {told['pid']})")
     except CommandError as exc:
         if exc.code != NOBODY:
             raise
-        print(f"starts anew: {exc}")
-    for place, address in enumerate(options.addresses, processes.FIRST):
-        print(f"descriptor {place}: {address.name}, {address.key}")
-    names = [address.name for address in options.addresses]
-    print("runs:", *processes.filled(options.command, names))
+        show(f"starts anew: {exc}")
+    found = [(each.name, each.key) for each in options.addresses] or sockets.passed()
+    if told is not None and not found:
+        found = [(each["name"], each["address"]) for each in told["sockets"]]
+    if not found:
+        raise sockets.nothing()
+    for place, (name, what) in enumerate(found, processes.FIRST):
+        show(f"descriptor {place}: {name}, {what}")
+    show(" ".join(["runs:", *processes.filled(options.command, [name for name, _ in found])]))
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -595,10 +600,11 @@ class _Signals:
         os.set_blocking(self._inside, False)
         os.set_blocking(self._outside, False)
         self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
-        # A signal that is ignored here (nohup) is ignored by COMMAND as well.
+        # A signal that is ignored here (nohup) is ignored by COMMAND as well. SIGCONT does nothing:
+        # it can be the ReloadSignal= of a unit with ExecReload=, for which systemd wants a handler.
         self._old_handlers = {
             number: signal.signal(number, lambda *_: None)
-            for number in (*_FORWARDED, signal.SIGCHLD)
+            for number in (*_FORWARDED, signal.SIGCHLD, signal.SIGCONT)
             if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
         }
         # Whoever started this may have blocked some.

@@ -84,6 +84,24 @@ def opened(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
     takeover.offer(json.dumps({"sockets": found}).encode())
 
 
+def passed() -> list[tuple[str, str]]:
+    """Return what the service manager passed, by name, and say that of it; it is closed."""
+    found = []
+    for fd in systemd.listen_fds():
+        found.append((fd.name, "passed by the service manager"))
+        fd.close()
+    return found
+
+
+def nothing() -> CommandError:
+    """Return what to raise where there is no socket."""
+    return CommandError(
+        "there is nothing to listen on: give --listen, or have the service manager pass sockets "
+        "(LISTEN_FDS)",
+        2,
+    )
+
+
 def _asked_for(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
     for address in wanted.addresses:
         before = _inode(address)
@@ -133,11 +151,7 @@ def _given(takeover: Takeover) -> Iterator[Opened]:
     try:
         names = [(str(key), str(name)) for key, name in json.loads(takeover.state)["sockets"]]
     except (ValueError, TypeError, LookupError) as exc:
-        raise CommandError(
-            "there is nothing to listen on: give --listen, or have the service manager pass "
-            "sockets (LISTEN_FDS)",
-            2,
-        ) from exc
+        raise nothing() from exc
     for key, name in names:
         # Closed at once, since the predecessor has one of that name.
         yield Opened(key, name, _adopted(takeover, socket.socket(socket.AF_UNIX), key))
