@@ -915,7 +915,9 @@ def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as caught:
         main([what, "--help"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: conduit {what} ")
+    assert f"conduit {what} " in told.partition("\nexample")[2]
 
 
 def test_an_interrupt_before_command_begins_is_no_traceback(
