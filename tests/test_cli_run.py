@@ -27,10 +27,12 @@ from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
 from conduit.cli import control, inspection, main, messages, plan, processes, sockets
 from conduit.cli import run as module
+from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.sockets import Opened
 from conduit.cli.status import table
+from conduit.takeover import Takeover
 from conduit.takeover.spares import Spares
 from conduit.takeover.talk import TYPE
 
@@ -415,8 +417,16 @@ def test_status_is_a_table(bench: Bench) -> None:
     port = command.start["names"][0][1][1]
     assert f"web      tcp   127.0.0.1:{port}" in said
     with socket.create_connection(("127.0.0.1", port)):
-        queues = {each["type"]: each["queue"] for each in status(bench)["sockets"]}
-        assert queues == {"tcp": 1, "unix": None}
+        told = status(bench)
+    assert {each["type"]: each["queue"] for each in told["sockets"]}["tcp"] == 1
+    assert told["version"] == conduit.__version__
+    assert told["pid"] == run.process.pid
+    assert told["control"] == str(bench.directory / "control")
+    assert told["since"] <= time.time()
+    assert (told["restarts"], told["reloads"], told["predecessor"]) == (0, 0, None)
+    [serving] = told["generations"]
+    assert 0 <= serving.pop("seconds") < GENEROUS
+    assert serving == {"number": 1, "state": "serving", "pid": pid, "command": bench.server}
     command.tell(0)
     assert run.end()[0] == 0
 
@@ -441,6 +451,29 @@ def test_an_address_is_shown_as_it_is_written(
         sock.bind(address)
         told = Opened("key", "name", sock).status()
     assert told["address"].startswith(shown)
+
+
+def test_who_waits_at_a_unix_socket_is_counted_where_the_system_tells(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.ExitStack() as stack:
+        sock.bind(str(tmp_path / "s"))
+        assert Opened("key", "name", sock).status()["queue"] in (0, None)
+        sock.listen()
+        for _ in range(3):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+        queue = Opened("key", "name", sock).status()["queue"]
+        if queue is None:
+            pytest.skip("the system does not tell (sock_diag)")
+        assert queue == 3
+
+
+def test_a_fresh_socket_has_the_backlog_that_was_asked_for(tmp_path: Path) -> None:
+    address = parse_address("127.0.0.1:0")
+    with Takeover(tmp_path / "c") as takeover:
+        [found] = sockets.opened(takeover, sockets.Wanted([address], 7, 0o600, (-1, -1)))
+        with found.sock as sock:
+            # tcpi_sacked of struct tcp_info, for one that listens.
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            assert int.from_bytes(info[28:32], sys.byteorder) == 7
 
 
 @pytest.mark.parametrize("what", ["reload", "status", "stop"])
