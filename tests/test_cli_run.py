@@ -1283,6 +1283,41 @@ def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
     assert run.end()[0] == 0
 
 
+SAID = {
+    "STATUS": "at work",
+    "WATCHDOG": "1",
+    "WATCHDOG_USEC": "7",
+    "EXTEND_TIMEOUT_USEC": "8",
+    "ERRNO": "9",
+    "BUSERROR": "x.y",
+}
+
+SAYS = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    for said in json.loads(sys.argv[1]):
+        manager.sendto(said.encode(), os.environ["NOTIFY_SOCKET"])
+s = socket.socket(fileno=3)
+while True:
+    s.accept()
+"""
+
+
+def test_what_command_says_is_passed_on_and_who_is_meant_is_not(bench: Bench) -> None:
+    manager = Manager(bench)
+    # What it says of its own pid, of sockets, and of the end of what a reload replaces, is not.
+    own = ["MAINPID=1", "FDSTORE=1", "STOPPING=1", "READY=1"]
+    said = [*(f"{key}={value}" for key, value in SAID.items()), *own]
+    run = bench.run(command=[*python(SAYS), json.dumps(said)], environment=manager.environment)
+    run.await_line("serves")
+    heard = [manager.hear() for _ in range(len(SAID) + 1)]
+    assert heard[:-1] == [[each] for each in said[: len(SAID)]]
+    assert heard[-1] == ["READY=1", f"MAINPID={run.process.pid}"]
+    run.process.terminate()
+    assert manager.hear() == ["STOPPING=1"]
+    assert run.end()[0] == 128 + signal.SIGTERM
+
+
 def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
     manager = Manager(bench)
     run = bench.run("--fdstore", environment=manager.environment)
