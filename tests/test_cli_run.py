@@ -25,11 +25,21 @@ from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
 import conduit
 from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, messages, plan, processes, sockets
+from conduit.cli import (
+    control,
+    inspection,
+    main,
+    messages,
+    plan,
+    processes,
+    readiness,
+    sockets,
+)
 from conduit.cli import run as module
 from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
 from conduit.cli.notices import Notice, Notices
+from conduit.cli.readiness import Readiness, Verdict
 from conduit.cli.sockets import Opened
 from conduit.cli.status import table
 from conduit.takeover import Takeover
@@ -1084,7 +1094,7 @@ def test_process_1_needs_no_shell_no_temporary_files_and_no_utf_8(bench: Bench) 
     place = os.fsencode(bench.directory) + b"/\xff"
     os.mkdir(place)
     isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    words = [*isolate, "/bin/sh", "-euc", BARE, str(bench.directory)]
+    words: list[str | bytes] = [*isolate, "/bin/sh", "-euc", BARE, str(bench.directory)]
     words += [sys.executable, "-P", "-m", "conduit", "run", "--control", place + b"/control"]
     words += [b"--listen=" + place + b"/s", "--", *python(ORPHANS)]
     with subprocess.Popen(words, stderr=subprocess.PIPE) as isolated:
@@ -1308,7 +1318,8 @@ def test_what_command_says_is_passed_on_and_who_is_meant_is_not(bench: Bench) ->
     # What it says of its own pid, of sockets, and of the end of what a reload replaces, is not.
     own = ["MAINPID=1", "FDSTORE=1", "STOPPING=1", "READY=1"]
     said = [*(f"{key}={value}" for key, value in SAID.items()), *own]
-    run = bench.run(command=[*python(SAYS), json.dumps(said)], environment=manager.environment)
+    command = [*python(SAYS), json.dumps(said)]
+    run = bench.run("--ready=notify", command=command, environment=manager.environment)
     run.await_line("serves")
     heard = [manager.hear() for _ in range(len(SAID) + 1)]
     assert heard[:-1] == [[each] for each in said[: len(SAID)]]
@@ -1396,7 +1407,31 @@ def test_the_watchdog_is_asked_of_command(bench: Bench) -> None:
 def test_what_cannot_be_looked_at_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspection.see([1 << 22], frozenset([1])).having is None
     monkeypatch.setattr(inspection, "family", lambda *_: set())
-    assert module._has(1, 0, frozenset([1])) is None
+    assert readiness.has_sockets(1, 0, frozenset([1])) is None
+    # READY=1 has to do then.
+    ready = Readiness(readiness.EITHER, frozenset([1]), 1, 0)
+    ready.hear(1, 5)
+    assert ready.look(5) is Verdict.SERVES
+
+
+def test_what_says_that_it_is_ready_has_a_second_to_have_the_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    having: list[int] = []
+    sight = lambda *_: inspection.Sight(frozenset(having), frozenset())  # noqa: E731
+    monkeypatch.setattr(inspection, "see", sight)
+    ready = Readiness(readiness.NOTIFY, frozenset([1, 2]), 1, 0)
+    assert ready.look(1) is Verdict.OPEN
+    ready.hear(1, 10)
+    ready.hear(1, 10.5)
+    having.append(1)
+    assert ready.look(10) is Verdict.OPEN
+    # It is not looked at all the time.
+    assert ready.look(10.001) is Verdict.OPEN
+    assert 10.001 < ready.next_look < 10.1
+    assert ready.look(11) is Verdict.REFUSED
+    having.append(2)
+    assert ready.look(12) is Verdict.SERVES
 
 
 def test_descendants_are_seen_in_whatever_session_they_are() -> None:

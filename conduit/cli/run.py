@@ -1,8 +1,8 @@
 """``conduit run``: keep listening sockets, run a server on them, and let the next one follow.
 
 `Plan` decides; this does what it decides, and tells it what happens. It is one loop around poll(2)
-in one thread. It starts processes (`conduit.cli.processes`), looks at what they do
-(`conduit.cli.inspection`), hears what they say (`conduit.cli.notices`), and answers those who come
+in one thread. It starts processes (`conduit.cli.processes`), looks whether they serve
+(`conduit.cli.readiness`), hears what they say (`conduit.cli.notices`), and answers those who come
 to the control socket (`conduit.cli.control`).
 """
 
@@ -12,7 +12,6 @@ import contextlib
 import os
 import select
 import shutil
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -26,6 +25,8 @@ from conduit.cli.messages import CommandError, say, show
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
 from conduit.cli.processes import Process
+from conduit.cli.readiness import EITHER, Readiness, Verdict
+from conduit.cli.signals import Signals
 from conduit.cli.sockets import Opened, Wanted, opened
 from conduit.errors import Error
 from conduit.paths import absolute, inode_of
@@ -38,12 +39,7 @@ _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
 
 _GLANCE = 0.02
-"""Seconds until COMMAND is looked at again; they grow."""
-
-_LONGEST_GLANCE = 0.25
-
-_FLUX = 1.0
-"""Seconds that what says it is ready has to be seen with the sockets."""
+"""Seconds until what has ended is looked at for what it left behind."""
 
 _OFTEN = 5.0
 """Seconds after which successors that say nothing are looked for, at the latest."""
@@ -66,23 +62,8 @@ _PATIENCE = 5.0
 _BRIEF = 0.1
 """The same for what is said again and again."""
 
-_FORWARDED = (
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
-
 _PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
 """What COMMAND says that the service manager hears as well."""
-
-EITHER, NOTIFY, ACCEPTING = "either", "notify", "accepting"
-"""What shows that COMMAND is ready."""
 
 
 class Options(NamedTuple):
@@ -94,8 +75,7 @@ class Options(NamedTuple):
             the predecessor has.
         command: what to run.
         policy: how to treat it.
-        ready: what shows that it is ready: `EITHER`, `NOTIFY`, `ACCEPTING`, or seconds that it has
-            run, which show nothing.
+        ready: what shows that it is ready: see `Readiness`; seconds show nothing.
         listen_pid: whether LISTEN_PID says which process is meant.
         mode: of Unix sockets.
         owner: of Unix sockets: user and group, -1 for this process's.
@@ -133,7 +113,7 @@ def run(options: Options) -> int:
         takeover = stack.enter_context(
             Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
         )
-        signals = stack.enter_context(_Signals())
+        signals = stack.enter_context(Signals())
         runner = stack.enter_context(_Runner(options, takeover, signals))
         return runner.run()
 
@@ -169,23 +149,12 @@ def check_command(command: Sequence[str]) -> None:
         raise CommandError(f"{command[0]}: command not found", 127)
 
 
-class _Running:
-    """A generation that has a process.
+class _Running(NamedTuple):
+    """A generation that has a process."""
 
-    Attributes:
-        said: who said that it is ready, as a pid, and when.
-        glance: when to look at it next, and how long it is then until the next time.
-    """
-
-    def __init__(self, process: Process, notices: Notices) -> None:
-        self.process = process
-        self.notices = notices
-        self.said: tuple[int, float] | None = None
-        self.glance: tuple[float, float] = (0.0, _GLANCE)
-
-    def close(self) -> None:
-        """Let go of it; a guard that was not released ends it."""
-        self.notices.close()
+    process: Process
+    notices: Notices
+    readiness: Readiness
 
 
 class _Runner:
@@ -195,7 +164,7 @@ class _Runner:
     that nobody thought of, is ended by its guard.
     """
 
-    def __init__(self, options: Options, takeover: Takeover, signals: _Signals) -> None:
+    def __init__(self, options: Options, takeover: Takeover, signals: Signals) -> None:
         self._options = options
         self._takeover = takeover
         self._signals = signals
@@ -223,7 +192,7 @@ class _Runner:
         for guest in self._guests:
             guest.close()
         for running in self._running.values():
-            running.close()
+            running.notices.close()
             running.process.abandon()
 
     def run(self) -> int:
@@ -304,7 +273,8 @@ class _Runner:
             how = f"could not be started ({getattr(exc, 'strerror', None) or exc})"
             self._plan.exited(generation, 1, how, time.monotonic())
             return
-        self._running[generation] = _Running(process, notices)
+        readiness = Readiness(options.ready, self._inodes, process.pid, generation.since)
+        self._running[generation] = _Running(process, notices, readiness)
         self._poller.register(notices.fileno(), select.POLLIN)
         if generation.number == 1:
             self._first = self._about(generation, "").strip()
@@ -373,9 +343,9 @@ class _Runner:
         times = [now + _OFTEN, now + self._takeover._until_step()]
         if self._plan.deadline is not None:
             times.append(self._plan.deadline)
-        if self._plan.starting is not None:
-            running = self._running.get(self._plan.starting)
-            times += [] if running is None else [running.glance[0]]
+        starting = self._plan.starting
+        if starting is not None and starting in self._running:
+            times.append(self._running[starting].readiness.next_look)
         if any(each.state is State.LEFTOVER for each in self._plan.generations):
             times.append(now + _GLANCE)
         return max(0.0, min(times) - now) * 1000 + 1
@@ -429,7 +399,7 @@ class _Runner:
                 self._spares.restore()
                 del self._running[generation]
                 self._poller.unregister(running.notices.fileno())
-                running.close()
+                running.notices.close()
                 running.process.release()
         nothing_ends = all(each.state in (State.STARTING, State.SERVING) for each in self._running)
         if nothing_ends and self._options.policy.restart == "no":
@@ -437,8 +407,8 @@ class _Runner:
 
     def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
         said = notice.said
-        if said.get("READY") == "1" and running.said is None:
-            running.said = notice.pid, now
+        if said.get("READY") == "1":
+            running.readiness.hear(notice.pid, now)
         usec = said.get("EXTEND_TIMEOUT_USEC", "")
         # More digits than any number that systemd takes.
         if usec.isascii() and usec.isdigit() and len(usec) <= 20:
@@ -453,37 +423,19 @@ class _Runner:
 
     def _judge(self, generation: Generation, running: _Running, now: float) -> None:
         """Tell the plan whether a generation serves, if that is to be seen."""
-        when, pause = running.glance
-        if now < when and running.said is None:
-            return
-        running.glance = now + pause, min(1.3 * pause, _LONGEST_GLANCE)
-        ready = self._options.ready
-        if running.said is not None and ready != ACCEPTING:
-            speaker, since = running.said
-            self._judge_by(_has(running.process.pid, speaker, self._inodes), generation, since, now)
-        elif ready in (EITHER, ACCEPTING):
-            if not self._inodes - _seen(running.process.pid, self._inodes).waiting:
-                self._plan.ready(generation, now)
-        elif isinstance(ready, float) and now - generation.since >= ready:
-            has_sockets = _has(running.process.pid, 0, self._inodes)
-            if has_sockets is not False:
-                guess = f"is taken for ready after {ready:g} seconds, and was not seen to serve"
-                say(self._about(generation, guess))
-            self._judge_by(has_sockets, generation, generation.since, now)
-
-    def _judge_by(
-        self, has_sockets: bool | None, generation: Generation, since: float, now: float
-    ) -> None:
-        """Tell the plan, by whether it was seen to have the sockets; None if that is unknown."""
-        if has_sockets is not False:
-            self._plan.ready(generation, now)
-        elif now - since >= _FLUX:
+        verdict = running.readiness.look(now)
+        if verdict is Verdict.REFUSED:
             self._plan.refuse(
                 generation,
                 "says that it is ready, and has not the sockets: it has to take them by LISTEN_FDS "
                 "and LISTEN_PID (behind a wrapper: --no-listen-pid), or as {fd} in its words",
                 now,
             )
+        elif verdict is not Verdict.OPEN:
+            if verdict is Verdict.GUESSED:
+                after = f"is taken for ready after {self._options.ready:g} seconds"
+                say(self._about(generation, f"{after}, and was not seen to serve"))
+            self._plan.ready(generation, now)
 
     # What others ask.
 
@@ -541,24 +493,6 @@ class _Runner:
         }
 
 
-def _seen(pid: int, inodes: frozenset[int]) -> inspection.Sight:
-    return inspection.see(inspection.family(pid, pid), inodes)
-
-
-def _has(pid: int, speaker: int, inodes: frozenset[int]) -> bool | None:
-    """Whether COMMAND has the sockets, as far as it is known.
-
-    A wrapper has them without using them. So it counts what the process that says it is ready has,
-    and its children, as long as it is there; or that any process waits on them.
-    """
-    whole = inspection.family(pid, pid)
-    some = inspection.family(speaker, -1) if speaker in whole else whole
-    sight = inspection.see(some, inodes)
-    if sight.having is None:
-        return None
-    return inodes <= sight.having or bool(inspection.see(whole, inodes).waiting)
-
-
 def _who_serves(takeover: Takeover) -> str:
     old = takeover.predecessor
     if old is None:
@@ -590,41 +524,3 @@ def _tell(state: str, timeout: float = _PATIENCE) -> None:
         systemd.notify(state, timeout=timeout)
     except (Error, ValueError) as exc:
         say(f"NOTIFY_SOCKET: {exc}")
-
-
-class _Signals:
-    """The signals that this process gets, as something to poll; context manager."""
-
-    def __enter__(self) -> Self:
-        self._inside, self._outside = os.pipe()
-        os.set_blocking(self._inside, False)
-        os.set_blocking(self._outside, False)
-        self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
-        # A signal that is ignored here (nohup) is ignored by COMMAND as well. SIGCONT does nothing:
-        # it can be the ReloadSignal= of a unit with ExecReload=, for which systemd wants a handler.
-        self._old_handlers = {
-            number: signal.signal(number, lambda *_: None)
-            for number in (*_FORWARDED, signal.SIGCHLD, signal.SIGCONT)
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
-        }
-        # Whoever started this may have blocked some.
-        self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._old_wakeup)
-        os.close(self._inside)
-        os.close(self._outside)
-
-    def fileno(self) -> int:
-        return self._inside
-
-    def take(self) -> list[int]:
-        """Return the signals that came and are to be forwarded, in their order."""
-        try:
-            return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
-        except BlockingIOError:
-            return []
