@@ -214,6 +214,19 @@ def test_listen_pid_can_be_left_out(bench: Bench) -> None:
     assert run.end()[0] == 1
 
 
+def test_a_shell_that_becomes_the_server_behind_a_wrapper_says_its_pid(bench: Bench) -> None:
+    own = 'LISTEN_PID=$$ exec "$@"'
+    words = ["/bin/sh", "-c", "/bin/sh -c '" + own + '\' sh "$@"; exit', "sh", *bench.server]
+    run = bench.run(command=words)
+    command = bench.command()
+    assert command.start["listen"]["LISTEN_PID"] == str(command.start["pid"])
+    assert command.start["group"] != command.start["pid"]
+    command.tell("ready")
+    run.await_line("serves")
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
 def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_has(
     bench: Bench, tmp_path: Path
 ) -> None:
