@@ -11,12 +11,16 @@ import pytest
 from diagrams import CONVERSATION, DIAGRAMS
 from helpers import run_python
 
+import conduit
+from conduit.errors import ErrType
 from conduit.takeover.protocol import Conversation, Side, State
 
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 TEXT = (DOCS / "hazards.md").read_text()
 INDEX = (TESTS / "hazards.md").read_text()
+
+PUBLIC = "conduit.errors"
 
 ROW = r"[A-Z]{1,2}\d{1,2}[a-z]?|FT|NFS"
 EXAMPLES = [
@@ -97,6 +101,15 @@ def test_the_source_layout_has_every_file_of_the_package() -> None:
     files = {file.name for pattern in ("*.py", "*/*.py") for file in package.glob(pattern)}
     files |= {file.name for file in package.glob("*.pyx")}
     assert sorted(name for name in files if name not in layout) == []
+
+
+def test_every_error_has_a_row_that_says_what_one_owns_afterwards() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    classes = {
+        each.__name__ for each in conduit.Error.__subclasses__() if each.__module__ == PUBLIC
+    }
+    assert classes | set(ErrType.__members__) <= rows
 
 
 @pytest.mark.parametrize("name", DIAGRAMS)
