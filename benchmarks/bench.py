@@ -2,9 +2,9 @@
 
     python benchmarks/bench.py [--rounds N] [--quick]
 
-What is measured is in ``jobs.py``, how in ``rounds.py``; the page docs/bench.md says how to read
-the table. The run ends with the bars of the design, and whether each holds. Its exit status does
-not depend on them: how long something takes is measured here and tested nowhere.
+What is measured is in ``jobs.py``, how in ``rounds.py``; docs/performance.md says how to read the
+table. The run ends with the bars of the design, and whether each holds. Its exit status does not
+depend on them: how long something takes is measured here and tested nowhere.
 """
 
 import argparse

@@ -32,6 +32,7 @@ from conduit.reader import Reader
 FLOOR = "C floor"
 OURS = "conduit"
 STDLIB = "send_fds, recv_fds"
+REDUCTION = "multiprocessing.reduction"
 ANYIO = "anyio"
 STREAM_READER = "asyncio, StreamReader.readline"
 
@@ -123,7 +124,7 @@ def one_fd(setting: Setting) -> Comparison:
             FLOOR: setting.floor.contestant("one", 1),
             OURS: clocked(ours),
             STDLIB: clocked(stdlib),
-            "multiprocessing.reduction": clocked(multiprocessing),
+            REDUCTION: clocked(multiprocessing),
         },
         STDLIB,
         [Bar(OURS, FLOOR, 1.2), Bar(OURS, STDLIB, 0.7)],
@@ -223,6 +224,16 @@ def moved(
         for item in fds:
             os.close(item)
 
+    # As in `one_fd`.
+    sock_there.send(b"A")
+
+    def multiprocessing(items: list[int]) -> None:
+        reduction.sendfds(sock_here, items)  # type: ignore[attr-defined,unused-ignore]
+        for item in items:
+            os.close(item)
+        for item in reduction.recvfds(sock_there, count):  # type: ignore[attr-defined,unused-ignore]
+            os.close(item)
+
     with_ints, with_descriptors = f"{OURS}, ints", f"{OURS}, Descriptors"
     return Comparison(
         f"move {count}: transfer, receive, close",
@@ -232,6 +243,7 @@ def moved(
             with_descriptors: clocked_after(descriptors, ours),
             f"{with_descriptors}, each detached": clocked_after(descriptors, detached),
             STDLIB: clocked_after(ints, stdlib),
+            REDUCTION: clocked_after(ints, multiprocessing),
         },
         STDLIB,
         [

@@ -38,6 +38,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from drawing import Bar, bars
+
 from conduit import Descriptor
 from conduit.takeover import Takeover
 
@@ -275,27 +277,17 @@ def table(results: dict[tuple[str, str], Figures], restarts: int) -> str:
 
 def plot(results: dict[tuple[str, str], Figures]) -> str:
     """The longest gaps and the failures as a drawing in SVG."""
-    height, left, width = 34, 240, 680
-    longest = max(figures.longest_gap for figures in results.values())
-    total = height * len(results) + 50
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{total}" '
-        'font-family="sans-serif" font-size="13">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="10" y="22" font-weight="bold">Longest time without an answer, and failed '
-        "requests</text>",
+    kinds = {"reload": "ours", "takeover": "ours", "stop and start": "other"}
+    rows = [
+        Bar(
+            f"{name}, {way}",
+            figures.longest_gap,
+            f"{figures.longest_gap * 1000:.0f} ms, {figures.failed:,} failed",
+            kinds.get(way, "floor"),
+        )
+        for (name, way), figures in results.items()
     ]
-    for index, ((name, way), figures) in enumerate(results.items()):
-        y = 40 + height * index
-        bar = max(2.0, figures.longest_gap / longest * (width - left - 210))
-        color = {"reload": "#2a7", "takeover": "#2a7", "stop and start": "#c54"}.get(way, "#999")
-        out += [
-            f'<text x="{left - 10}" y="{y + 17}" text-anchor="end">{name}, {way}</text>',
-            f'<rect x="{left}" y="{y}" width="{bar:.1f}" height="24" fill="{color}"/>',
-            f'<text x="{left + bar + 8:.1f}" y="{y + 17}">{figures.longest_gap * 1000:.0f} ms, '
-            f"{figures.failed} failed</text>",
-        ]
-    return "\n".join([*out, "</svg>", ""])
+    return str(bars("Longest time without an answer, and failed requests", rows))
 
 
 class Cargo(NamedTuple):

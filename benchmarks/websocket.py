@@ -13,15 +13,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import csv
-import math
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples" / "websocket"))
 import deploy
+from drawing import Axis, decades, lines
 
-WAYS = {"handed over": "#2a7", "closed": "#c54", "no deploy": "#999"}
+WAYS = {"handed over": "ours", "closed": "other", "no deploy": "floor"}
+"""And the kind of line that stands for each."""
 SHARES = [*range(100), 99.9, 100]
 """Which of the pauses, in percent of all, from the shortest to the longest."""
 
@@ -76,45 +77,19 @@ def table(results: dict[str, Figures], count: int, deploys: int) -> str:
 
 def plot(results: dict[str, Figures]) -> str:
     """The pauses as a drawing in SVG: how many percent of them are how long, at most."""
-    left, top, width, height = 80, 50, 560, 300
-    longest = max(figures.pauses[-1] for figures in results.values())
-    decades = range(-3, math.ceil(math.log10(longest)) + 1)
-
-    def place(share: float, seconds: float) -> str:
-        x = left + width * share / 100
-        part = (math.log10(max(seconds, 0.001)) + 3) / (decades[-1] + 3)
-        return f"{x:.1f},{top + height * (1 - part):.1f}"
-
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 110}" '
-        f'height="{top + height + 60}" font-family="sans-serif" font-size="13">',
-        '<rect width="100%" height="100%" fill="white"/>',
-        '<text x="10" y="22" font-weight="bold">The pause that each client saw in a deploy</text>',
-    ]
-    for decade in decades:
-        start, end = place(0, 10.0**decade), place(100, 10.0**decade)
-        y = float(start.split(",")[1]) + 4
-        out += [
-            f'<polyline points="{start} {end}" stroke="#ddd"/>',
-            f'<text x="{left - 8}" y="{y:.1f}" text-anchor="end">{10 ** (decade + 3)} ms</text>',
-        ]
-    for share in range(0, 101, 25):
-        x = left + width * share / 100
-        out.append(
-            f'<text x="{x:.1f}" y="{top + height + 20}" text-anchor="middle">{share} %</text>'
-        )
-    out.append(
-        f'<text x="{left + width / 2}" y="{top + height + 44}" text-anchor="middle">'
-        "of the clients and deploys had at most this pause</text>"
-    )
-    for way, figures in results.items():
-        points = " ".join(place(share, figures.pause(share)) for share in SHARES)
-        y = float(points.rsplit(",", 1)[1])
-        out += [
-            f'<polyline points="{points}" fill="none" stroke="{WAYS[way]}" stroke-width="2"/>',
-            f'<text x="{left + width + 8}" y="{y + 4:.1f}" fill="{WAYS[way]}">{way}</text>',
-        ]
-    return "\n".join([*out, "</svg>", ""])
+    series = {
+        way: [(share, max(figures.pause(share) * 1000, 1.0)) for share in SHARES]
+        for way, figures in results.items()
+    }
+    longest = [points[-1][1] for points in series.values()]
+    drawing = lines(
+        "The pause that each client saw in a deploy",
+        Axis({share: f"{share} %" for share in range(0, 101, 25)},
+             "of the clients and deploys had at most this pause", log=False),
+        decades("the pause", [1.0, *longest], "{:,.0f} ms".format),
+        series, kinds=[WAYS[way] for way in series], dots=False,
+    )  # fmt: skip
+    return str(drawing)
 
 
 def main() -> None:

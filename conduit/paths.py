@@ -262,7 +262,7 @@ def _check_length(path: bytes) -> None:
     """Raise `OSError` (``ENAMETOOLONG``) if a path or an abstract name is too long."""
     if len(path) > _LONGEST:
         raise OSError(
-            errno.ENAMETOOLONG, f"the path has {len(path)} bytes, and {_LONGEST} is the most"
+            errno.ENAMETOOLONG, f"the path has {len(path)} bytes; at most {_LONGEST} are possible"
         )
 
 
@@ -337,7 +337,7 @@ def _remove_stale(path: bytes, type: int) -> None:
     try:
         found = os.lstat(path)
         if not stat.S_ISSOCK(found.st_mode):
-            raise OSError(errno.EADDRINUSE, "something that is no socket is there")
+            raise OSError(errno.EADDRINUSE, "what is there is not a socket")
         with socket.socket(socket.AF_UNIX, type) as probe:
             probe.setblocking(False)
             # Anything but a refusal means that somebody is there: a full backlog (EAGAIN), a

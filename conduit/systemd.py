@@ -223,7 +223,7 @@ def watchdog_interval() -> float | None:
         return None
     # The highest is systemd's "infinity".
     if not 0 < usec < (1 << 64) - 1:
-        raise _lie("WATCHDOG_USEC", "which is no length of time")
+        raise _lie("WATCHDOG_USEC", "which is not a length of time")
     return usec / 1e6
 
 
@@ -282,7 +282,7 @@ def _number(variable: str) -> int | None:
         return None
     # int() takes more than digits, and not any number of them.
     if not re.fullmatch("[0-9]{1,20}", text):
-        raise _lie(variable, "which is no number")
+        raise _lie(variable, "which is not a number")
     return int(text)
 
 

@@ -272,7 +272,7 @@ class Assembler:
         data = pieces[0].data
         if len(data) < HEADER_SIZE:
             if not self._stream:
-                raise self._no_frame(f"{len(data)} bytes are no message of a Channel")
+                raise self._no_frame(f"{len(data)} bytes are not a message of a Channel")
             pieces[:] = [_joined(pieces)]
             data = pieces[0].data
             if len(data) < HEADER_SIZE:
@@ -383,7 +383,7 @@ class Assembler:
     def _header_size(self, data: bytes) -> int:
         """Return the size of a header that is not of this very version, if it can be read."""
         if data[:2] != _START.to_bytes(4, "little")[:2]:
-            raise self._no_frame("what came is no message of a Channel")
+            raise self._no_frame("what came is not a message of a Channel")
         if data[2] != VERSION:
             raise self._no_frame(
                 f"the peer speaks version {data[2]} of the format, and this is version {VERSION}"

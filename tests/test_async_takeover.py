@@ -388,7 +388,7 @@ async def test_a_predecessor_with_whom_too_many_wait_is_given_up_at_the_deadline
         stack.enter_context(conduit.Listener(path, type=TYPE, backlog=0))
         stack.enter_context(conduit.Conduit.connect(path, type=TYPE, timeout=0))
         monkeypatch.setattr(protocol, "GREETING", 0.15)
-        with pytest.raises(TakeoverError, match="answers nobody"):
+        with pytest.raises(TakeoverError, match="does not answer: its queue"):
             async with AsyncTakeover(path):
                 raise AssertionError
 

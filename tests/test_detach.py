@@ -320,7 +320,7 @@ async def test_what_is_no_stream_and_what_has_no_socket_is_told() -> None:
         here, there = socket.socketpair()
         with here, there:
             for wrong in (transport, here):
-                with pytest.raises(Error, match=r"no socket|not a socket|no asyncio"):
+                with pytest.raises(Error, match=r"no socket|not a socket|neither an asyncio"):
                     detach_stream(None, wrong)  # type: ignore[arg-type]
         transport.close()
         await turn()

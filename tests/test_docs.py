@@ -1,4 +1,4 @@
-"""docs/hazards.md against the tests that it names, and the examples of all pages run."""
+"""The documentation against the repository, and the examples of all pages run."""
 
 from __future__ import annotations
 
@@ -6,16 +6,26 @@ import ast
 import re
 from pathlib import Path
 
+import performance
 import pytest
+from diagrams import CONVERSATION, DIAGRAMS
 from helpers import run_python
 
+import conduit
+from conduit.errors import ErrType
+from conduit.takeover.protocol import Conversation, Side, State
+
 TESTS = Path(__file__).parent
-TEXT, _, INDEX = (TESTS.parent / "docs" / "hazards.md").read_text().partition("\n## Index\n")
+DOCS = TESTS.parent / "docs"
+TEXT = (DOCS / "hazards.md").read_text()
+INDEX = (TESTS / "hazards.md").read_text()
+
+PUBLIC = "conduit.errors"
 
 ROW = r"[A-Z]{1,2}\d{1,2}[a-z]?|FT|NFS"
 EXAMPLES = [
     example
-    for page in sorted((TESTS.parent / "docs").rglob("*.md"))
+    for page in sorted(DOCS.rglob("*.md"))
     for example in re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.DOTALL | re.MULTILINE)
 ]
 
@@ -75,6 +85,52 @@ def test_every_row_is_explained_to_users() -> None:
     lists = re.findall(rf"\(((?:{ROW})(?:,\s+(?:{ROW}))*)\)", TEXT)
     explained = {row for one in lists for row in re.findall(ROW, one)}
     assert explained == set(index())
+
+
+def test_the_map_of_the_tests_has_every_file_and_no_other() -> None:
+    table = (TESTS / "README.md").read_text()
+    mapped = re.findall(r"`((?:interop/)?\w+\.py)`", table)
+    assert len(set(mapped)) == len(mapped), "a file stands twice"
+    files = [*TESTS.glob("*.py"), *TESTS.glob("interop/test_*.py")]
+    assert set(mapped) ^ {str(file.relative_to(TESTS)) for file in files} == set()
+
+
+def test_the_source_layout_has_every_file_of_the_package() -> None:
+    layout = (TESTS.parent / "CONTRIBUTING.md").read_text().partition("\ntests/")[0]
+    package = TESTS.parent / "conduit"
+    files = {file.name for pattern in ("*.py", "*/*.py") for file in package.glob(pattern)}
+    files |= {file.name for file in package.glob("*.pyx")}
+    assert sorted(name for name in files if name not in layout) == []
+
+
+def test_every_error_has_a_row_that_says_what_one_owns_afterwards() -> None:
+    page = (DOCS / "reference" / "errors.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    classes = {
+        each.__name__ for each in conduit.Error.__subclasses__() if each.__module__ == PUBLIC
+    }
+    assert classes | set(ErrType.__members__) <= rows
+
+
+@pytest.mark.parametrize("name", DIAGRAMS)
+def test_a_diagram_is_what_its_program_draws(name: str) -> None:
+    assert (DOCS / name).read_text() == str(DIAGRAMS[name]())
+
+
+def test_the_diagram_of_a_takeover_is_a_conversation_that_the_protocol_allows() -> None:
+    sides = {side: Conversation(side) for side in Side}
+    for name, words in CONVERSATION:
+        for kind in words.split(", ") if name else ():
+            speaker = Side[name.upper()]
+            sides[speaker].say(kind)
+            (listener,) = (side for side in Side if side is not speaker)
+            assert sides[listener].hear({"kind": kind}) == kind
+    assert {side.state for side in sides.values()} == {State.OVER}
+
+
+def test_the_page_of_the_figures_has_a_place_for_each_part() -> None:
+    page = (DOCS / "performance.md").read_text()
+    assert re.findall("<!-- figures: (.*) -->", page) == [*performance.PARTS]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import zlib
@@ -76,6 +77,26 @@ def public_names() -> Iterator[str]:
 
 def test_every_public_name_has_an_entry_in_the_reference(site: Path) -> None:
     assert set(public_names()) - documented(site) == set()
+
+
+_ENTRY = re.compile(r'<dl class="py (\w+)">\s*<dt[^>]*>(.*?)</dt>', re.DOTALL)
+
+
+def test_every_signature_has_types(site: Path) -> None:
+    untyped = []
+    for file in site.rglob("*.html"):
+        entries = re.findall(
+            r'<dl class="py (\w+)">\s*<dt[^>]*>(.*?)</dt>', file.read_text(), re.DOTALL
+        )
+        for kind, heading in entries:
+            arguments = re.findall(r'<em class="sig-param">(.*?)</em>', heading, re.DOTALL)
+            texts = [re.sub(r"<[^>]+>", "", each) for each in arguments]
+            complete = all(":" in text or text in ("*", "/") for text in texts)
+            if kind in ("method", "function"):
+                complete &= "sig-return" in heading
+            if not complete:
+                untyped.append(f"{file.relative_to(site)}: {re.sub(r'<[^>]+>', '', heading)}")
+    assert untyped == []
 
 
 class _Page(HTMLParser):

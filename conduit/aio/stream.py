@@ -49,7 +49,8 @@ def detach_stream(
     transport: Any = getattr(writer, "transport", writer)
     if not hasattr(transport, "get_extra_info"):
         raise DescriptorTypeError(
-            f"a {type(writer).__name__} is no asyncio.StreamWriter and no transport", ErrType.NO_FD
+            f"a {type(writer).__name__} is neither an asyncio.StreamWriter nor a transport",
+            ErrType.NO_FD,
         )
     what = f"{transport!r} was not detached"
     if transport.get_extra_info("sslcontext") is not None:

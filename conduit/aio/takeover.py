@@ -59,7 +59,7 @@ class AsyncTakeover(Closing):
     def takeover(self) -> Takeover:
         """The `Takeover` that was entered."""
         if self._entered is None:
-            raise RuntimeError("this AsyncTakeover is to be entered first, with async with")
+            raise RuntimeError("enter this AsyncTakeover first, with async with")
         return self._entered
 
     @property

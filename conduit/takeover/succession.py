@@ -189,7 +189,7 @@ class Succession:
                     raise
                 if self._is_left:
                     return
-                log.warning("one who came was not answered: %s", exc)
+                log.warning("a connection was not answered: %s", exc)
 
     def _begin(self, conduit: Conduit) -> None:
         try:

@@ -801,8 +801,8 @@ class Takeover:
             except WouldBlockError:
                 if monotonic() > deadline:
                     raise failure(
-                        f"the predecessor at {self.path!r} answers nobody: as many wait to be "
-                        "answered as can, and the deadline passed"
+                        f"the predecessor at {self.path!r} does not answer: its queue of "
+                        "connections is full, and the deadline passed"
                     ) from None
             except Error as exc:
                 if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
