@@ -529,7 +529,11 @@ def test_close_closes_what_was_not_taken_and_leaves_the_conduit_open(
     taken.close()
     assert is_at_eof(mine)
     assert (reader.buffered, reader.pending) == (0, 0)
-    for call in (lambda: reader.receive_exactly(1), lambda: reader.receive_until(b"b")):
+    for call in (
+        lambda: reader.receive_exactly(0),
+        lambda: reader.receive_exactly(1),
+        lambda: reader.receive_until(b"b"),
+    ):
         with pytest.raises(Error, match="its Reader is closed") as caught:
             call()
         assert caught.value.type is ErrType.NO_FD

@@ -1402,6 +1402,21 @@ def test_who_comes_when_there_is_no_room_is_answered_once_there_is(
             assert talk.hear()["kind"] == "refused"
 
 
+def test_one_that_was_refused_and_goes_on_sending_keeps_nobody_waiting() -> None:
+    ours, theirs = conduit.Conduit.pair(type=SEQPACKET)
+    talk = Talker(ours, protocol.Side.PREDECESSOR)
+    with theirs, contextlib.closing(talk):
+        for _ in range(40):
+            theirs.transfer(data=b"more")
+        talk.drain()
+        with ours.receive() as message:
+            assert message.data == b"more"
+        theirs.close()
+        with pytest.raises(conduit.PeerClosedError):
+            for _ in range(40):
+                talk.drain()
+
+
 def test_a_silent_client_keeps_nobody_waiting(
     start: Callable[[], Server], running: Server, path: str
 ) -> None:
