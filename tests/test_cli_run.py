@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says
-from helpers import GENEROUS, fork_among_threads, memory, room_for
+from helpers import GENEROUS, fork_among_threads, handling, memory, room_for
 from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
 
 import conduit
@@ -393,8 +393,10 @@ def test_a_version_that_fails_leaves_the_old_one(
     assert run.end()[0] == 0
 
 
-def test_a_signal_reloads(bench: Bench) -> None:
-    run, first = bench.serve("--reload-signal=HUP")
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["", "nohup"])
+def test_a_signal_reloads(bench: Bench, before: signal.Handlers) -> None:
+    with handling(signal.SIGHUP, before):
+        run, first = bench.serve("--reload-signal=HUP")
     run.process.send_signal(signal.SIGHUP)
     second = bench.command()
     second.tell("ready")
@@ -1281,7 +1283,8 @@ class Manager:
 
 def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
     manager = Manager(bench)
-    run = bench.run("--reload-signal=HUP", environment=manager.environment)
+    with handling(signal.SIGHUP, signal.SIG_DFL):
+        run = bench.run("--reload-signal=HUP", environment=manager.environment)
     first = bench.command()
     first.tell("ready")
     assert manager.hear() == ["STATUS=here"]

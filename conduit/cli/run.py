@@ -113,7 +113,7 @@ def run(options: Options) -> int:
         takeover = stack.enter_context(
             Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
         )
-        signals = stack.enter_context(Signals())
+        signals = stack.enter_context(Signals(options.policy.reload_signal))
         runner = stack.enter_context(_Runner(options, takeover, signals))
         return runner.run()
 

@@ -20,19 +20,26 @@ _FORWARDED = (
 
 
 class Signals:
-    """What came since it was asked; context manager."""
+    """What came since it was asked; context manager.
+
+    Args:
+        asked_for: a signal that is heard even if this was started with it ignored, as by nohup.
+    """
+
+    def __init__(self, asked_for: int = 0) -> None:
+        self._heard = (signal.SIGCHLD, asked_for)
 
     def __enter__(self) -> Self:
         self._inside, self._outside = os.pipe()
         os.set_blocking(self._inside, False)
         os.set_blocking(self._outside, False)
         self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
-        # A signal that is ignored here (nohup) is ignored by COMMAND as well. SIGCONT does nothing:
+        # A signal that is ignored here is ignored by COMMAND as well. SIGCONT does nothing:
         # it can be the ReloadSignal= of a unit with ExecReload=, for which systemd wants a handler.
         self._old_handlers = {
             number: signal.signal(number, lambda *_: None)
             for number in (*_FORWARDED, signal.SIGCHLD, signal.SIGCONT)
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
+            if number in self._heard or signal.getsignal(number) != signal.SIG_IGN
         }
         # Whoever started this may have blocked some.
         self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())

@@ -76,14 +76,17 @@ class App:
         self.directory = directory
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
-        (directory / "serve").write_text(f"#!{sys.executable}\n{SERVE}")
+        (directory / "serve.py").write_text(SERVE)
+        # No "#!" line finds an interpreter whose path has a space.
+        serve = f'#!/bin/sh\nexec "{sys.executable}" "{directory}/serve.py"\n'
+        (directory / "serve").write_text(serve)
         (directory / "serve").chmod(0o755)
         self.install("1")
         page = (DOCS / "howto" / "under-systemd.md").read_text()
         unit = re.findall(r"^```ini\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)[0]
         self.units = {"app.service": unit}
         self.page = page
-        self.write("/opt/app/bin/conduit", f"{sys.executable} -P -m conduit")
+        self.write("/opt/app/bin/conduit", f'"{sys.executable}" -P -m conduit')
         self.write("/opt/app/bin/serve", str(directory / "serve"))
         self.write("0.0.0.0:8000", f"127.0.0.1:{self.port}")
 
@@ -269,7 +272,7 @@ def test_the_lines_by_hand_do_what_they_say(app: App) -> None:
     run, reload, status, stop = (
         line.partition("#")[0]
         .replace("127.0.0.1:8000", f"127.0.0.1:{app.port}")
-        .replace("conduit ", f"{sys.executable} -P -m conduit ", 1)
+        .replace("conduit ", f'"{sys.executable}" -P -m conduit ', 1)
         for line in lines
     )
     home = {**os.environ, "HOME": str(app.directory)}
