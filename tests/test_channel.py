@@ -21,6 +21,7 @@ import sys
 import sysconfig
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -468,6 +469,22 @@ def test_a_longer_message_than_the_receiver_allows_ends_a_stream_and_not_packets
         there.close()
         with mine, pytest.raises(PeerClosedError):
             sending.result()
+
+
+@pytest.mark.parametrize("size", [15_000_000, 1 << 31])
+def test_no_memory_is_taken_for_what_a_peer_only_announces(driver: Driver, size: int) -> None:
+    mine, peer = socket.socketpair()
+    with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
+        mine.close()
+        here.conduit.timeout = 0.01
+        peer.sendall(header(length=size) + b"[")
+        tracemalloc.start()
+        try:
+            with pytest.raises(Error):
+                here.receive()
+            assert tracemalloc.get_traced_memory()[1] < 2_000_000
+        finally:
+            tracemalloc.stop()
 
 
 # What cannot be sent

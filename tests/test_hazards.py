@@ -779,15 +779,24 @@ def test_a_socket_that_an_event_loop_owns_is_not_moved_behind_its_back(ends: End
 # Sending
 
 
+def io_uring() -> int:
+    try:
+        return system("syscall", IO_URING_SETUP, 2, ctypes.create_string_buffer(120))
+    except OSError as exc:
+        pytest.skip(f"this system has no io_uring for us: {exc}")
+
+
+def test_a_ring_of_the_kernel_is_known_as_one() -> None:
+    with Descriptor(io_uring()) as ring:
+        assert ring.kind == "io_uring"
+
+
 @pytest.mark.hazard("B10")
 def test_a_ring_of_the_kernel_is_refused_with_the_whole_message_and_all_stays_here(
     ends: Ends,
 ) -> None:
     one, _ = ends
-    try:
-        ring = system("syscall", IO_URING_SETUP, 2, ctypes.create_string_buffer(120))
-    except OSError as exc:
-        pytest.skip(f"this system has no io_uring for us: {exc}")
+    ring = io_uring()
     number = memory(b"kept")
     with pytest.raises(Error) as caught:
         one.transfer(number, ring)

@@ -10,6 +10,7 @@ import os
 import pickle
 import signal
 import socket
+import tracemalloc
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -179,6 +180,20 @@ def test_a_size_over_the_limit_is_received_whole(make: Make, peer: socket.socket
     assert reader.receive_exactly(len(payload)) == payload
     sending.result()
     assert reader.receive_until(b"\n") == b"rest"
+
+
+def test_no_memory_is_taken_for_what_does_not_come(
+    reader: Reader, peer: socket.socket, link: Conduit
+) -> None:
+    link.timeout = 0.01
+    peer.sendall(b"a")
+    tracemalloc.start()
+    try:
+        with pytest.raises(TransferTimeoutError):
+            reader.receive_exactly(1 << 40)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_more_than_the_limit_is_read_ahead(
