@@ -281,7 +281,8 @@ class Reader:
             ValueError: a negative size.
         """
         deadline = None
-        while (found := self._ahead.exactly(size)) is None:
+        # Of no bytes, a closed reader would have enough.
+        while (found := self._ahead.exactly(size)) is None or self._closed:
             deadline = self._wait_and_receive(size, deadline)
         return found
 

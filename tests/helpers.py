@@ -348,6 +348,9 @@ def handling(number: int, handler: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # A test that fails leaves its timer running, and who does not handle SIGALRM dies of it.
+        if number == signal.SIGALRM:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(number, before)
         gc.callbacks.extend(callbacks)
 

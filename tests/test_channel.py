@@ -38,6 +38,7 @@ from helpers import (
     is_open,
     is_private,
     memory,
+    needs_descriptors,
     not_traced,
     open_descriptors,
     room_for,
@@ -347,7 +348,16 @@ def test_a_packet_for_which_the_socket_is_too_small_travels_in_a_file(driver: Dr
             assert contents(obj[1:]) == [b"x"]
 
 
-@pytest.mark.parametrize("count", [MAX_FDS - 1, MAX_FDS, MAX_FDS + 1, 2 * MAX_FDS, 1000])
+@pytest.mark.parametrize(
+    "count",
+    [
+        MAX_FDS - 1,
+        MAX_FDS,
+        pytest.param(MAX_FDS + 1, marks=needs_descriptors(2048)),
+        pytest.param(2 * MAX_FDS, marks=needs_descriptors(4096)),
+        pytest.param(1000, marks=needs_descriptors(4096)),
+    ],
+)
 @pytest.mark.parametrize("keep", [False, True], ids=["move", "keep"])
 def test_any_number_of_descriptors_arrives_in_order(channels: Ends, count: int, keep: bool) -> None:
     here, there = channels
@@ -422,6 +432,7 @@ def test_too_many_or_too_much_is_refused_before_anything_is_sent(
         given[2].close()
 
 
+@needs_descriptors(4096)
 def test_more_descriptors_than_the_receiver_allows_are_closed_and_the_next_message_arrives(
     kind: int, driver: Driver
 ) -> None:
@@ -573,6 +584,7 @@ def full(here: Channel, there: Channel) -> int:
     return sent
 
 
+@needs_descriptors(4096)
 def test_many_descriptors_that_leave_in_part_stay_and_the_peer_closes_what_it_has(
     channels: Ends,
 ) -> None:
@@ -772,6 +784,7 @@ def header(
     )  # fmt: skip
 
 
+@needs_descriptors(4096)
 def test_each_message_of_many_threads_arrives_whole_and_once(channels: Ends) -> None:
     here, there = channels
     count, threads = 40, 4

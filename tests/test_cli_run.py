@@ -19,18 +19,31 @@ from typing import Any
 
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says
-from helpers import GENEROUS, fork_among_threads, memory, room_for
-from sides import NOBODY, beside, needs_root
+from helpers import GENEROUS, fork_among_threads, handling, memory, room_for
+from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
 
+import conduit
 from conduit import Conduit, Descriptor, Error, Message, systemd
 from conduit.channel import Channel
-from conduit.cli import control, inspection, main, messages, plan, processes, sockets
+from conduit.cli import (
+    control,
+    inspection,
+    main,
+    messages,
+    plan,
+    processes,
+    readiness,
+    sockets,
+)
 from conduit.cli import run as module
+from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
 from conduit.cli.notices import Notice, Notices
+from conduit.cli.readiness import Readiness, Verdict
 from conduit.cli.sockets import Opened
-from conduit.cli.spares import Spares
 from conduit.cli.status import table
+from conduit.takeover import Takeover
+from conduit.takeover.spares import Spares
 from conduit.takeover.talk import TYPE
 
 pytestmark = pytest.mark.slow
@@ -201,6 +214,19 @@ def test_listen_pid_can_be_left_out(bench: Bench) -> None:
     assert run.end()[0] == 1
 
 
+def test_a_shell_that_becomes_the_server_behind_a_wrapper_says_its_pid(bench: Bench) -> None:
+    own = 'LISTEN_PID=$$ exec "$@"'
+    words = ["/bin/sh", "-c", "/bin/sh -c '" + own + '\' sh "$@"; exit', "sh", *bench.server]
+    run = bench.run(command=words)
+    command = bench.command()
+    assert command.start["listen"]["LISTEN_PID"] == str(command.start["pid"])
+    assert command.start["group"] != command.start["pid"]
+    command.tell("ready")
+    run.await_line("serves")
+    command.tell(0)
+    assert run.end()[0] == 0
+
+
 def test_without_an_address_it_takes_what_was_passed_and_what_the_running_one_has(
     bench: Bench, tmp_path: Path
 ) -> None:
@@ -367,8 +393,10 @@ def test_a_version_that_fails_leaves_the_old_one(
     assert run.end()[0] == 0
 
 
-def test_a_signal_reloads(bench: Bench) -> None:
-    run, first = bench.serve("--reload-signal=HUP")
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN], ids=["", "nohup"])
+def test_a_signal_reloads(bench: Bench, before: signal.Handlers) -> None:
+    with handling(signal.SIGHUP, before):
+        run, first = bench.serve("--reload-signal=HUP")
     run.process.send_signal(signal.SIGHUP)
     second = bench.command()
     second.tell("ready")
@@ -414,8 +442,16 @@ def test_status_is_a_table(bench: Bench) -> None:
     port = command.start["names"][0][1][1]
     assert f"web      tcp   127.0.0.1:{port}" in said
     with socket.create_connection(("127.0.0.1", port)):
-        queues = {each["type"]: each["queue"] for each in status(bench)["sockets"]}
-        assert queues == {"tcp": 1, "unix": None}
+        told = status(bench)
+    assert {each["type"]: each["queue"] for each in told["sockets"]}["tcp"] == 1
+    assert told["version"] == conduit.__version__
+    assert told["pid"] == run.process.pid
+    assert told["control"] == str(bench.directory / "control")
+    assert told["since"] <= time.time()
+    assert (told["restarts"], told["reloads"], told["predecessor"]) == (0, 0, None)
+    [serving] = told["generations"]
+    assert 0 <= serving.pop("seconds") < GENEROUS
+    assert serving == {"number": 1, "state": "serving", "pid": pid, "command": bench.server}
     command.tell(0)
     assert run.end()[0] == 0
 
@@ -440,6 +476,29 @@ def test_an_address_is_shown_as_it_is_written(
         sock.bind(address)
         told = Opened("key", "name", sock).status()
     assert told["address"].startswith(shown)
+
+
+def test_who_waits_at_a_unix_socket_is_counted_where_the_system_tells(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as sock, contextlib.ExitStack() as stack:
+        sock.bind(str(tmp_path / "s"))
+        assert Opened("key", "name", sock).status()["queue"] in (0, None)
+        sock.listen()
+        for _ in range(3):
+            stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(tmp_path / "s"))
+        queue = Opened("key", "name", sock).status()["queue"]
+        if queue is None:
+            pytest.skip("the system does not tell (sock_diag)")
+        assert queue == 3
+
+
+def test_a_fresh_socket_has_the_backlog_that_was_asked_for(tmp_path: Path) -> None:
+    address = parse_address("127.0.0.1:0")
+    with Takeover(tmp_path / "c") as takeover:
+        [found] = sockets.opened(takeover, sockets.Wanted([address], 7, 0o600, (-1, -1)))
+        with found.sock as sock:
+            # tcpi_sacked of struct tcp_info, for one that listens.
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+            assert int.from_bytes(info[28:32], sys.byteorder) == 7
 
 
 @pytest.mark.parametrize("what", ["reload", "status", "stop"])
@@ -710,7 +769,7 @@ def test_a_path_that_the_old_one_removes_is_there_again(bench: Bench, by: str) -
     old.await_line("serves")
     if by == "reload":
         assert ask(bench, "reload").returncode == 0
-        old.await_line("is there again")
+        old.await_line("has been put back")
     else:
         new = bench.run(command=command)
         new.await_line("serves")
@@ -728,7 +787,7 @@ def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) ->
     run = bench.run("--restart=always", command=[*python(REMOVER), bench.unix])
     line = run.await_line("serves")
     os.kill(int(line.partition("(pid ")[2].partition(")")[0]), signal.SIGTERM)
-    run.await_line("is there again")
+    run.await_line("has been put back")
     run.await_line("serves")
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(GENEROUS)
@@ -738,48 +797,33 @@ def test_a_path_that_is_removed_before_a_respawn_is_there_again(bench: Bench) ->
     assert os.listdir(bench.directory) == ["reports"]
 
 
-def test_where_the_system_does_not_tell_who_listens_a_path_is_restored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_the_system_does_not_tell_a_path_is_taken_for_listened_at(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*_: object) -> None:
         raise FileNotFoundError
 
-    path = str(tmp_path / "s")
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.bind(path)
-    spares = Spares([path])
-    spares.make()
-    os.unlink(path)
+    assert not inspection.is_listened_at("/no/such")
     monkeypatch.setattr("builtins.open", refuse)
-    spares.restore()
-    monkeypatch.undo()
-    spares.remove()
-    assert os.listdir(tmp_path) == ["s"]
+    assert inspection.is_listened_at("/no/such")
 
 
-def test_a_second_name_that_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
-    path, left = str(tmp_path / "s"), tmp_path / f".s.{os.getpid()}.run"
-    with socket.socket(socket.AF_UNIX) as sock, socket.socket(socket.AF_UNIX) as killed:
-        sock.bind(path)
-        killed.bind(str(left))
-        spares = Spares([path])
-        spares.make()
-        assert left.samefile(path)
-    spares.remove()
-    assert os.listdir(tmp_path) == ["s"]
-
-
-def test_a_path_that_nobody_listens_at_is_not_restored(tmp_path: Path) -> None:
+def test_a_path_that_nobody_listens_at_is_not_put_back(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
+    spares = Spares(".run", inspection.is_listened_at)
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(path)
-    spares = Spares([path, str(tmp_path / "none")])
-    spares.make()
-    spares.make()
-    os.unlink(path)
-    spares.restore()
-    spares.remove()
-    assert os.listdir(tmp_path) == []
+        inode = os.stat(path).st_dev, os.stat(path).st_ino
+        for _ in range(2):
+            spares.add(path, inode)
+        os.unlink(path)
+        spares.restore()
+        assert os.listdir(tmp_path) == [f".s.{os.getpid()}.run"]
+        sock.listen()
+        spares.restore()
+        assert os.path.exists(path)
+    spares.close()
+    assert os.listdir(tmp_path) == ["s"]
 
 
 @needs_root
@@ -929,7 +973,9 @@ def test_each_command_has_a_help(what: str, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(SystemExit) as caught:
         main([what, "--help"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: conduit {what} ")
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: conduit {what} ")
+    assert f"conduit {what} " in told.partition("\nexample")[2]
 
 
 def test_an_interrupt_before_command_begins_is_no_traceback(
@@ -1026,6 +1072,75 @@ def test_what_is_logged_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "conduit: so\n"
 
 
+# Where there is little
+
+# Its first argument is where it may write. What it becomes is found without a shell.
+BARE = """
+mount --bind "$0" "$0"
+for each in / /tmp /var/tmp; do
+    ! mountpoint -q "$each" || mount -o remount,bind,ro "$each"
+done
+mount --bind /dev/null "$(readlink -f /bin/sh)"
+cd /
+exec "$@"
+"""
+
+# Serves once the orphans that it made are reaped: it, process 1 and a guard are left.
+ORPHANS = """
+import os, socket, time
+s = socket.socket(fileno=3)
+for _ in range(3):
+    if os.fork() == 0:
+        os.fork()
+        os._exit(0)
+    os.wait()
+while sum(name.isdigit() for name in os.listdir("/proc")) > 3:
+    time.sleep(0.01)
+while True:
+    s.accept()[0].sendall(b"hello")
+"""
+
+
+@pytest.mark.skipif(
+    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
+    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
+)
+def test_process_1_needs_no_shell_no_temporary_files_and_no_utf_8(bench: Bench) -> None:
+    place = os.fsencode(bench.directory) + b"/\xff"
+    os.mkdir(place)
+    isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    words: list[str | bytes] = [*isolate, "/bin/sh", "-euc", BARE, str(bench.directory)]
+    words += [sys.executable, "-P", "-m", "conduit", "run", "--control", place + b"/control"]
+    words += [b"--listen=" + place + b"/s", "--", *python(ORPHANS)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE) as isolated:
+        assert isolated.stderr is not None
+        try:
+            for line in isolated.stderr:
+                assert b"conduit: " in line
+                if b"serves" in line:
+                    break
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(GENEROUS)
+                client.connect(place + b"/s")
+                assert client.recv(10) == b"hello"
+            # As in a locale that is not C, where Python would not print what is no UTF-8.
+            said = subprocess.run(
+                [sys.executable, "-P", "-m", "conduit", "status", "--control", place + b"/control"],
+                env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+                capture_output=True,
+                timeout=GENEROUS,
+                check=False,
+            )
+            assert (said.returncode, said.stderr) == (0, b"")
+            assert place + b"/s" in said.stdout
+            [one] = children(isolated.pid)
+            os.kill(one, signal.SIGTERM)
+            assert isolated.wait(GENEROUS) == 128 + signal.SIGTERM
+        finally:
+            isolated.kill()
+    assert os.listdir(place) == []
+
+
 # Before it runs
 
 
@@ -1039,11 +1154,37 @@ def test_check_tells_what_would_happen(bench: Bench) -> None:
         "runs: cat 3",
     ]
     run, command = bench.serve()
-    said = conduit_says("run", *options, "--", "cat")
-    assert f"takes over from conduit 0.1.0 (pid {run.process.pid})" in said.stdout
+    said = conduit_says("run", options[0], options[1], "--check", "--", "cat", "{fd}")
+    assert said.stdout.splitlines() == [
+        f"takes over from conduit {conduit.__version__} (pid {run.process.pid})",
+        f"descriptor 3: unknown, {bench.unix}",
+        "runs: cat 3",
+    ]
     command.tell(0)
     assert run.end()[0] == 0
     assert conduit_says("run", *options, "--", "no-such-program").returncode == 127
+
+
+def test_check_tells_what_was_passed_or_that_there_is_nothing(tmp_path: Path) -> None:
+    stage = "import os, sys; os.dup2(0, 3); os.environ.update(LISTEN_FDS='1', "
+    stage += "LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES='web'); "
+    stage += "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    words = ["-P", "-m", "conduit", "run", f"--control={tmp_path}/c", "--check", "--", "cat"]
+    for before, code, line in (
+        (["-c", stage], 0, "descriptor 3: web, passed by the service manager"),
+        ([], 2, "conduit: there is nothing to listen on"),
+    ):
+        said = subprocess.run(
+            [sys.executable, *before, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=GENEROUS,
+            check=False,
+        )
+        assert said.returncode == code
+        assert said.stdout.splitlines()[1].startswith(line)
 
 
 def test_check_tells_when_it_may_not_ask(tmp_path: Path) -> None:
@@ -1142,7 +1283,8 @@ class Manager:
 
 def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
     manager = Manager(bench)
-    run = bench.run("--reload-signal=HUP", environment=manager.environment)
+    with handling(signal.SIGHUP, signal.SIG_DFL):
+        run = bench.run("--reload-signal=HUP", environment=manager.environment)
     first = bench.command()
     first.tell("ready")
     assert manager.hear() == ["STATUS=here"]
@@ -1165,6 +1307,42 @@ def test_a_manager_hears_of_reloads_and_of_the_end(bench: Bench) -> None:
     assert second.hear() == {"signal": signal.SIGTERM}
     second.tell(0)
     assert run.end()[0] == 0
+
+
+SAID = {
+    "STATUS": "at work",
+    "WATCHDOG": "1",
+    "WATCHDOG_USEC": "7",
+    "EXTEND_TIMEOUT_USEC": "8",
+    "ERRNO": "9",
+    "BUSERROR": "x.y",
+}
+
+SAYS = """
+import json, os, socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+    for said in json.loads(sys.argv[1]):
+        manager.sendto(said.encode(), os.environ["NOTIFY_SOCKET"])
+s = socket.socket(fileno=3)
+while True:
+    s.accept()
+"""
+
+
+def test_what_command_says_is_passed_on_and_who_is_meant_is_not(bench: Bench) -> None:
+    manager = Manager(bench)
+    # What it says of its own pid, of sockets, and of the end of what a reload replaces, is not.
+    own = ["MAINPID=1", "FDSTORE=1", "STOPPING=1", "READY=1"]
+    said = [*(f"{key}={value}" for key, value in SAID.items()), *own]
+    command = [*python(SAYS), json.dumps(said)]
+    run = bench.run("--ready=notify", command=command, environment=manager.environment)
+    run.await_line("serves")
+    heard = [manager.hear() for _ in range(len(SAID) + 1)]
+    assert heard[:-1] == [[each] for each in said[: len(SAID)]]
+    assert heard[-1] == ["READY=1", f"MAINPID={run.process.pid}"]
+    run.process.terminate()
+    assert manager.hear() == ["STOPPING=1"]
+    assert run.end()[0] == 128 + signal.SIGTERM
 
 
 def test_a_manager_is_given_the_sockets(bench: Bench) -> None:
@@ -1245,7 +1423,31 @@ def test_the_watchdog_is_asked_of_command(bench: Bench) -> None:
 def test_what_cannot_be_looked_at_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspection.see([1 << 22], frozenset([1])).having is None
     monkeypatch.setattr(inspection, "family", lambda *_: set())
-    assert module._has(1, 0, frozenset([1])) is None
+    assert readiness.has_sockets(1, 0, frozenset([1])) is None
+    # READY=1 has to do then.
+    ready = Readiness(readiness.EITHER, frozenset([1]), 1, 0)
+    ready.hear(1, 5)
+    assert ready.look(5) is Verdict.SERVES
+
+
+def test_what_says_that_it_is_ready_has_a_second_to_have_the_sockets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    having: list[int] = []
+    sight = lambda *_: inspection.Sight(frozenset(having), frozenset())  # noqa: E731
+    monkeypatch.setattr(inspection, "see", sight)
+    ready = Readiness(readiness.NOTIFY, frozenset([1, 2]), 1, 0)
+    assert ready.look(1) is Verdict.OPEN
+    ready.hear(1, 10)
+    ready.hear(1, 10.5)
+    having.append(1)
+    assert ready.look(10) is Verdict.OPEN
+    # It is not looked at all the time.
+    assert ready.look(10.001) is Verdict.OPEN
+    assert 10.001 < ready.next_look < 10.1
+    assert ready.look(11) is Verdict.REFUSED
+    having.append(2)
+    assert ready.look(12) is Verdict.SERVES
 
 
 def test_descendants_are_seen_in_whatever_session_they_are() -> None:

@@ -28,6 +28,7 @@ from helpers import (
     is_open,
     is_private,
     memory,
+    needs_descriptors,
     not_traced,
     room_for,
     send,
@@ -357,6 +358,7 @@ def test_an_error_of_conduit_that_a_handler_raises_is_the_handlers(
 
 @only_blocking
 @not_traced
+@needs_descriptors(2048)
 @pytest.mark.parametrize("limit", [7, 65536])
 def test_handlers_that_raise_at_any_instruction_lose_no_byte_and_no_descriptor(
     make: Make, peer: socket.socket, limit: int
@@ -527,7 +529,11 @@ def test_close_closes_what_was_not_taken_and_leaves_the_conduit_open(
     taken.close()
     assert is_at_eof(mine)
     assert (reader.buffered, reader.pending) == (0, 0)
-    for call in (lambda: reader.receive_exactly(1), lambda: reader.receive_until(b"b")):
+    for call in (
+        lambda: reader.receive_exactly(0),
+        lambda: reader.receive_exactly(1),
+        lambda: reader.receive_until(b"b"),
+    ):
         with pytest.raises(Error, match="its Reader is closed") as caught:
             call()
         assert caught.value.type is ErrType.NO_FD

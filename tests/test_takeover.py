@@ -1201,6 +1201,7 @@ def test_more_sockets_than_the_soft_limit_has_room_for_are_opened_and_taken_over
     assert new.call("ready") == []
 
 
+@needs_descriptors(2048)
 @pytest.mark.parametrize("what", ["keep", "adopt"])
 def test_descriptors_beyond_the_soft_limit_are_kept(path: str, what: str) -> None:
     with Takeover(path) as takeover, socket.socket() as sock:
@@ -1399,6 +1400,21 @@ def test_who_comes_when_there_is_no_room_is_answered_once_there_is(
         with Talk(conduit.Conduit.from_conn(sock)) as talk:
             talk.hello(0)
             assert talk.hear()["kind"] == "refused"
+
+
+def test_one_that_was_refused_and_goes_on_sending_keeps_nobody_waiting() -> None:
+    ours, theirs = conduit.Conduit.pair(type=SEQPACKET)
+    talk = Talker(ours, protocol.Side.PREDECESSOR)
+    with theirs, contextlib.closing(talk):
+        for _ in range(40):
+            theirs.transfer(data=b"more")
+        talk.drain()
+        with ours.receive() as message:
+            assert message.data == b"more"
+        theirs.close()
+        with pytest.raises(conduit.PeerClosedError):
+            for _ in range(40):
+                talk.drain()
 
 
 def test_a_silent_client_keeps_nobody_waiting(

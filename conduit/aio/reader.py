@@ -69,7 +69,8 @@ class AsyncReader(Closing):
     async def _read(self, find: Callable[[_W], bytes | None], wanted: _W) -> bytes:
         if not self._receiving.free():
             await self._receiving.let_others_run()
-        while (found := find(wanted)) is None:
+        # Of no bytes, a closed reader would have enough.
+        while (found := find(wanted)) is None or self._reader.closed:
             # Receive once, or wait until another task has: it may have got what is wanted here.
             # What it gets is in the reader then, and is consumed by who awaits it.
             await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))

@@ -46,8 +46,28 @@ examples:
 _STATUS = """\
 The exit code is 3 where nobody serves.
 
-example:
+examples:
+  conduit status --control /run/app/control
   conduit status --control /run/app/control --json"""
+
+_STOP = """\
+example:
+  conduit stop --control /run/app/control"""
+
+_CONNECT = """\
+example, in ~/.ssh/config:
+  ProxyCommand conduit connect %h %p
+  ProxyUseFdpass yes"""
+
+_SEND = """\
+examples:
+  conduit send ./socket notes.txt
+  tail -f log | conduit send ./socket"""
+
+_RECEIVE = """\
+examples:
+  conduit receive ./socket >copy
+  conduit receive ./socket -- wc -l"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -155,55 +175,71 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"conduit {__version__}")
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     _add_run(commands)
-    reloads = commands.add_parser(
+    reload = _command(
+        commands,
         "reload",
-        help="have a running `conduit run` replace COMMAND, and tell whether the new one serves",
+        "have a running `conduit run` replace COMMAND, and tell whether the new one serves",
+        _RELOAD,
         usage="conduit reload --control PATH [--timeout SECONDS] [-- COMMAND ...]",
-        epilog=_RELOAD,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_control(reloads)
-    reloads.add_argument(
+    _add_control(reload)
+    reload.add_argument(
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
         help="give COMMAND so long to be ready (default: what `conduit run` was told)",
     )
-    status = commands.add_parser(
-        "status",
-        help="tell who serves, since when, on which sockets, and who drains",
-        epilog=_STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    status = _command(
+        commands, "status", "tell who serves, since when, on which sockets, and who drains", _STATUS
     )
     _add_control(status)
     status.add_argument("--json", action="store_true", help="for programs")
-    stop = commands.add_parser(
-        "stop", help="end a running `conduit run`, and wait until it has finished"
+    stop = _command(
+        commands, "stop", "end a running `conduit run`, and wait until it has finished", _STOP
     )
     _add_control(stop)
 
-    connect = commands.add_parser(
+    connect = _command(
+        commands,
         "connect",
-        help="connect to HOST PORT and pass the connection over standard output "
+        "connect to HOST PORT and pass the connection over standard output "
         "(OpenSSH: ProxyUseFdpass)",
+        _CONNECT,
     )
     connect.add_argument("host", metavar="HOST")
     connect.add_argument("port", metavar="PORT")
 
-    send = commands.add_parser("send", help="pass an open file to whoever listens at SOCKET")
+    send = _command(commands, "send", "pass an open file to whoever listens at SOCKET", _SEND)
     send.add_argument("socket", metavar="SOCKET")
     send.add_argument(
         "file", metavar="FILE", nargs="?", default="-", help="standard input if missing or -"
     )
 
-    receive = commands.add_parser(
+    receive = _command(
+        commands,
         "receive",
-        help="take one descriptor at SOCKET: COMMAND's standard input, or copied to "
-        "standard output",
+        "take one descriptor at SOCKET: COMMAND's standard input, or copied to standard output",
+        _RECEIVE,
         usage="conduit receive SOCKET [-- COMMAND ...]",
     )
     receive.add_argument("socket", metavar="SOCKET")
     return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    does: str,
+    more: str,
+    usage: str | None = None,
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=does,
+        usage=usage,
+        epilog=more,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _add_control(parser: argparse.ArgumentParser) -> None:
@@ -216,12 +252,12 @@ def _add_control(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    runs = commands.add_parser(
+    runs = _command(
+        commands,
         "run",
-        help="keep listening sockets and run a server on them, replaced without a gap",
+        "keep listening sockets and run a server on them, replaced without a gap",
+        _RUN,
         usage="conduit run --control PATH [--listen [NAME=]ADDR ...] [OPTION ...] -- COMMAND ...",
-        epilog=_RUN,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_control(runs)
     add = runs.add_argument

@@ -75,6 +75,24 @@ def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
     return Sight(frozenset(having) if is_known else None, frozenset(waiting))
 
 
+def is_listened_at(path: str) -> bool:
+    """Whether a socket that listens was bound at a path, whatever became of that.
+
+    To connect would tell as well, but not every server bears one who says nothing. Where the system
+    does not tell, it is so.
+    """
+    end = b" " + os.fsencode(path)
+    try:
+        with open("/proc/net/unix", "rb") as lines:
+            # Its flags are SO_ACCEPTCON, and the path is the last word; it may have blanks.
+            return any(
+                line.split(None, 7)[3] == b"00010000" and line.rstrip(b"\n").endswith(end)
+                for line in lines
+            )
+    except FileNotFoundError:
+        return True
+
+
 def _processes() -> Iterator[tuple[int, tuple[int, int, int]]]:
     """Yield pids with their parent, group and session."""
     with contextlib.suppress(OSError):

@@ -42,6 +42,16 @@ def complain(exc: Exception) -> None:
     say(" ".join(str(exc).split()))
 
 
+def show(text: str) -> None:
+    """Print what was asked for on standard output, with paths and words as they are.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(1, "wb", closefd=False) as output:
+        output.write(os.fsencode(text) + b"\n")
+
+
 def tell(text: str) -> None:
     """Print a line on standard output, if anybody reads it."""
     # None if it was closed. What could not be printed would be tried again at the end, and decide

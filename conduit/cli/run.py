@@ -1,8 +1,8 @@
 """``conduit run``: keep listening sockets, run a server on them, and let the next one follow.
 
 `Plan` decides; this does what it decides, and tells it what happens. It is one loop around poll(2)
-in one thread. It starts processes (`conduit.cli.processes`), looks at what they do
-(`conduit.cli.inspection`), hears what they say (`conduit.cli.notices`), and answers those who come
+in one thread. It starts processes (`conduit.cli.processes`), looks whether they serve
+(`conduit.cli.readiness`), hears what they say (`conduit.cli.notices`), and answers those who come
 to the control socket (`conduit.cli.control`).
 """
 
@@ -12,38 +12,34 @@ import contextlib
 import os
 import select
 import shutil
-import signal
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 from conduit import __version__, systemd
 from conduit._conduit import Conduit
-from conduit.cli import inspection, plan, processes
+from conduit.cli import inspection, plan, processes, sockets
 from conduit.cli.addresses import Address
 from conduit.cli.control import NOBODY, Guest, ask
-from conduit.cli.messages import CommandError, say
+from conduit.cli.messages import CommandError, say, show
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
 from conduit.cli.processes import Process
+from conduit.cli.readiness import EITHER, Readiness, Verdict
+from conduit.cli.signals import Signals
 from conduit.cli.sockets import Opened, Wanted, opened
-from conduit.cli.spares import Spares
 from conduit.errors import Error
-from conduit.paths import absolute
+from conduit.paths import absolute, inode_of
 from conduit.takeover import Takeover
 from conduit.takeover.room import make_room
+from conduit.takeover.spares import Spares, second_name
 from conduit.takeover.talk import has_ended
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
 
 _GLANCE = 0.02
-"""Seconds until COMMAND is looked at again; they grow."""
-
-_LONGEST_GLANCE = 0.25
-
-_FLUX = 1.0
-"""Seconds that what says it is ready has to be seen with the sockets."""
+"""Seconds until what has ended is looked at for what it left behind."""
 
 _OFTEN = 5.0
 """Seconds after which successors that say nothing are looked for, at the latest."""
@@ -54,6 +50,9 @@ _LONGEST_TIMEOUT = 1e9
 _ROOM = 64
 """Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
 
+_END = ".run"
+"""Of the second names of Unix sockets that this has, beside those of its `Takeover`."""
+
 _STORED = "conduit"
 """The name of all that the service manager keeps."""
 
@@ -63,23 +62,8 @@ _PATIENCE = 5.0
 _BRIEF = 0.1
 """The same for what is said again and again."""
 
-_FORWARDED = (
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGTERM,
-    signal.SIGINT,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGWINCH,
-)
-
 _PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
 """What COMMAND says that the service manager hears as well."""
-
-EITHER, NOTIFY, ACCEPTING = "either", "notify", "accepting"
-"""What shows that COMMAND is ready."""
 
 
 class Options(NamedTuple):
@@ -91,8 +75,7 @@ class Options(NamedTuple):
             the predecessor has.
         command: what to run.
         policy: how to treat it.
-        ready: what shows that it is ready: `EITHER`, `NOTIFY`, `ACCEPTING`, or seconds that it has
-            run, which show nothing.
+        ready: what shows that it is ready: see `Readiness`; seconds show nothing.
         listen_pid: whether LISTEN_PID says which process is meant.
         mode: of Unix sockets.
         owner: of Unix sockets: user and group, -1 for this process's.
@@ -130,7 +113,7 @@ def run(options: Options) -> int:
         takeover = stack.enter_context(
             Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
         )
-        signals = stack.enter_context(_Signals())
+        signals = stack.enter_context(Signals(options.policy.reload_signal))
         runner = stack.enter_context(_Runner(options, takeover, signals))
         return runner.run()
 
@@ -139,20 +122,25 @@ def check(options: Options) -> None:
     """Print what `run` would do, and do nothing.
 
     Raises:
-        CommandError: COMMAND cannot be found.
+        CommandError: COMMAND cannot be found, or there is nothing to listen on.
     """
     check_command(options.command)
+    told = None
     try:
         [told] = ask(options.control, "status")
-        print(f"takes over from conduit {told['version']} (pid {told['pid']})")
+        show(f"takes over from conduit {told['version']} (pid {told['pid']})")
     except CommandError as exc:
         if exc.code != NOBODY:
             raise
-        print(f"starts anew: {exc}")
-    for place, address in enumerate(options.addresses, processes.FIRST):
-        print(f"descriptor {place}: {address.name}, {address.key}")
-    names = [address.name for address in options.addresses]
-    print("runs:", *processes.filled(options.command, names))
+        show(f"starts anew: {exc}")
+    found = [(each.name, each.key) for each in options.addresses] or sockets.passed()
+    if told is not None and not found:
+        found = [(each["name"], each["address"]) for each in told["sockets"]]
+    if not found:
+        raise sockets.nothing()
+    for place, (name, what) in enumerate(found, processes.FIRST):
+        show(f"descriptor {place}: {name}, {what}")
+    show(" ".join(["runs:", *processes.filled(options.command, [name for name, _ in found])]))
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -161,23 +149,12 @@ def check_command(command: Sequence[str]) -> None:
         raise CommandError(f"{command[0]}: command not found", 127)
 
 
-class _Running:
-    """A generation that has a process.
+class _Running(NamedTuple):
+    """A generation that has a process."""
 
-    Attributes:
-        said: who said that it is ready, as a pid, and when.
-        glance: when to look at it next, and how long it is then until the next time.
-    """
-
-    def __init__(self, process: Process, notices: Notices) -> None:
-        self.process = process
-        self.notices = notices
-        self.said: tuple[int, float] | None = None
-        self.glance: tuple[float, float] = (0.0, _GLANCE)
-
-    def close(self) -> None:
-        """Let go of it; a guard that was not released ends it."""
-        self.notices.close()
+    process: Process
+    notices: Notices
+    readiness: Readiness
 
 
 class _Runner:
@@ -187,7 +164,7 @@ class _Runner:
     that nobody thought of, is ended by its guard.
     """
 
-    def __init__(self, options: Options, takeover: Takeover, signals: _Signals) -> None:
+    def __init__(self, options: Options, takeover: Takeover, signals: Signals) -> None:
         self._options = options
         self._takeover = takeover
         self._signals = signals
@@ -202,19 +179,20 @@ class _Runner:
         self._first = options.command[0]
         self._sockets: list[Opened] = []
         self._guests: list[Guest] = []
-        self._spares = Spares([])
+        self._paths: dict[str, tuple[int, int]] = {}
+        self._spares = Spares(_END, inspection.is_listened_at)
         self._poller = select.poll()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._spares.remove()
+        self._spares.close()
         self._close_sockets()
         for guest in self._guests:
             guest.close()
         for running in self._running.values():
-            running.close()
+            running.notices.close()
             running.process.abandon()
 
     def run(self) -> int:
@@ -222,14 +200,16 @@ class _Runner:
         options = self._options
         wanted = Wanted(options.addresses, options.backlog, options.mode, options.owner)
         self._sockets.extend(opened(self._takeover, wanted))
-        self._spares = Spares([path for each in self._sockets if (path := each.path)])
+        for each in self._sockets:
+            if each.path and (inode := inode_of(each.path)):
+                self._paths[each.path] = inode
         self._inodes = frozenset(os.fstat(each.sock.fileno()).st_ino for each in self._sockets)
         self._takeover._receive_guests(self._answer)
         for number in (self._signals.fileno(), self._takeover.fileno()):
             self._poller.register(number, select.POLLIN)
         if options.policy.restart != "no":
             # It may end at any time.
-            self._spares.make()
+            self._keep_paths()
         self._plan.begin(time.monotonic())
         self._do_all()
         while self._plan.outcome is None:
@@ -283,7 +263,7 @@ class _Runner:
                     notices.path,
                     listen_pid=options.listen_pid,
                     stop_signal=options.policy.stop_signal,
-                    files=self._spares.names,
+                    files=[second_name(path, end) for path in self._paths for end in (_END, "")],
                 )
             except BaseException:
                 notices.close()
@@ -293,7 +273,8 @@ class _Runner:
             how = f"could not be started ({getattr(exc, 'strerror', None) or exc})"
             self._plan.exited(generation, 1, how, time.monotonic())
             return
-        self._running[generation] = _Running(process, notices)
+        readiness = Readiness(options.ready, self._inodes, process.pid, generation.since)
+        self._running[generation] = _Running(process, notices, readiness)
         self._poller.register(notices.fileno(), select.POLLIN)
         if generation.number == 1:
             self._first = self._about(generation, "").strip()
@@ -305,11 +286,16 @@ class _Runner:
         if action.generation.state is State.DRAINING and (
             not self._plan.is_ending or self._plan.is_followed
         ):
-            self._spares.make()
+            self._keep_paths()
         if action.to_all:
             running.process.send_all(action.number)
         else:
             running.process.send(action.number)
+
+    def _keep_paths(self) -> None:
+        """Have second names of Unix sockets, since what ends may remove the first ones."""
+        for path, inode in self._paths.items():
+            self._spares.add(path, inode)
 
     def _hand_over(self, action: plan.HandOver) -> None:
         text = "serves"
@@ -357,9 +343,9 @@ class _Runner:
         times = [now + _OFTEN, now + self._takeover._until_step()]
         if self._plan.deadline is not None:
             times.append(self._plan.deadline)
-        if self._plan.starting is not None:
-            running = self._running.get(self._plan.starting)
-            times += [] if running is None else [running.glance[0]]
+        starting = self._plan.starting
+        if starting is not None and starting in self._running:
+            times.append(self._running[starting].readiness.next_look)
         if any(each.state is State.LEFTOVER for each in self._plan.generations):
             times.append(now + _GLANCE)
         return max(0.0, min(times) - now) * 1000 + 1
@@ -413,16 +399,16 @@ class _Runner:
                 self._spares.restore()
                 del self._running[generation]
                 self._poller.unregister(running.notices.fileno())
-                running.close()
+                running.notices.close()
                 running.process.release()
         nothing_ends = all(each.state in (State.STARTING, State.SERVING) for each in self._running)
         if nothing_ends and self._options.policy.restart == "no":
-            self._spares.remove()
+            self._spares.close()
 
     def _hear(self, generation: Generation, running: _Running, notice: Notice, now: float) -> None:
         said = notice.said
-        if said.get("READY") == "1" and running.said is None:
-            running.said = notice.pid, now
+        if said.get("READY") == "1":
+            running.readiness.hear(notice.pid, now)
         usec = said.get("EXTEND_TIMEOUT_USEC", "")
         # More digits than any number that systemd takes.
         if usec.isascii() and usec.isdigit() and len(usec) <= 20:
@@ -437,37 +423,19 @@ class _Runner:
 
     def _judge(self, generation: Generation, running: _Running, now: float) -> None:
         """Tell the plan whether a generation serves, if that is to be seen."""
-        when, pause = running.glance
-        if now < when and running.said is None:
-            return
-        running.glance = now + pause, min(1.3 * pause, _LONGEST_GLANCE)
-        ready = self._options.ready
-        if running.said is not None and ready != ACCEPTING:
-            speaker, since = running.said
-            self._judge_by(_has(running.process.pid, speaker, self._inodes), generation, since, now)
-        elif ready in (EITHER, ACCEPTING):
-            if not self._inodes - _seen(running.process.pid, self._inodes).waiting:
-                self._plan.ready(generation, now)
-        elif isinstance(ready, float) and now - generation.since >= ready:
-            has_sockets = _has(running.process.pid, 0, self._inodes)
-            if has_sockets is not False:
-                guess = f"is taken for ready after {ready:g} seconds, and was not seen to serve"
-                say(self._about(generation, guess))
-            self._judge_by(has_sockets, generation, generation.since, now)
-
-    def _judge_by(
-        self, has_sockets: bool | None, generation: Generation, since: float, now: float
-    ) -> None:
-        """Tell the plan, by whether it was seen to have the sockets; None if that is unknown."""
-        if has_sockets is not False:
-            self._plan.ready(generation, now)
-        elif now - since >= _FLUX:
+        verdict = running.readiness.look(now)
+        if verdict is Verdict.REFUSED:
             self._plan.refuse(
                 generation,
                 "says that it is ready, and has not the sockets: it has to take them by LISTEN_FDS "
                 "and LISTEN_PID (behind a wrapper: --no-listen-pid), or as {fd} in its words",
                 now,
             )
+        elif verdict is not Verdict.OPEN:
+            if verdict is Verdict.GUESSED:
+                after = f"is taken for ready after {self._options.ready:g} seconds"
+                say(self._about(generation, f"{after}, and was not seen to serve"))
+            self._plan.ready(generation, now)
 
     # What others ask.
 
@@ -525,24 +493,6 @@ class _Runner:
         }
 
 
-def _seen(pid: int, inodes: frozenset[int]) -> inspection.Sight:
-    return inspection.see(inspection.family(pid, pid), inodes)
-
-
-def _has(pid: int, speaker: int, inodes: frozenset[int]) -> bool | None:
-    """Whether COMMAND has the sockets, as far as it is known.
-
-    A wrapper has them without using them. So it counts what the process that says it is ready has,
-    and its children, as long as it is there; or that any process waits on them.
-    """
-    whole = inspection.family(pid, pid)
-    some = inspection.family(speaker, -1) if speaker in whole else whole
-    sight = inspection.see(some, inodes)
-    if sight.having is None:
-        return None
-    return inodes <= sight.having or bool(inspection.see(whole, inodes).waiting)
-
-
 def _who_serves(takeover: Takeover) -> str:
     old = takeover.predecessor
     if old is None:
@@ -574,40 +524,3 @@ def _tell(state: str, timeout: float = _PATIENCE) -> None:
         systemd.notify(state, timeout=timeout)
     except (Error, ValueError) as exc:
         say(f"NOTIFY_SOCKET: {exc}")
-
-
-class _Signals:
-    """The signals that this process gets, as something to poll; context manager."""
-
-    def __enter__(self) -> Self:
-        self._inside, self._outside = os.pipe()
-        os.set_blocking(self._inside, False)
-        os.set_blocking(self._outside, False)
-        self._old_wakeup = signal.set_wakeup_fd(self._outside, warn_on_full_buffer=False)
-        # A signal that is ignored here (nohup) is ignored by COMMAND as well.
-        self._old_handlers = {
-            number: signal.signal(number, lambda *_: None)
-            for number in (*_FORWARDED, signal.SIGCHLD)
-            if number == signal.SIGCHLD or signal.getsignal(number) != signal.SIG_IGN
-        }
-        # Whoever started this may have blocked some.
-        self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
-        for number, handler in self._old_handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._old_wakeup)
-        os.close(self._inside)
-        os.close(self._outside)
-
-    def fileno(self) -> int:
-        return self._inside
-
-    def take(self) -> list[int]:
-        """Return the signals that came and are to be forwarded, in their order."""
-        try:
-            return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
-        except BlockingIOError:
-            return []

@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import socket
+import struct
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +16,17 @@ from conduit.cli.addresses import Address
 from conduit.cli.messages import CommandError
 from conduit.takeover import Takeover
 from conduit.takeover.sockets import closed_on_error
+
+# <linux/netlink.h>, <linux/sock_diag.h>, <linux/unix_diag.h>
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST = 1
+_UDIAG_SHOW_RQLEN = 0x10
+_UNIX_DIAG_RQLEN = 4
+_DIAG_REQUEST = 40
+"""Bytes of a request."""
+
+_ANY = 0xFFFFFFFF
 
 
 class Wanted(NamedTuple):
@@ -48,14 +61,12 @@ class Opened(NamedTuple):
 
     def status(self) -> dict[str, Any]:
         """Return what `conduit status` tells of it."""
-        queue = None
         is_unix = self.sock.family == socket.AF_UNIX
         is_stream = self.sock.type == socket.SOCK_STREAM
-        if is_stream and not is_unix:
-            with contextlib.suppress(AttributeError, OSError):
-                # tcpi_unacked of struct tcp_info: for a socket that listens, who waits.
-                info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-                queue = int.from_bytes(info[24:28], "little")
+        queue = None
+        if is_stream:
+            with contextlib.suppress(AttributeError, OSError, struct.error):
+                queue = _unix_queue(self.sock) if is_unix else _tcp_queue(self.sock)
         bound = self.sock.getsockname()
         if isinstance(bound, tuple):
             host, port = bound[:2]
@@ -66,6 +77,31 @@ class Opened(NamedTuple):
             "address": os.fsdecode(bound).replace("\0", "@", 1),
             "queue": queue,
         }
+
+
+def _tcp_queue(sock: socket.socket) -> int:
+    """Return how many wait to be accepted at a socket that listens."""
+    # tcpi_unacked of struct tcp_info.
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return int.from_bytes(info[24:28], sys.byteorder)
+
+
+def _unix_queue(sock: socket.socket) -> int | None:
+    """Return how many wait to be accepted, as sock_diag(7) tells of a Unix socket that listens."""
+    # A struct nlmsghdr and a struct unix_diag_req: one inode, in any state and with any cookie.
+    request = struct.pack(
+        "=IHHIIBBHIIIII",
+        *(_DIAG_REQUEST, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, 0, 0),
+        *(socket.AF_UNIX, 0, 0, _ANY, os.fstat(sock.fileno()).st_ino),
+        *(_UDIAG_SHOW_RQLEN, _ANY, _ANY),
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as link:
+        link.sendto(request, (0, 0))
+        answer = link.recv(4096, socket.MSG_DONTWAIT)
+    # Behind a struct unix_diag_msg comes what was asked for; or this is an error.
+    _, kind = struct.unpack_from("=IH", answer)
+    _, what, queue = struct.unpack_from("=HHI", answer, 32)
+    return queue if (kind, what) == (_SOCK_DIAG_BY_FAMILY, _UNIX_DIAG_RQLEN) else None
 
 
 def opened(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
@@ -82,6 +118,24 @@ def opened(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
         found.append((each.key, each.name))
     # For a successor that asks for whatever is there.
     takeover.offer(json.dumps({"sockets": found}).encode())
+
+
+def passed() -> list[tuple[str, str]]:
+    """Return what the service manager passed, by name, and say that of it; it is closed."""
+    found = []
+    for fd in systemd.listen_fds():
+        found.append((fd.name, "passed by the service manager"))
+        fd.close()
+    return found
+
+
+def nothing() -> CommandError:
+    """Return what to raise where there is no socket."""
+    return CommandError(
+        "there is nothing to listen on: give --listen, or have the service manager pass sockets "
+        "(LISTEN_FDS)",
+        2,
+    )
 
 
 def _asked_for(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
@@ -133,11 +187,7 @@ def _given(takeover: Takeover) -> Iterator[Opened]:
     try:
         names = [(str(key), str(name)) for key, name in json.loads(takeover.state)["sockets"]]
     except (ValueError, TypeError, LookupError) as exc:
-        raise CommandError(
-            "there is nothing to listen on: give --listen, or have the service manager pass "
-            "sockets (LISTEN_FDS)",
-            2,
-        ) from exc
+        raise nothing() from exc
     for key, name in names:
         # Closed at once, since the predecessor has one of that name.
         yield Opened(key, name, _adopted(takeover, socket.socket(socket.AF_UNIX), key))

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from conduit.cli.control import ask
+from conduit.cli.messages import show
 
 
 def status(control: str, as_json: bool) -> None:
@@ -18,10 +19,11 @@ def status(control: str, as_json: bool) -> None:
 
     Raises:
         CommandError: nobody serves there.
+        OSError: it cannot be printed.
     """
     for answer in ask(control, "status"):
         told = {name: value for name, value in answer.items() if name != "kind"}
-        print(json.dumps(told) if as_json else table(told))
+        show(json.dumps(told) if as_json else table(told))
 
 
 def table(told: dict[str, Any]) -> str:

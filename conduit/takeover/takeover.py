@@ -47,11 +47,11 @@ from conduit.objects import fd_of
 from conduit.paths import absolute, unlink_own
 from conduit.peer import Peer, admits, same_user_or_root
 from conduit.takeover import protocol, sockets
-from conduit.takeover.guard import Guard
 from conduit.takeover.holdings import Held, Holdings
 from conduit.takeover.protocol import Side, State, failure
 from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
+from conduit.takeover.spares import Spares
 from conduit.takeover.succession import PAUSE, Succession, log, nothing
 from conduit.takeover.talk import NOTHING, TYPE, Talk, closing, has_ended
 
@@ -178,7 +178,7 @@ class Takeover:
         # Whether anybody was found at the path, or left it, who may not have let go of everything.
         self._met = False
         self._paths: dict[str, tuple[int, int]] = {}
-        self._guard = Guard()
+        self._spares = Spares()
         self._activated: list[Descriptor] | None = None
         # One at a time takes of what was passed.
         self._taking = threading.RLock()
@@ -455,10 +455,10 @@ class Takeover:
                 try:
                     # Before the predecessor drains, and its server removes them.
                     for path, inode in self._own.paths().items():
-                        self._guard.add(path, inode)
+                        self._spares.add(path, inode)
                     late = yield from self._take_over(self._old)
                 except BaseException:
-                    self._guard.close()
+                    self._spares.close()
                     raise
                 self._paths.update(self._own.paths())
                 self._old = None
@@ -576,7 +576,7 @@ class Takeover:
                 self._control.close(unlink=not followed and self._old is None)
             except Error as exc:
                 log.warning("%s", exc)
-        self._guard.close()
+        self._spares.close()
         while self._paths:
             path, inode = self._paths.popitem()
             if not followed:
@@ -622,7 +622,7 @@ class Takeover:
         if self._control is not None:
             self._control.close(unlink=False)
         self._paths.clear()
-        self._guard.forget()
+        self._spares.forget()
         self._release()
         if self._watched is not None:
             self._watched.close()
@@ -747,9 +747,9 @@ class Takeover:
         """Put back the paths that the predecessor removes; whether it still may."""
         # Asked first: what it did before its end is put back as well.
         is_draining = self.predecessor_line is not None and not has_ended(self.predecessor_line)
-        self._guard.restore()
+        self._spares.restore()
         if not is_draining:
-            self._guard.close()
+            self._spares.close()
         return is_draining
 
     # Towards the predecessor.

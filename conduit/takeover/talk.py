@@ -25,6 +25,9 @@ TYPE = socket.SOCK_STREAM if sys.platform == "darwin" else socket.SOCK_SEQPACKET
 _MAX_SIZE = 1 << 20
 """The most bytes of a message."""
 
+_AT_ONCE = 16
+"""How many messages are forgotten before others have their turn."""
+
 NOTHING = object()
 """What stands for no message."""
 
@@ -90,9 +93,10 @@ class Talk:
                 close_descriptors_and_files(message)
 
     def drain(self) -> None:
-        """Receive and forget what the other side says. `PeerClosedError` at its end."""
+        """Receive and forget some of what the other side says. `PeerClosedError` at its end."""
         with suppress(WouldBlockError):
-            while True:
+            # There may be no end to it, and others wait: the rest is there the next time.
+            for _ in range(_AT_ONCE):
                 self.conduit.receive().close()
 
     def close(self) -> None:

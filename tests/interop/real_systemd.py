@@ -22,6 +22,8 @@ from conduit import Conduit, Descriptor, Listener, PeerClosedError
 
 TOOLS = ("unshare", "nsenter", "mount", "systemctl")
 
+SYSTEMD = "/lib/systemd/systemd"
+
 REFUSED = 75
 """The status of the script where the system does not allow it."""
 
@@ -32,13 +34,22 @@ PASSED_ON = ("PYTHON", "LD_", "ASAN_", "UBSAN_", "COVERAGE_")
 def reason_against() -> str | None:
     """Why there can be no real systemd here, as far as it shows before one is started."""
     missing = [tool for tool in TOOLS if find(tool) is None]
-    if not os.access("/lib/systemd/systemd", os.X_OK):
+    if not os.access(SYSTEMD, os.X_OK):
         missing.append("systemd")
     if missing:
         return f"not installed: {', '.join(missing)}"
     if os.geteuid() or not is_capable(SYS_ADMIN):
         return "only root (CAP_SYS_ADMIN) can start a systemd of its own"
     return None
+
+
+def version() -> int:
+    """That of systemd; 0 if there is none."""
+    try:
+        told = subprocess.run([SYSTEMD, "--version"], capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        return 0
+    return int(told.stdout.split()[1].partition("~")[0])
 
 
 class Service:
@@ -96,11 +107,15 @@ class Systemd:
             *words,
         ]
 
-    def run(self, *words: str) -> str:
-        """Run a command in its namespaces, which must end well, and return what it prints."""
-        done = subprocess.run(
+    def call(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in its namespaces."""
+        return subprocess.run(
             self.command(*words), capture_output=True, text=True, timeout=LIMIT, check=False
         )
+
+    def run(self, *words: str) -> str:
+        """Run a command in its namespaces, which must end well, and return what it prints."""
+        done = self.call(*words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -116,10 +131,11 @@ class Systemd:
 
 
 @contextlib.contextmanager
-def booted(units: Mapping[str, str]) -> Iterator[Systemd]:
+def booted(units: Mapping[str, str], *, own_network: bool = True) -> Iterator[Systemd]:
     """A systemd with these units, by file name, until the block is left; else the test is skipped.
 
     In a unit, ``@SERVICE@`` is the command of a `Service`, and ``@DIR@`` a directory for sockets.
+    Unless it has a network of its own, its services are reached at addresses of this machine.
     What went wrong in there is shown with a block that fails.
     """
     if reason := reason_against():
@@ -134,7 +150,11 @@ def booted(units: Mapping[str, str]) -> Iterator[Systemd]:
         notices.bind(str(directory / "notify"))
         boot = stack.enter_context(
             subprocess.Popen(
-                [HERE / "systemd_in_namespaces.sh", directory],
+                [
+                    HERE / "systemd_in_namespaces.sh",
+                    directory,
+                    *(["--net"] if own_network else []),
+                ],
                 stdin=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -1,11 +1,11 @@
 #!/bin/sh
 # A real systemd as process 1 of namespaces of its own, with no units but those of a directory.
 #
-#   systemd_in_namespaces.sh DIR
+#   systemd_in_namespaces.sh DIR [--net]
 #       Boot it with the units in DIR/units, and end it when standard input ends, as it does when
 #       the process that holds the other end dies. It says READY=1 to the socket DIR/notify once it
-#       has booted; DIR/messages gets what it logs. 75 is the status where the system does not allow
-#       it, and the last line on standard error says why.
+#       has booted; DIR/messages gets what it logs. With --net it has a network of its own. 75 is
+#       the status where the system does not allow it, and the last line on standard error says why.
 #
 # What is mounted here nobody else sees. /etc and /proc/sys are read-only in there: process 1 would
 # set them up as if the machine were its own.
@@ -19,7 +19,8 @@ refuse() { # REASON
 }
 
 # In a mount namespace: the control group is made here, and removed in the end.
-outside() { # DIR
+outside() { # DIR [--net]
+    network=${2-}
     mkdir "$1/cgroup"
     mount -t cgroup2 cgroup2 "$1/cgroup" 2>/dev/null || refuse "cgroup2 cannot be mounted here"
     group=$1/cgroup/conduit-test-$$
@@ -45,9 +46,9 @@ remove() { # GROUP
 alone() { # GROUP DIR COMMAND...
     group=$1
     shift
-    # shellcheck disable=SC2016  # the other shell expands it
+    # shellcheck disable=SC2016,SC2086  # the other shell expands it; a word or none
     exec sh -c 'echo $$ >"$0/cgroup.procs" && exec "$@"' "$group" \
-        unshare --fork --kill-child --pid --mount --uts --ipc --net --cgroup --mount-proc \
+        unshare --fork --kill-child --pid --mount --uts --ipc --cgroup --mount-proc $network \
         "$here" --inside "$@"
 }
 
@@ -77,6 +78,6 @@ case $1 in
     ;;
 *)
     unshare --mount --propagation private true 2>/dev/null || refuse "namespaces are forbidden here"
-    exec unshare --mount --propagation private "$here" --outside "$1"
+    exec unshare --mount --propagation private "$here" --outside "$@"
     ;;
 esac

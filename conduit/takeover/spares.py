@@ -1,0 +1,89 @@
+"""Second names of Unix sockets, while something that may remove the first ones ends.
+
+Many servers remove the path of their socket when they close: asyncio's do from Python 3.13 on
+(``cleanup_socket``). By then it is the successor's, and nothing tells the two apart, since the
+socket, and with it the inode, is the same. A socket cannot be bound a second time; but its inode
+may have a second name, from which the first is made again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+
+from conduit.paths import inode_of
+
+log: logging.Logger = logging.getLogger("conduit.takeover")
+
+
+def second_name(path: str, end: str = "") -> str:
+    """Return a name beside a path, hidden, with the pid of this process."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, f".{name}.{os.getpid()}{end}")
+
+
+class Spares:
+    """Second names, each beside its path. A signal handler may close it at any line.
+
+    Args:
+        end: of each name, for a process that has several of a path.
+        is_needed: whether a path that is gone is to be put back, which it is given; by default, it
+            always is.
+    """
+
+    def __init__(self, end: str = "", is_needed: Callable[[str], bool] = bool) -> None:
+        self._end = end
+        self._is_needed = is_needed
+        self._names: dict[str, str] = {}
+
+    def add(self, path: str, inode: tuple[int, int]) -> None:
+        """Give a socket a second name, if it has none and that can be done."""
+        if path in self._names or inode_of(path) != inode:
+            return
+        name = second_name(path, self._end)
+        # Before, for a handler that raises, and after, for one that closes.
+        self._names[path] = name
+        try:
+            _link(path, name)
+            self._names[path] = name
+        except OSError as exc:
+            self._names.pop(path, None)
+            log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
+
+    def restore(self) -> None:
+        """Put each path back that nothing is at."""
+        for path, name in self._names.copy().items():
+            # It is there, as a rule.
+            with suppress(OSError):
+                if inode_of(path) is None and self._is_needed(path):
+                    os.link(name, path)
+                    log.warning("the path of a socket was removed, and has been put back: %s", path)
+
+    def close(self) -> None:
+        """Remove the second names."""
+        for path, name in self._names.copy().items():
+            with suppress(OSError):
+                os.unlink(name)
+            self._names.pop(path, None)
+
+    def forget(self) -> None:
+        """Leave them, for they are another process's."""
+        self._names.clear()
+
+
+def _link(path: str, name: str) -> None:
+    """Give a socket a second name; `OSError` if that cannot be done.
+
+    A socket that is there was left by a process that was killed: in containers they have the same
+    pid each time.
+    """
+    try:
+        os.link(path, name, follow_symlinks=False)
+    except FileExistsError:
+        if not stat.S_ISSOCK(os.lstat(name).st_mode):
+            raise
+        os.unlink(name)
+        os.link(path, name, follow_symlinks=False)
