@@ -113,33 +113,48 @@ class Drawing:
 
 
 class Bar(NamedTuple):
-    """One row of a bar chart; `text` stands behind the bar."""
+    """One row of a bar chart.
+
+    Attributes:
+        label: what stands before the bar.
+        value: how long the bar is.
+        text: what stands behind the bar.
+        kind: one of `KINDS`.
+        group: what stands above the first of several rows that have the same.
+    """
 
     label: str
     value: float
     text: str
     kind: str
+    group: str = ""
 
 
 def bars(title: str, rows: Sequence[Bar], mark: float | None = None) -> Drawing:
     """Draw a row for each bar, and a line at the value ``mark``."""
     step, top = 26, 40
-    left = 20 + _width(max((row.label for row in rows), key=len))
-    room = WIDTH - left - 20 - _width(max((row.text for row in rows), key=len))
+    left = 20 + max(_width(row.label) for row in rows)
+    room = WIDTH - left - 20 - max(_width(row.text) for row in rows)
     longest = max([row.value for row in rows] + [mark or 0])
-    drawing = Drawing(title, top + step * len(rows) + 8)
+    groups = [(name, [*some]) for name, some in itertools.groupby(rows, lambda row: row.group)]
+    bottom = top + step * (len(rows) + sum(bool(name) for name, _ in groups))
+    drawing = Drawing(title, bottom + 8)
+    at = left + room * (mark or 0) / longest
     if mark is not None:
-        x = left + room * mark / longest
-        drawing.line([(x, top - 4), (x, top + step * len(rows))], "floor")
-    for index, row in enumerate(rows):
-        y = top + step * index
-        width = max(2.0, room * row.value / longest)
-        drawing.text(left - 8, y + 14, row.label, anchor="end")
-        drawing.bar(left, y, width, 19, row.kind)
-        # Beside the mark's line, not on it.
-        at_mark = mark is not None and 0 <= room * mark / longest - width < _width(row.text) + 10
-        drawing.text(left + (room * (mark or 0) / longest if at_mark else width) + 6, y + 14,
-                     row.text)  # fmt: skip
+        drawing.line([(at, top - 4), (at, bottom)], "floor")
+    y = float(top)
+    for name, some in groups:
+        if name:
+            drawing.text(12, y + 16, name, bold=True, size=12)
+            y += step
+        for row in some:
+            end = left + max(2.0, room * row.value / longest)
+            drawing.text(left - 8, y + 14, row.label, anchor="end")
+            drawing.bar(left, y, end - left, 19, row.kind)
+            # Beside the mark's line, not on it.
+            crosses = mark is not None and 0 <= at - end < _width(row.text) + 10
+            drawing.text((at if crosses else end) + 6, y + 14, row.text)
+            y += step
     return drawing
 
 

@@ -182,16 +182,20 @@ def workers(options: argparse.Namespace) -> Part:
             + [f"{figures.busiest:.0f}" for count, figures in found.items() if count > 1]
         )
         drawn += [
-            Bar(f"{way}, {count}", figures.rate, f"{figures.rate:,.0f}", kind)
+            Bar(_workers(count), figures.rate, f"{figures.rate:,.0f}", kind, way)
             for count, figures in found.items()
         ]
     header = ["connections a second"]
-    header += [f"{count} worker{'s' * (count > 1)}" for count in dealing.WORKERS]
+    header += map(_workers, dealing.WORKERS)
     header += [
         f"of {dealing.KEPT} kept, most at one of {count}" for count in dealing.WORKERS if count > 1
     ]
     drawing = bars("Connections a second, by way and number of workers", drawn)
     return Part(table(header, rows), {"performance-workers.svg": drawing})
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'s' * (count > 1)}"
 
 
 def objects(options: argparse.Namespace) -> Part:

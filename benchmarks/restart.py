@@ -280,10 +280,11 @@ def plot(results: dict[tuple[str, str], Figures]) -> str:
     kinds = {"reload": "ours", "takeover": "ours", "stop and start": "other"}
     rows = [
         Bar(
-            f"{name}, {way}",
+            way,
             figures.longest_gap,
             f"{figures.longest_gap * 1000:.0f} ms, {figures.failed:,} failed",
             kinds.get(way, "floor"),
+            name,
         )
         for (name, way), figures in results.items()
     ]

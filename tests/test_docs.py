@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import performance
@@ -131,6 +133,17 @@ def test_the_diagram_of_a_takeover_is_a_conversation_that_the_protocol_allows() 
 def test_the_page_of_the_figures_has_a_place_for_each_part() -> None:
     page = (DOCS / "performance.md").read_text()
     assert re.findall("<!-- figures: (.*) -->", page) == [*performance.PARTS]
+
+
+def test_figures_are_written_into_their_places_in_the_page(tmp_path: Path) -> None:
+    (tmp_path / "performance.md").write_text("<!-- figures: memory -->\n<!-- end -->\nstays")
+    options = ["--only", "memory", "--write", str(tmp_path)]
+    done = subprocess.run([sys.executable, performance.__file__, *options], check=False)
+    assert done.returncode == 0
+    lines = (tmp_path / "performance.md").read_text().splitlines()
+    assert lines[:3] == ["<!-- figures: memory -->", "", "| object | bytes | descriptors |"]
+    assert any(re.fullmatch(r"\| `Descriptor` \| [\d,]+ \| 1 \|", line) for line in lines)
+    assert lines[-2:] == ["<!-- end -->", "stays"]
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

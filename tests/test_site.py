@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import inspect
 import pkgutil
@@ -79,24 +80,25 @@ def test_every_public_name_has_an_entry_in_the_reference(site: Path) -> None:
     assert set(public_names()) - documented(site) == set()
 
 
-_ENTRY = re.compile(r'<dl class="py (\w+)">\s*<dt[^>]*>(.*?)</dt>', re.DOTALL)
+_ENTRY = re.compile(r'<dl class="py (\w+)">\s*<dt[^>]* id="([\w.]+)">(.*?)</dt>', re.DOTALL)
 
 
-def test_every_signature_has_types(site: Path) -> None:
-    untyped = []
-    for file in site.rglob("*.html"):
-        entries = re.findall(
-            r'<dl class="py (\w+)">\s*<dt[^>]*>(.*?)</dt>', file.read_text(), re.DOTALL
-        )
-        for kind, heading in entries:
-            arguments = re.findall(r'<em class="sig-param">(.*?)</em>', heading, re.DOTALL)
-            texts = [re.sub(r"<[^>]+>", "", each) for each in arguments]
-            complete = all(":" in text or text in ("*", "/") for text in texts)
-            if kind in ("method", "function"):
-                complete &= "sig-return" in heading
-            if not complete:
-                untyped.append(f"{file.relative_to(site)}: {re.sub(r'<[^>]+>', '', heading)}")
-    assert untyped == []
+def test_every_signature_has_types_and_the_defaults_that_calls_have(site: Path) -> None:
+    wrong = []
+    entries = [each for file in site.rglob("*.html") for each in _ENTRY.findall(file.read_text())]
+    assert entries
+    for kind, name, heading in entries:
+        found = re.findall(r'<em class="sig-param">(.*?)</em>', heading, re.DOTALL)
+        texts = [html.unescape(re.sub(r"<[^>]+>", "", each)) for each in found]
+        complete = all(":" in text or text in ("*", "/") for text in texts)
+        if kind in ("method", "function"):
+            complete &= "sig-return" in heading
+            parameters = inspect.signature(pkgutil.resolve_name(name)).parameters.values()
+            optional = {each.name for each in parameters if each.default is not each.empty}
+            complete &= {text.partition(":")[0] for text in texts if "=" in text} == optional
+        if not complete:
+            wrong.append(f"{name}({', '.join(texts)})")
+    assert wrong == []
 
 
 class _Page(HTMLParser):

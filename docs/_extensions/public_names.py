@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import pkgutil
 import re
 from typing import Any
 
@@ -33,8 +34,18 @@ def simplify(app: Any) -> None:
     for found in objects.values():
         # The last overload is the most general one; the others say the same for fewer modes.
         if getattr(found, "overloads", None) and found.type != "class":
-            found.args, found.return_annotation = found.overloads[-1]
+            arguments, found.return_annotation = found.overloads[-1]
+            found.args = _with_defaults(found.id, arguments)
             found.overloads = []
+
+
+def _with_defaults(name: str, arguments: str) -> str:
+    """Add the defaults that an overload leaves to another one, which has them."""
+    for parameter in inspect.signature(pkgutil.resolve_name(name)).parameters.values():
+        if parameter.default is not parameter.empty:
+            without = rf"\b({parameter.name}: [^=,\[\]]*)(?=,|$)"
+            arguments = re.sub(without, rf"\1 = {parameter.default!r}", arguments)
+    return arguments
 
 
 def write_defaults(
@@ -43,8 +54,7 @@ def write_defaults(
     """Write defaults as people do: permissions in octal, and those that a stub leaves out."""
 
     def default(found: re.Match[str]) -> str:
-        value: Any = functools.reduce(getattr, name.split(".")[1:], conduit)
-        value = inspect.signature(value).parameters[found[1]].default
+        value = inspect.signature(pkgutil.resolve_name(name)).parameters[found[1]].default
         return found[0].replace("...", getattr(value, "name", repr(value)))
 
     arguments = re.sub(r"\bmode: int = \d+", lambda found: octal(found[0]), arguments or "")
