@@ -139,6 +139,30 @@ def test_a_server_behind_a_wrapper_that_forks_is_ready_and_ends_with_it(bench: B
     assert ends(run) == 128 + signal.SIGTERM
 
 
+GRANDCHILD = """
+import os, signal, socket
+if os.fork() == 0:
+    if os.fork() == 0:
+        s = socket.socket(fileno=3)
+        while True:
+            s.accept()[0].sendall(b"hello")
+    os._exit(0)
+os.wait()
+os.close(3)
+signal.pause()
+"""
+
+
+def test_a_grandchild_whose_parent_is_gone_is_ready(bench: Bench) -> None:
+    run = bench.run("--ready=accepting", command=python(GRANDCHILD))
+    run.await_line("serves")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(GENEROUS)
+        client.connect(bench.unix)
+        assert client.recv(10) == b"hello"
+    assert ends(run) == 128 + signal.SIGTERM
+
+
 def test_what_says_that_it_is_ready_and_has_no_socket_is_refused(bench: Bench) -> None:
     old, first = bench.serve()
     code, line = bench.run(command=python(LIAR.format(end="import time; time.sleep(1000)"))).end()
