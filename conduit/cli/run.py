@@ -32,7 +32,7 @@ from conduit.errors import Error
 from conduit.paths import absolute
 from conduit.takeover import Takeover
 from conduit.takeover.room import make_room
-from conduit.takeover.talk import has_ended
+from conduit.takeover.watch import has_ended
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""

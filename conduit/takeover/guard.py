@@ -11,8 +11,8 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from contextlib import suppress
 
+from conduit.errors import Ignoring, from_handler
 from conduit.paths import inode_of
 
 log: logging.Logger = logging.getLogger("conduit.takeover")
@@ -56,6 +56,8 @@ class Guard:
             link(path, spare)
             self._spares[path] = spare
         except OSError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
             self._spares.pop(path, None)
             log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
 
@@ -63,14 +65,14 @@ class Guard:
         """Put each path back that nothing is at."""
         for path, spare in self._spares.copy().items():
             # It is there, as a rule.
-            with suppress(OSError):
+            with Ignoring(OSError):
                 os.link(spare, path)
                 log.warning("the path of a socket was removed, and has been put back: %s", path)
 
     def close(self) -> None:
         """Remove the second names."""
         for path, spare in self._spares.copy().items():
-            with suppress(OSError):
+            with Ignoring(OSError):
                 os.unlink(spare)
             self._spares.pop(path, None)
 

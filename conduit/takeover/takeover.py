@@ -34,8 +34,10 @@ from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
 from conduit.errors import (
+    Doing,
     Error,
     ErrType,
+    Ignoring,
     PeerClosedError,
     TakeoverError,
     WouldBlockError,
@@ -53,7 +55,8 @@ from conduit.takeover.protocol import Side, State, failure
 from conduit.takeover.room import make_room, with_room
 from conduit.takeover.sockets import closed_on_error, is_at
 from conduit.takeover.succession import PAUSE, Succession, log, nothing
-from conduit.takeover.talk import NOTHING, TYPE, Talk, closing, has_ended
+from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
+from conduit.takeover.watch import has_ended, wait_for
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -192,25 +195,22 @@ class Takeover:
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
-            here = with_room(sockets.own_namespace)
-            # What came and was not asked for, and what a successor gets.
-            self._inherited = Holdings(here)
-            self._own = Holdings(here)
-            self._succession = Succession(
-                self._own,
-                who=self,
-                allow=self._allow,
-                timeout=timeout,
-                bell=self._bell,
-                ring=self._ring,
-            )
-        except BaseException as exc:
+            with Doing(f"{self!r}: watching successors"):
+                here = with_room(sockets.own_namespace)
+                # What came and was not asked for, and what a successor gets.
+                self._inherited = Holdings(here)
+                self._own = Holdings(here)
+                self._succession = Succession(
+                    self._own,
+                    who=self,
+                    allow=self._allow,
+                    timeout=timeout,
+                    bell=self._bell,
+                    ring=self._ring,
+                )
+        except BaseException:
             self._bell.close()
             self._rope.close()
-            if isinstance(exc, OSError) and not from_handler(exc):
-                raise Error(
-                    f"{self!r}: watching successors: {exc.strerror}", ErrType.NO_FD, exc.errno
-                ) from exc
             raise
         if thread:
             # It waits at the gate until there is something to answer.
@@ -344,12 +344,8 @@ class Takeover:
         """
         self._check_new(name)
         old = self._inherited.sockets.get(name)
-        try:
+        with Doing(f"adopting {name!r}"):
             kept = with_room((sock if old is None else old.sock).dup)
-        except OSError as exc:
-            raise Error(
-                f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-            ) from exc
         if old is None:
             self._hold(name, Held(kept, None, None))
             return sock
@@ -379,15 +375,9 @@ class Takeover:
         if item is None:
             kept = None
         else:
-            try:
+            with Doing(f"keeping {name!r}"):
                 fd = item if isinstance(item, int) else fd_of(item)
                 kept = Descriptor(with_room(partial(os.dup, fd)), name)
-            except OSError as exc:
-                if isinstance(exc, Error):
-                    raise
-                raise Error(
-                    f"keeping {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-                ) from exc
         old = self._own.items.pop(name, None)
         if kept is not None:
             self._own.items[name] = kept
@@ -566,7 +556,7 @@ class Takeover:
         self._closed = True
         _open.discard(self)
         self._ring()
-        with contextlib.suppress(RuntimeError):
+        with Ignoring(RuntimeError):
             self._gate.release()
         self._join()
         followed = self._succession.leave()
@@ -590,7 +580,7 @@ class Takeover:
 
     def _ring(self) -> None:
         """End what waits for the bell, now and later."""
-        with contextlib.suppress(Error):
+        with Ignoring(Error):
             self._rope.shutdown()
         self._wake()
 
@@ -636,7 +626,7 @@ class Takeover:
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
-        try:
+        with Doing(f"listening as {name!r}"):
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
@@ -653,12 +643,6 @@ class Takeover:
                     if inode is not None:
                         self._paths[host] = inode
                     held = Held(with_room(sock.dup), host if port is None else None, inode)
-        except OSError as exc:
-            if isinstance(exc, Error):
-                raise
-            raise Error(
-                f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-            ) from exc
         self._hold(name, held)
         return sock
 
@@ -695,6 +679,7 @@ class Takeover:
                 held = self._own.sockets.copy().values()
                 return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
+                # What a handler raises has another errno, or none.
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
@@ -710,13 +695,19 @@ class Takeover:
     def _drive(self, steps: Steps[_T]) -> _T:
         """Do all steps, and wait in between."""
         with contextlib.closing(steps):
-            while True:
-                try:
-                    wait = next(steps)
-                except StopIteration as done:
-                    result: _T = done.value
-                    return result
-                self._poll(*wait)
+            try:
+                wait = next(steps)
+                while True:
+                    try:
+                        self._poll(*wait)
+                    except BaseException as exc:
+                        # They may be over all the same.
+                        wait = steps.throw(exc)
+                    else:
+                        wait = next(steps)
+            except StopIteration as done:
+                result: _T = done.value
+                return result
 
     def _step(self, timeout: float) -> None:
         """Answer successors, once something comes from them or so many seconds have passed."""
@@ -726,22 +717,11 @@ class Takeover:
 
     def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
         """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
-        bell = self._bell._handle
-        other = conduit and conduit._handle
-        poll = select.poll()
-        with contextlib.ExitStack() as calls:
-            try:
-                poll.register(bell.enter(), select.POLLIN)
-                calls.callback(bell.leave)
-                if other is not None:
-                    poll.register(other.enter(), events)
-                    calls.callback(other.leave)
-            except Error:
-                # It was closed, and so is this.
-                return
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
-            poll.poll(timeout * 1000)
+        watched = [(self._bell, select.POLLIN)]
+        if conduit is not None:
+            watched.append((conduit, events))
+        # One that is closed was closed with this.
+        wait_for(watched, timeout, fd)
 
     def _put_back(self) -> bool:
         """Put back the paths that the predecessor removes; whether it still may."""
@@ -786,7 +766,7 @@ class Takeover:
     def _answer(self, control: Listener) -> None:
         """Let successors be answered from now on."""
         self._succession.listen(control)
-        with contextlib.suppress(RuntimeError):
+        with Ignoring(RuntimeError):
             self._gate.release()
         # Who answers on an event loop may be waiting, as long as was right before.
         self._wake()
@@ -826,7 +806,7 @@ class Takeover:
     def _inherit(self, talk: Talk, peer: Peer) -> Steps[None]:
         talk.say("hello", protocol.hello())
         # It may be gone already, and what it said before is still to be read.
-        with contextlib.suppress(PeerClosedError):
+        with Ignoring(PeerClosedError):
             yield from self._flush(talk)
         while talk.conversation.state is not State.GIVEN:
             if (yield from self._hear(talk)) != "welcome":
@@ -842,7 +822,8 @@ class Takeover:
         """Become the owner, or raise if the predecessor stays it.
 
         Returns:
-            what a signal handler raised when it was too late for the predecessor to stay it.
+            what a signal handler raised, or how the waiting was cancelled, when it was too late
+            for the predecessor to stay it.
         """
         is_said, late = False, None
         try:
@@ -858,12 +839,12 @@ class Takeover:
             except PeerClosedError:
                 yield from self._hear_refusal(talk)
                 log.warning("the predecessor died before it handed over; going on without it")
-        except (Error, ValueError) as exc:
-            talk.close()
-            if isinstance(exc, TakeoverError):
-                raise
-            raise failure(f"the predecessor does not hand over: {exc}") from exc
         except BaseException as exc:
+            if isinstance(exc, Error | ValueError) and not from_handler(exc):
+                talk.close()
+                if isinstance(exc, TakeoverError):
+                    raise
+                raise failure(f"the predecessor does not hand over: {exc}") from exc
             # Once the last word has left, all is this process's.
             if not is_said:
                 talk.close()
@@ -878,15 +859,13 @@ class Takeover:
 
     def _hear_refusal(self, talk: Talk) -> Steps[None]:
         """Raise the refusal of one that listens no more; if it left none, it is dead."""
-        with contextlib.suppress(PeerClosedError):
+        with Ignoring(PeerClosedError):
             while True:
                 yield from self._hear(talk)
 
     def _duplicate(self, control: Listener) -> socket.socket:
-        try:
+        with Doing(f"{self!r}: taking over"):
             return Descriptor(os.dup(control.fileno())).to_conn()
-        except OSError as exc:
-            raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
 
     def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
         """Wait until it has let go of the control socket, where successors might find it else."""
@@ -901,11 +880,11 @@ class Takeover:
                 if talk.conversation.is_refused:
                     raise
                 return
-            try:
+            with Ignoring(Error):
+                # So it is if the waiting fails.
                 yield wait
-            except BaseException:
-                # So it is if the waiting fails, or is cancelled.
-                return
+                continue
+            return
 
     def _flush(self, talk: Talk) -> Steps[None]:
         """Send what is to be said."""
@@ -987,6 +966,8 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
     try:
         unlink_own(path, inode)
     except OSError as exc:
+        if from_handler(exc):
+            raise  # pragma: no cover - traced runs have no handler that raises
         log.warning("the path of a socket stays: %s", exc)
 
 
