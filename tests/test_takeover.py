@@ -52,8 +52,7 @@ import conduit
 from conduit import systemd
 from conduit.aio import AsyncTakeover
 from conduit.errors import Doing, Ignoring, TakeoverError
-from conduit.takeover import Takeover, protocol, room, sockets, succession, watch
-from conduit.takeover import takeover as module
+from conduit.takeover import Takeover, inheritance, protocol, room, sockets, succession, watch
 from conduit.takeover.protocol import VERSIONS
 from conduit.takeover.talk import Talk as Talker
 
@@ -1538,7 +1537,7 @@ def before_listening(
         with happens():
             return conduit.Listener(*args, **kwargs)
 
-    monkeypatch.setattr(module, "Listener", listen)
+    monkeypatch.setattr(inheritance, "Listener", listen)
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
@@ -3114,7 +3113,7 @@ def test_a_handler_that_strikes_after_the_last_word_is_heard_and_this_is_the_own
         with stepping(old):
             new = Takeover(path)
         with new:
-            talk = new._old
+            talk = new._inheritance.talk
             assert talk is not None
 
             def poll(*wait: object) -> None:
@@ -3370,7 +3369,7 @@ with Takeover(sys.argv[1], thread=False) as old, old.listen("127.0.0.1", 0):
 
 @pytest.fixture
 def on_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TYPE", socket.SOCK_STREAM)
+    monkeypatch.setattr(inheritance, "TYPE", socket.SOCK_STREAM)
 
 
 @pytest.mark.usefixtures("on_a_stream")

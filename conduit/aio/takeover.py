@@ -22,8 +22,8 @@ from conduit.aio.waiter import Waiter, checkpoint, spawn
 from conduit.errors import Doing, Error
 from conduit.peer import Peer
 from conduit.takeover import Takeover, sockets
+from conduit.takeover.inheritance import Steps
 from conduit.takeover.succession import PAUSE, log
-from conduit.takeover.takeover import Steps
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
