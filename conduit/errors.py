@@ -160,6 +160,36 @@ def from_handler(exc: BaseException) -> bool:
     return False
 
 
+class Ignoring:
+    """What to leave unsaid: as `contextlib.suppress`, but what a handler raises stays itself."""
+
+    def __init__(self, *types: type[Exception]) -> None:
+        self._types = types
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> bool:
+        return isinstance(exc, self._types) and not from_handler(exc)
+
+
+class Doing:
+    """What is done, which an `OSError` in it becomes an `Error` (``NO_FD``) about.
+
+    An `Error`, and what a handler raises, stays itself.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, OSError) and not isinstance(exc, Error) and not from_handler(exc):
+            raise Error(f"{self._what}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno) from exc
+
+
 def refusal(
     what: str, size: int, least: int, most: int, count: int, err: int, ended: bool, withheld: bool
 ) -> Error:

@@ -14,7 +14,7 @@ import sys
 import time
 
 from conduit._handle import Handle
-from conduit.errors import Error, ErrType, from_errno, from_handler
+from conduit.errors import Error, ErrType, Ignoring, from_errno, from_handler
 from conduit.mistakes import path_from
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -100,6 +100,8 @@ class Place:
             finally:
                 sock.detach()
         except OSError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
             raise from_errno(exc.errno or errno.EINVAL, ErrType.BAD_CLONE, repr(handle)) from exc
         address = address_from(self.path)
         if not isinstance(bound, str | bytes):
@@ -307,25 +309,21 @@ class _Alone:
             raise
 
     def __exit__(self, *exc_info: object) -> None:
-        try:
+        # Not on Linux it fails: nothing was bound.
+        with self._sock, Ignoring(OSError):
             # A child that was forked meanwhile has it, too; what does not listen does not count.
             self._sock.shutdown(socket.SHUT_RDWR)
-        except OSError:  # pragma: no cover - not on Linux
-            pass  # pragma: no cover
-        finally:
-            self._sock.close()
 
 
 def _holder(lock: bytes) -> int | None:
     """The user of the process that listens at a name; None if none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
-        try:
-            probe.connect(lock)
-        except BlockingIOError:
+        code = probe.connect_ex(lock)
+        if code == errno.EAGAIN:
             # So many ask that nobody can; who it is, the next will see.
             return os.geteuid()
-        except OSError:
+        if code:
             return None
         # struct ucred: pid, uid, gid.
         uid = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]

@@ -6,7 +6,7 @@ import os
 import sys
 from collections import namedtuple
 
-from conduit.errors import from_handler
+from conduit.errors import Ignoring, from_handler
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
@@ -44,13 +44,11 @@ def same_user_or_root(peer: Peer) -> bool:
     """
     if peer.uid != _OVERFLOW_UID or not sys.platform.startswith("linux"):
         return peer.uid in (0, os.geteuid())
-    try:
-        # As bytes: a codec would be a module to be read.
-        with open("/proc/self/uid_map", "rb") as lines:
-            whole = lines.read().split() == [b"0", b"0", b"4294967295"]
-    except OSError:
-        return False
-    return whole and peer.uid == os.geteuid()
+    # As bytes: a codec would be a module to be read.
+    with Ignoring(OSError), open("/proc/self/uid_map", "rb") as lines:
+        is_whole = lines.read().split() == [b"0", b"0", b"4294967295"]
+        return is_whole and peer.uid == os.geteuid()
+    return False
 
 
 def admits(allow: Callable[[Peer], Any], peer: Peer, who: object) -> bool:

@@ -51,9 +51,8 @@ from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
 import conduit
 from conduit import systemd
 from conduit.aio import AsyncTakeover
-from conduit.errors import TakeoverError
-from conduit.takeover import Takeover, protocol, room, sockets, succession
-from conduit.takeover import takeover as module
+from conduit.errors import Doing, Ignoring, TakeoverError
+from conduit.takeover import Takeover, inheritance, protocol, room, sockets, succession, watch
 from conduit.takeover.protocol import VERSIONS
 from conduit.takeover.talk import Talk as Talker
 
@@ -66,6 +65,10 @@ SEQPACKET = socket.SOCK_SEQPACKET
 
 class RemoteError(Exception):
     """What a call raised in the other process."""
+
+
+class Interrupt(Exception):
+    """What a signal handler raises."""
 
 
 class Server:
@@ -1550,7 +1553,7 @@ def before_listening(
         with happens():
             return conduit.Listener(*args, **kwargs)
 
-    monkeypatch.setattr(module, "Listener", listen)
+    monkeypatch.setattr(inheritance, "Listener", listen)
 
 
 @pytest.mark.parametrize("abstract", [False, True], ids=["path", "abstract"])
@@ -2934,39 +2937,65 @@ def test_without_room_for_a_thread_nothing_is_left_behind(
         assert os.path.exists(path)
 
 
-CLOSED_BY_A_HANDLER = """
-import logging, os, signal, socket, sys, tempfile
-from conduit.takeover import Takeover
+AT_EACH_LINE = """
+import gc, logging, os, signal, socket, sys, tempfile, threading
+import conduit
+from conduit.takeover import Takeover, takeover
 
 logging.disable()
 
-THREAD, FIRST = sys.argv[1] == "thread", int(sys.argv[2])
+def fds():
+    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)}
 
-def attempt(place):
-    # A handler closes the takeover at one line of those that are run; 8 if there are not so many.
-    directory = tempfile.mkdtemp()
-    path = directory + "/control"
-    old = Takeover(path, thread=THREAD)
-    lines = 0
-    done = []
+def strike_at(place, handler, but=()):
+    # Where SIGTERM came, once it has: at one of the lines of the package that this thread runs.
+    lines, struck = 0, []
 
     def trace(frame, event, arg):
-        return look if "takeover" in frame.f_code.co_filename else None
+        is_counted = "conduit/takeover/" in frame.f_code.co_filename
+        return look if is_counted and frame.f_code.co_name not in but else None
 
     def look(frame, event, arg):
         nonlocal lines
-        if event == "line" and not done:
-            lines += 1
-            if lines == place:
-                done.append(place)
-                sys.settrace(None)
-                signal.raise_signal(signal.SIGTERM)
+        lines += event == "line"
+        if lines == place and not struck:
+            struck.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            sys.settrace(None)
+            signal.raise_signal(signal.SIGTERM)
         return look
 
-    signal.signal(signal.SIGTERM, lambda *_: old.close())
+    signal.signal(signal.SIGTERM, handler)
     signal.alarm(20)
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.settrace(trace)
+    return struck
+
+def at_each_line(attempt, step, least):
+    # Each in a process of its own. An attempt returns what is wrong; None past the last line.
+    for place in range(int(sys.argv[-1]), 4000, step):
+        pid = os.fork()
+        if not pid:
+            wrong = attempt(place)
+            if wrong:
+                print(*wrong, flush=True)
+            os._exit(8 if wrong is None else bool(wrong))
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if status == 8:
+            sys.exit(0 if place > least else "so few lines")
+        if status:
+            sys.exit(f"a handler at line {place} ended with {status}")
+    sys.exit("there is no end")
+"""
+
+CLOSED_BY_A_HANDLER = """
+THREAD = sys.argv[1] == "thread"
+
+def attempt(place):
+    directory = tempfile.mkdtemp()
+    path = directory + "/control"
+    before = fds()
+    old = Takeover(path, thread=THREAD)
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    struck = strike_at(place, lambda *_: old.close())
     try:
         with old.listen("127.0.0.1", 0, name="x"):
             old.keep("x", 0)
@@ -2983,24 +3012,12 @@ def attempt(place):
     sys.settrace(None)
     old.close()
     client.close()
-    left = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)]
-    if os.listdir(directory) or len(left) != BEFORE:
-        print(place, os.listdir(directory), left, BEFORE, flush=True)
-        os._exit(1)
-    os.rmdir(directory)
-    os._exit(0 if done else 8)
+    left = fds() - before
+    if not struck:
+        return None
+    return [struck, os.listdir(directory), left] if left or os.listdir(directory) else []
 
-BEFORE = len([fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)])
-for place in range(FIRST, 2000, 4):
-    pid = os.fork()
-    if not pid:
-        attempt(place)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status == 8:
-        sys.exit(0 if place > 40 else "so few lines")
-    if status:
-        sys.exit(f"closing at line {place} ended with {status}")
-sys.exit("there is no end")
+at_each_line(attempt, 4, 40)
 """
 
 
@@ -3008,27 +3025,18 @@ sys.exit("there is no end")
 @pytest.mark.parametrize("first", range(1, 5))
 @pytest.mark.parametrize("driver_of_it", ["thread", "step"])
 def test_a_handler_may_close_it_at_any_line(driver_of_it: str, first: int) -> None:
-    done = run_python(CLOSED_BY_A_HANDLER, driver_of_it, str(first))
+    done = run_python(AT_EACH_LINE + CLOSED_BY_A_HANDLER, driver_of_it, str(first))
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 SUCCESSOR_INTERRUPTED = """
-import gc, logging, os, signal, sys, tempfile, threading
-import conduit
-from conduit.takeover import Takeover, takeover
+THREAD, CLOSES = sys.argv[1] == "thread", sys.argv[2] == "closes"
 
-logging.disable()
-
-THREAD, CLOSES, FIRST = sys.argv[1] == "thread", sys.argv[2] == "closes", int(sys.argv[3])
-
-class Interrupt(BaseException):
+# As a handler of SIGALRM raises it that makes a deadline; much raises its base as well.
+class Interrupt(TimeoutError):
     pass
 
-def fds():
-    return {fd for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)}
-
 def attempt(place):
-    # A handler strikes at one line of those that are run; 8 if there are not so many.
     directory = tempfile.mkdtemp()
     path, unix = directory + "/control", directory + "/unix"
     before = fds()
@@ -3036,22 +3044,7 @@ def attempt(place):
     socks = [old.listen(unix), old.listen(directory + "/other")]
     old.offer(lambda: b"state")
     old.ready()
-    lines, struck, new, failure = 0, "", None, None
-
-    def trace(frame, event, arg):
-        return look if "conduit/takeover/" in frame.f_code.co_filename else None
-
-    def look(frame, event, arg):
-        nonlocal lines, struck
-        # What raises between the two lines that count a call in and out again is not provided for.
-        lines += event == "line" and (
-            CLOSES or frame.f_code.co_name not in ("_poll", "has_ended")
-        )
-        if lines == place and not struck:
-            struck = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            sys.settrace(None)
-            signal.raise_signal(signal.SIGTERM)
-        return look
+    new, failure = None, None
 
     def strike(*_):
         if not CLOSES:
@@ -3063,9 +3056,8 @@ def attempt(place):
     # What strikes as an object ends can be raised nowhere.
     ended = []
     sys.unraisablehook = lambda what: ended.append(what.exc_type)
-    signal.signal(signal.SIGTERM, strike)
-    signal.alarm(20)
-    sys.settrace(trace)
+    # Between the lines of `in_use` none is run in truth; see the test of it.
+    struck = strike_at(place, strike, () if CLOSES else ("in_use",))
     try:
         new = Takeover(path, thread=THREAD)
         socks.append(new.listen(unix))
@@ -3077,7 +3069,7 @@ def attempt(place):
         failure = exc
     sys.settrace(None)
     if not struck:
-        os._exit(8)
+        return None
     expected = (conduit.Error, type(None)) if CLOSES else Interrupt
     as_expected = isinstance(failure, expected) or Interrupt in ended
     if new is not None:
@@ -3093,21 +3085,10 @@ def attempt(place):
     for sock in socks:
         sock.close()
     hidden = [name for name in os.listdir(directory) if name.startswith(".")]
-    if hidden or fds() != before or not as_expected:
-        print(struck, said, hidden, fds() - before, flush=True)
-        os._exit(1)
-    os._exit(0)
+    left = fds() - before
+    return [struck, said, hidden, left] if hidden or left or not as_expected else []
 
-for place in range(FIRST, 4000, 9):
-    pid = os.fork()
-    if not pid:
-        attempt(place)
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if status == 8:
-        sys.exit(0 if place > 400 else "so few lines")
-    if status:
-        sys.exit(f"a handler at line {place} ended with {status}")
-sys.exit("there is no end")
+at_each_line(attempt, 9, 400)
 """
 
 
@@ -3118,8 +3099,66 @@ sys.exit("there is no end")
 def test_a_handler_may_strike_at_any_line_of_a_successor(
     driver_of_it: str, strike: str, first: int
 ) -> None:
-    done = run_python(SUCCESSOR_INTERRUPTED, driver_of_it, strike, str(first))
+    done = run_python(AT_EACH_LINE + SUCCESSOR_INTERRUPTED, driver_of_it, strike, str(first))
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@not_traced
+def test_a_handler_that_strikes_as_a_descriptor_comes_into_use_leaves_it_in_no_use() -> None:
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    with handling(signal.SIGALRM, interrupt):
+        for _ in range(500):
+            ours, theirs = conduit.Conduit.pair()
+            with theirs:
+                with pytest.raises(Interrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 20e-6)
+                    while True:
+                        watch.has_ended(ours)
+                ours.close()
+                # It would be open until the object ends.
+                assert watch.has_ended(theirs)
+
+
+def test_a_handler_that_strikes_after_the_last_word_is_heard_and_this_is_the_owner(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Takeover(path, thread=False) as old:
+        old.ready()
+        with stepping(old):
+            new = Takeover(path)
+        with new:
+            talk = new._inheritance.talk
+            assert talk is not None
+
+            def poll(*wait: object) -> None:
+                if talk.conversation.state is protocol.State.DONE:
+                    raise Interrupt
+                old.step()
+
+            monkeypatch.setattr(new, "_poll", poll)
+            with pytest.raises(Interrupt):
+                new.ready()
+            assert new.ready() == ()
+            monkeypatch.undo()
+            assert old.wait(GENEROUS)
+            with Takeover(path) as third:
+                third.ready()
+                assert new.wait(GENEROUS)
+
+
+def test_a_handlers_exception_is_not_taken_for_a_failure_of_the_system() -> None:
+    def interrupt(*_: object) -> None:
+        raise TimeoutError
+
+    with handling(signal.SIGUSR1, interrupt):
+        with pytest.raises(TimeoutError) as caught, Ignoring(OSError):
+            signal.raise_signal(signal.SIGUSR1)
+        assert type(caught.value) is TimeoutError
+        with pytest.raises(TimeoutError) as caught, Doing("anything"):
+            signal.raise_signal(signal.SIGUSR1)
+        assert type(caught.value) is TimeoutError
 
 
 def test_a_line_that_is_made_while_it_is_closed_is_closed(
@@ -3144,9 +3183,6 @@ def test_a_line_that_is_made_while_it_is_closed_is_closed(
 
 
 def test_a_handlers_exception_in_a_step_stays_itself(path: str) -> None:
-    class Interrupt(Exception):
-        pass
-
     def interrupt(*_: object) -> None:
         raise Interrupt
 
@@ -3349,7 +3385,7 @@ with Takeover(sys.argv[1], thread=False) as old, old.listen("127.0.0.1", 0):
 
 @pytest.fixture
 def on_a_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TYPE", socket.SOCK_STREAM)
+    monkeypatch.setattr(inheritance, "TYPE", socket.SOCK_STREAM)
 
 
 @pytest.mark.usefixtures("on_a_stream")

@@ -61,7 +61,7 @@ class Direction(Queue):
         await checkpoint()
         return not self.waiting
 
-    async def wait(self, waiter: Waiter, sent: int = 0) -> None:
+    async def wait(self, waiter: Waiter, sent: int = 0, limit: float | None = None) -> None:
         """Wait until the socket may be ready; ``sent`` is what has left of a message.
 
         What is watched is no other file's before the task that was woken runs.
@@ -75,7 +75,7 @@ class Direction(Queue):
             fd, end = handle.enter(), handle.leave
         waiter.holds.append(end)
         try:
-            await waiter.wait(fd, writing=self._writing)
+            await waiter.wait(fd, writing=self._writing, limit=limit)
         except Error as exc:
             prefix_message(exc, repr(self._handle))
             exc.sent = sent

@@ -11,18 +11,19 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Self, TypeVar
 
-from anyio import to_thread
+from anyio import get_cancelled_exc_class, to_thread
 
 from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
 from conduit.aio.closing import Closing
+from conduit.aio.direction import Direction
 from conduit.aio.queue import Queue
 from conduit.aio.waiter import Waiter, checkpoint, spawn
-from conduit.errors import Error, ErrType
+from conduit.errors import Doing, Error
 from conduit.peer import Peer
 from conduit.takeover import Takeover, sockets
+from conduit.takeover.inheritance import Steps
 from conduit.takeover.succession import PAUSE, log
-from conduit.takeover.takeover import Steps
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -148,21 +149,24 @@ class AsyncTakeover(Closing):
         takeover = self.takeover
         if port is not None and host and not sockets.is_numeric(host):
             name = f"{host}:{port}" if name is None else name
-            try:
+            with Doing(f"listening as {name!r}"):
                 _, address = await to_thread.run_sync(
                     sockets.resolve, host, port, type, abandon_on_cancel=True
                 )
-            except OSError as exc:
-                raise Error(
-                    f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-                ) from exc
             host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return await self._drive(takeover._listen(host, port, name, type, backlog, mode))
 
     async def ready(self) -> tuple[str, ...]:
         """Say that requests are served; see `Takeover.ready`."""
         await checkpoint()
-        return await self._drive(self.takeover._become_ready())
+        takeover = self.takeover
+        try:
+            return await self._drive(takeover._become_ready())
+        except get_cancelled_exc_class():
+            # Too late: this process is the owner.
+            if takeover._ready:
+                return takeover.dropped
+            raise
 
     async def wait(self) -> bool:
         """Wait until a successor is ready, and return whether there is one; see `Takeover.wait`.
@@ -239,12 +243,10 @@ async def _wait(waiter: Waiter, conduit: Conduit | None, events: int, limit: flo
     if conduit is None:
         await waiter.wait(limit=limit)
         return
+    direction = Direction(conduit._handle, events == select.POLLOUT, shared=True)
     try:
-        fd = conduit._handle.enter()
+        await direction.wait(waiter, limit=limit)
     except Error:
         # It was closed, and so is the takeover.
-        return
-    try:
-        await waiter.wait(fd, writing=events == select.POLLOUT, limit=limit)
-    finally:
-        conduit._handle.leave()
+        if not conduit.closed:
+            raise

@@ -33,7 +33,7 @@ from conduit.paths import absolute, inode_of
 from conduit.takeover import Takeover
 from conduit.takeover.room import make_room
 from conduit.takeover.spares import Spares, second_name
-from conduit.takeover.talk import has_ended
+from conduit.takeover.watch import has_ended
 
 _BACKLOG = 4096
 """Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""

@@ -11,12 +11,12 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from socket import socket
 from typing import IO, Any, NamedTuple
 
 from conduit import wire
 from conduit._conduit import Descriptor
+from conduit.errors import Ignoring, from_handler
 from conduit.takeover.protocol import failure
 from conduit.takeover.sockets import namespace_of
 
@@ -117,6 +117,8 @@ class Holdings:
                 file = message["file"]
                 self.state = b"" if file is None else _content(_fd_of(file))
         except (ValueError, TypeError, LookupError, AttributeError, OSError) as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
             raise failure(f"a message ({kind}) is malformed: {exc!r}") from exc
 
     def _receive_socket(self, row: dict[str, Any]) -> None:
@@ -128,13 +130,13 @@ class Holdings:
             inode = int(device), int(number)
         is_foreign = row.get("foreign") is True
         held = Held(_fd_of(row["socket"]).to_conn(), path, inode, is_foreign)
-        with suppress(KeyError):
+        with Ignoring(KeyError):
             self.sockets.pop(name).sock.close()
         self.sockets[name] = held
 
     def _receive_item(self, row: dict[str, Any]) -> None:
         name, fd = _name_of(row), _fd_of(row["fd"])
-        with suppress(KeyError):
+        with Ignoring(KeyError):
             self.items.pop(name).close()
         # In C throughout, so that no signal handler runs while the number is nobody's.
         named = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))

@@ -12,10 +12,9 @@ import fcntl
 import os
 import resource
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TypeVar
 
-from conduit.errors import from_handler
+from conduit.errors import Ignoring, from_handler
 
 _T = TypeVar("_T")
 
@@ -41,7 +40,7 @@ def make_room(count: int) -> None:
     wanted = min(_used() + count, _limit()) - 1
     # The table grows to that at once. By itself it doubles each time, and each time waits for all
     # processors if threads share it, which takes longer than all else of a takeover.
-    with suppress(OSError, OverflowError), open(os.devnull, "rb", buffering=0) as file:
+    with Ignoring(OSError, OverflowError), open(os.devnull, "rb", buffering=0) as file:
         next(map(os.close, map(fcntl.fcntl, (file,), (fcntl.F_DUPFD_CLOEXEC,), (wanted,))))
 
 
@@ -50,11 +49,10 @@ def _limit() -> int:
 
 
 def _used() -> int:
-    try:
+    with Ignoring(OSError):
         return len(os.listdir("/proc/self/fd"))
-    except OSError:
-        # Where the system does not tell, all may be in use.
-        return _limit()
+    # Where the system does not tell, all may be in use.
+    return _limit()
 
 
 def _raise_limit() -> bool:
@@ -63,9 +61,8 @@ def _raise_limit() -> bool:
     wanted = 2 * soft if hard == resource.RLIM_INFINITY else min(2 * soft, hard)
     if soft in (hard, resource.RLIM_INFINITY):
         return False
-    try:
+    with Ignoring(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    except (OSError, ValueError):
-        # There is a lower limit, as macOS has one (kern.maxfilesperproc).
-        return False
-    return True
+        return True
+    # There is a lower limit, as macOS has one (kern.maxfilesperproc).
+    return False

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from conduit._conduit import Descriptor
+from conduit.errors import Ignoring
 from conduit.paths import address_from, bind_address, inode_of
 
 if TYPE_CHECKING:
@@ -89,11 +90,10 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
 
 def is_numeric(host: str) -> bool:
     """Whether a host is an address, which needs no look-up."""
-    try:
+    with Ignoring(OSError, UnicodeError):
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
-    except (OSError, UnicodeError):
-        return False
-    return True
+        return True
+    return False
 
 
 def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bool:
@@ -131,11 +131,10 @@ def is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> 
 
 def namespace_of(sock: socket.socket) -> bytes:
     """Return what is the same for sockets of the same network namespace."""
-    try:
+    with Ignoring(OSError):
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-    except OSError:
-        # This system has but one, or does not tell.
-        return b""
+    # This system has but one, or does not tell.
+    return b""
 
 
 def own_namespace() -> bytes:

@@ -12,8 +12,8 @@ import logging
 import os
 import stat
 from collections.abc import Callable
-from contextlib import suppress
 
+from conduit.errors import Ignoring, from_handler
 from conduit.paths import inode_of
 
 log: logging.Logger = logging.getLogger("conduit.takeover")
@@ -50,6 +50,8 @@ class Spares:
             _link(path, name)
             self._names[path] = name
         except OSError as exc:
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
             self._names.pop(path, None)
             log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
 
@@ -57,7 +59,7 @@ class Spares:
         """Put each path back that nothing is at."""
         for path, name in self._names.copy().items():
             # It is there, as a rule.
-            with suppress(OSError):
+            with Ignoring(OSError):
                 if inode_of(path) is None and self._is_needed(path):
                     os.link(name, path)
                     log.warning("the path of a socket was removed, and has been put back: %s", path)
@@ -65,7 +67,7 @@ class Spares:
     def close(self) -> None:
         """Remove the second names."""
         for path, name in self._names.copy().items():
-            with suppress(OSError):
+            with Ignoring(OSError):
                 os.unlink(name)
             self._names.pop(path, None)
 

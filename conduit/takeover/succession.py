@@ -17,13 +17,13 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
 from conduit._conduit import Conduit
 from conduit._syscalls import monotonic
-from conduit.errors import Error, PeerClosedError, WouldBlockError, from_handler
+from conduit.errors import Error, Ignoring, PeerClosedError, WouldBlockError, from_handler
 from conduit.listener import Listener
 from conduit.peer import Peer, admits
 from conduit.takeover import protocol
@@ -380,7 +380,7 @@ class Succession:
     def _hear_last(self, session: _Session) -> None:
         """Hear what has come; what has not come by now can no longer be sent over there."""
         talk = session.talk
-        with suppress(Error):
+        with Ignoring(Error):
             talk.conduit.shutdown(socket.SHUT_RD)
             while (message := talk.receive()) is not NOTHING:
                 with closing(message):
@@ -390,7 +390,7 @@ class Succession:
 
     def _forget(self, session: _Session) -> None:
         self._sessions.pop(session.fd, None)
-        with suppress(KeyError, ValueError):
+        with Ignoring(KeyError, ValueError):
             self._selector.unregister(session.fd)
         if session is self._chosen:
             self._chosen = None
@@ -408,7 +408,7 @@ class Succession:
         self._is_left = True
         chosen = self._chosen
         if chosen is not None and not self.followed:
-            with suppress(Error):
+            with Ignoring(Error):
                 self._hear_last(chosen)
         return self.followed or (chosen is not None and chosen.talk.conversation.received)
 
@@ -421,7 +421,7 @@ class Succession:
             session.talk.close()
         self._sessions.clear()
         if self.line is not None:
-            with suppress(Error):
+            with Ignoring(Error):
                 self.line.close()
 
 

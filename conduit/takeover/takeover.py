@@ -1,9 +1,9 @@
 """`Takeover`, which programs use: this process's place in a line of servers.
 
-It is the successor of one process, and maybe the predecessor of another. What a successor does is
-told by generators that yield what they wait for, with a deadline: `_drive` waits for it in the
-caller's thread, `conduit.aio.AsyncTakeover` on its event loop. As a predecessor it is a
-`Succession`, which a thread drives, the event loop, or the program with `step`.
+It is the successor of one process, and maybe the predecessor of another. As a successor it has an
+`Inheritance`, whose steps `_drive` waits for in the caller's thread, `conduit.aio.AsyncTakeover` on
+its event loop. As a predecessor it has a `Succession`, which a thread drives, the event loop, or
+the program with `step`.
 
 **No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
 it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
@@ -20,11 +20,10 @@ import errno
 import os
 import select
 import socket
-import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -34,26 +33,25 @@ from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
 from conduit.errors import (
+    Doing,
     Error,
     ErrType,
-    PeerClosedError,
-    TakeoverError,
-    WouldBlockError,
+    Ignoring,
     from_handler,
 )
 from conduit.listener import Listener
 from conduit.mistakes import not_picklable, path_from
 from conduit.objects import fd_of
 from conduit.paths import absolute, unlink_own
-from conduit.peer import Peer, admits, same_user_or_root
+from conduit.peer import Peer, same_user_or_root
 from conduit.takeover import protocol, sockets
 from conduit.takeover.holdings import Held, Holdings
-from conduit.takeover.protocol import Side, State, failure
-from conduit.takeover.room import make_room, with_room
+from conduit.takeover.inheritance import Inheritance, Steps
+from conduit.takeover.room import with_room
 from conduit.takeover.sockets import closed_on_error, is_at
 from conduit.takeover.spares import Spares
 from conduit.takeover.succession import PAUSE, Succession, log, nothing
-from conduit.takeover.talk import NOTHING, TYPE, Talk, closing, has_ended
+from conduit.takeover.watch import has_ended, wait_for
 
 if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
@@ -67,23 +65,11 @@ _BACKLOG = 128
 _PATIENCE = 5.0
 """Seconds that `close` gives the thread to end, which does nothing that takes long."""
 
-_SPARE = 64
-"""How many descriptors fit beside those that the predecessor announces."""
-
-_MOST = 1 << 16
-"""The most descriptors that room is made for before they come."""
-
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 """Those of this process that are not closed."""
 
 
 _T = TypeVar("_T")
-
-Wait = tuple[Conduit | None, int, float]
-"""What is waited for: the events of a conduit, if any, no longer than so many seconds."""
-
-Steps = Generator[Wait, None, _T]
-"""What is done by and by, and in the end returns something."""
 
 
 class Takeover:
@@ -119,15 +105,8 @@ class Takeover:
 
     Attributes:
         path: as given.
-        predecessor: the `Peer` whose sockets were received; None at a fresh start.
-        state: the bytes that it offered; empty if it did not. If it offered a function, or other
-            bytes meanwhile, they are there once `ready` has returned.
         dropped: the names of sockets that it had and this process did not ask for, which are
             closed here; filled by `ready`.
-        predecessor_line: a conduit to the predecessor, whose ``successor`` is the other end, once
-            `ready` has returned: for live connections with their state, or datagrams that reach the
-            wrong process. The predecessor's end closes with its `Takeover`. None without one. It is
-            this object's, and closed with it.
 
     Raises:
         TakeoverError: the predecessor refuses (another takeover is under way, it is not ready
@@ -136,10 +115,7 @@ class Takeover:
     """
 
     path: str | bytes
-    predecessor: Peer | None
-    state: bytes
     dropped: tuple[str, ...]
-    predecessor_line: Conduit | None
 
     def __init__(
         self,
@@ -168,22 +144,15 @@ class Takeover:
     ) -> None:
         """Be an object that can be closed, and is in no line yet."""
         self.path = path_from(path)
-        self.predecessor = None
-        self.state = b""
         self.dropped = ()
-        self.predecessor_line = None
         self._allow = same_user_or_root if allow is None else allow
         self._ready = False
         self._closed = False
-        # Whether anybody was found at the path, or left it, who may not have let go of everything.
-        self._met = False
         self._paths: dict[str, tuple[int, int]] = {}
         self._spares = Spares()
         self._activated: list[Descriptor] | None = None
         # One at a time takes of what was passed.
         self._taking = threading.RLock()
-        self._control: Listener | None = None
-        self._old: Talk | None = None
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
         # For an event loop: what to call when there is something new to wait for, or nothing any
@@ -192,25 +161,29 @@ class Takeover:
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
-            here = with_room(sockets.own_namespace)
-            # What came and was not asked for, and what a successor gets.
-            self._inherited = Holdings(here)
-            self._own = Holdings(here)
-            self._succession = Succession(
-                self._own,
-                who=self,
-                allow=self._allow,
-                timeout=timeout,
-                bell=self._bell,
-                ring=self._ring,
-            )
-        except BaseException as exc:
+            with Doing(f"{self!r}: watching successors"):
+                here = with_room(sockets.own_namespace)
+                self._inherited = Holdings(here)
+                self._inheritance = Inheritance(
+                    self.path,
+                    self._inherited,
+                    who=self,
+                    allow=self._allow,
+                    check_open=self._check_open,
+                )
+                # What a successor gets.
+                self._own = Holdings(here)
+                self._succession = Succession(
+                    self._own,
+                    who=self,
+                    allow=self._allow,
+                    timeout=timeout,
+                    bell=self._bell,
+                    ring=self._ring,
+                )
+        except BaseException:
             self._bell.close()
             self._rope.close()
-            if isinstance(exc, OSError) and not from_handler(exc):
-                raise Error(
-                    f"{self!r}: watching successors: {exc.strerror}", ErrType.NO_FD, exc.errno
-                ) from exc
             raise
         if thread:
             # It waits at the gate until there is something to answer.
@@ -344,12 +317,8 @@ class Takeover:
         """
         self._check_new(name)
         old = self._inherited.sockets.get(name)
-        try:
+        with Doing(f"adopting {name!r}"):
             kept = with_room((sock if old is None else old.sock).dup)
-        except OSError as exc:
-            raise Error(
-                f"adopting {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-            ) from exc
         if old is None:
             self._hold(name, Held(kept, None, None))
             return sock
@@ -379,15 +348,9 @@ class Takeover:
         if item is None:
             kept = None
         else:
-            try:
+            with Doing(f"keeping {name!r}"):
                 fd = item if isinstance(item, int) else fd_of(item)
                 kept = Descriptor(with_room(partial(os.dup, fd)), name)
-            except OSError as exc:
-                if isinstance(exc, Error):
-                    raise
-                raise Error(
-                    f"keeping {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-                ) from exc
         old = self._own.items.pop(name, None)
         if kept is not None:
             self._own.items[name] = kept
@@ -448,24 +411,26 @@ class Takeover:
         late: BaseException | None = None
         # What came since then can be asked for from now on.
         unwanted = list(self._inherited.sockets)
-        if self._old is not None:
-            assert self._control is not None
+        inheritance = self._inheritance
+        if inheritance.talk is not None:
+            control = inheritance.control
+            assert control is not None
             # Made first: what could fail later would leave an owner that was told it is none.
-            with self._duplicate(self._control) as sock:
+            with self._duplicate(control) as sock:
                 try:
                     # Before the predecessor drains, and its server removes them.
                     for path, inode in self._own.paths().items():
                         self._spares.add(path, inode)
-                    late = yield from self._take_over(self._old)
+                    late = yield from inheritance.take_over()
                 except BaseException:
                     self._spares.close()
                     raise
                 self._paths.update(self._own.paths())
-                self._old = None
+                inheritance.talk = None
                 # Again, so that the system names this process to those who connect.
                 sock.listen(_BACKLOG)
             self._succession.watch = self._put_back
-            self._answer(self._control)
+            self._answer(control)
         dropped = []
         for name in unwanted:
             old = self._inherited.sockets.pop(name, None)
@@ -545,6 +510,31 @@ class Takeover:
         return self._succession.until_next()
 
     @property
+    def predecessor(self) -> Peer | None:
+        """The `Peer` whose sockets were received; None at a fresh start."""
+        return self._inheritance.predecessor
+
+    @property
+    def state(self) -> bytes:
+        """The bytes that the predecessor offered; empty if it did not.
+
+        If it offered a function, or other bytes meanwhile, they are there once `ready` has
+        returned.
+        """
+        assert isinstance(self._inherited.state, bytes)
+        return self._inherited.state
+
+    @property
+    def predecessor_line(self) -> Conduit | None:
+        """A conduit to the predecessor, whose ``successor`` is the other end.
+
+        It is there once `ready` has returned: for live connections with their state, or datagrams
+        that reach the wrong process. The predecessor's end closes with its `Takeover`. None without
+        one. It is this object's, and closed with it.
+        """
+        return self._inheritance.line
+
+    @property
     def successor(self) -> Conduit | None:
         """A conduit to the successor, whose ``predecessor_line`` is the other end.
 
@@ -566,14 +556,15 @@ class Takeover:
         self._closed = True
         _open.discard(self)
         self._ring()
-        with contextlib.suppress(RuntimeError):
+        with Ignoring(RuntimeError):
             self._gate.release()
         self._join()
         followed = self._succession.leave()
-        if self._control is not None:
+        control = self._inheritance.control
+        if control is not None:
             # The path stays where the predecessor is still the owner.
             try:
-                self._control.close(unlink=not followed and self._old is None)
+                control.close(unlink=not followed and self._inheritance.talk is None)
             except Error as exc:
                 log.warning("%s", exc)
         self._spares.close()
@@ -590,7 +581,7 @@ class Takeover:
 
     def _ring(self) -> None:
         """End what waits for the bell, now and later."""
-        with contextlib.suppress(Error):
+        with Ignoring(Error):
             self._rope.shutdown()
         self._wake()
 
@@ -606,21 +597,18 @@ class Takeover:
     def _release(self) -> None:
         """Close all descriptors of this object, and say nothing to anybody."""
         self._succession.close()
-        if self._old is not None:
-            self._old.close()
-        for conduit in (self.predecessor_line, self._rope, self._bell):
-            if conduit is not None:
-                conduit.close()
+        self._inheritance.close()
+        self._rope.close()
+        self._bell.close()
         self._own.close()
-        self._inherited.close()
         while self._activated:
             self._activated.pop().close()
 
     def _close_in_child(self) -> None:
         """In a forked child, close its copies, which would make the parent's end go unseen."""
         self._closed = True
-        if self._control is not None:
-            self._control.close(unlink=False)
+        if self._inheritance.control is not None:
+            self._inheritance.control.close(unlink=False)
         self._paths.clear()
         self._spares.forget()
         self._release()
@@ -636,7 +624,7 @@ class Takeover:
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
-        try:
+        with Doing(f"listening as {name!r}"):
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
@@ -653,12 +641,6 @@ class Takeover:
                     if inode is not None:
                         self._paths[host] = inode
                     held = Held(with_room(sock.dup), host if port is None else None, inode)
-        except OSError as exc:
-            if isinstance(exc, Error):
-                raise
-            raise Error(
-                f"listening as {name!r}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno
-            ) from exc
         self._hold(name, held)
         return sock
 
@@ -695,10 +677,11 @@ class Takeover:
                 held = self._own.sockets.copy().values()
                 return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
+                # What a handler raises has another errno, or none.
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
-                    or not self._met
+                    or not self._inheritance.met
                     # Under another name the predecessor's stays in use until `ready`.
                     or any(is_at(old, host, port, type, here) for old in inherited)
                     or monotonic() > deadline
@@ -710,13 +693,19 @@ class Takeover:
     def _drive(self, steps: Steps[_T]) -> _T:
         """Do all steps, and wait in between."""
         with contextlib.closing(steps):
-            while True:
-                try:
-                    wait = next(steps)
-                except StopIteration as done:
-                    result: _T = done.value
-                    return result
-                self._poll(*wait)
+            try:
+                wait = next(steps)
+                while True:
+                    try:
+                        self._poll(*wait)
+                    except BaseException as exc:
+                        # They may be over all the same.
+                        wait = steps.throw(exc)
+                    else:
+                        wait = next(steps)
+            except StopIteration as done:
+                result: _T = done.value
+                return result
 
     def _step(self, timeout: float) -> None:
         """Answer successors, once something comes from them or so many seconds have passed."""
@@ -726,22 +715,11 @@ class Takeover:
 
     def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
         """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
-        bell = self._bell._handle
-        other = conduit and conduit._handle
-        poll = select.poll()
-        with contextlib.ExitStack() as calls:
-            try:
-                poll.register(bell.enter(), select.POLLIN)
-                calls.callback(bell.leave)
-                if other is not None:
-                    poll.register(other.enter(), events)
-                    calls.callback(other.leave)
-            except Error:
-                # It was closed, and so is this.
-                return
-            if fd >= 0:
-                poll.register(fd, select.POLLIN)
-            poll.poll(timeout * 1000)
+        watched = [(self._bell, select.POLLIN)]
+        if conduit is not None:
+            watched.append((conduit, events))
+        # One that is closed was closed with this.
+        wait_for(watched, timeout, fd)
 
     def _put_back(self) -> bool:
         """Put back the paths that the predecessor removes; whether it still may."""
@@ -752,220 +730,25 @@ class Takeover:
             self._spares.close()
         return is_draining
 
-    # Towards the predecessor.
-
     def _find(self) -> Steps[None]:
         """Receive what the predecessor has, or take the free place."""
-        deadline = monotonic() + protocol.GREETING
-        while (conduit := (yield from self._connect())) is not None:
-            self._met = True
-            talk = self._old = Talk(conduit, Side.SUCCESSOR)
-            peer = conduit.peer
-            if not admits(self._allow, peer, self):
-                raise failure(f"{self.path!r} is served by {peer}, who is not allowed")
-            try:
-                yield from self._inherit(talk, peer)
-                self._check_open()
-                return
-            except PeerClosedError:
-                if monotonic() > deadline:
-                    raise
-            log.warning("the predecessor died; going on with what came from it")
-            talk.close()
-            self._old = None
-            if self._control is not None:
-                # Nobody would answer there, and this process would be its own predecessor.
-                self._control.close(unlink=False)
-                self._control = None
-            # It may still be listening: a process that is killed closes one thing after another.
-            yield None, 0, PAUSE
-        assert self._control is not None
-        self._answer(self._control)
-        self._check_open()
+        yield from self._inheritance.find()
+        if self._inheritance.talk is None:
+            assert self._inheritance.control is not None
+            self._answer(self._inheritance.control)
+            self._check_open()
 
     def _answer(self, control: Listener) -> None:
         """Let successors be answered from now on."""
         self._succession.listen(control)
-        with contextlib.suppress(RuntimeError):
+        with Ignoring(RuntimeError):
             self._gate.release()
         # Who answers on an event loop may be waiting, as long as was right before.
         self._wake()
 
-    def _connect(self) -> Steps[Conduit | None]:
-        """Connect to the predecessor; if there is none, listen in its place."""
-        deadline = monotonic() + protocol.GREETING
-        while True:
-            self._check_open()
-            try:
-                return Conduit.connect(self.path, type=TYPE, timeout=0, name=f"to {self.path!r}")
-            except WouldBlockError:
-                if monotonic() > deadline:
-                    raise failure(
-                        f"the predecessor at {self.path!r} does not answer: its queue of "
-                        "connections is full, and the deadline passed"
-                    ) from None
-            except Error as exc:
-                if exc.errno not in (errno.ENOENT, errno.ECONNREFUSED):
-                    raise
-                # What is at a path and does not listen was left by one that was killed.
-                is_left = exc.errno == errno.ECONNREFUSED and os.path.exists(self.path)
-                self._met = self._met or is_left
-                try:
-                    self._control = Listener(self.path, type=TYPE, allow=_anybody)
-                    return None
-                except Error as exc:
-                    # Somebody was faster, and is the predecessor then, unless it never listens.
-                    if (
-                        exc.errno != errno.EADDRINUSE
-                        or not _is_socket(self.path)
-                        or monotonic() > deadline
-                    ):
-                        raise
-            yield None, 0, PAUSE
-
-    def _inherit(self, talk: Talk, peer: Peer) -> Steps[None]:
-        talk.say("hello", protocol.hello())
-        # It may be gone already, and what it said before is still to be read.
-        with contextlib.suppress(PeerClosedError):
-            yield from self._flush(talk)
-        while talk.conversation.state is not State.GIVEN:
-            if (yield from self._hear(talk)) != "welcome":
-                self.predecessor = peer
-        talk.say("received")
-        try:
-            yield from self._flush(talk)
-        except PeerClosedError:
-            yield from self._hear_refusal(talk)
-            raise
-
-    def _take_over(self, talk: Talk) -> Steps[BaseException | None]:
-        """Become the owner, or raise if the predecessor stays it.
-
-        Returns:
-            what a signal handler raised when it was too late for the predecessor to stay it.
-        """
-        is_said, late = False, None
-        try:
-            try:
-                talk.say("ready")
-                yield from self._flush(talk)
-                while talk.conversation.state is not State.CONFIRMED:
-                    yield from self._hear(talk)
-                talk.say("done")
-                yield from self._flush(talk)
-                is_said = True
-                yield from self._hear_that_it_is_over(talk)
-            except PeerClosedError:
-                yield from self._hear_refusal(talk)
-                log.warning("the predecessor died before it handed over; going on without it")
-        except (Error, ValueError) as exc:
-            talk.close()
-            if isinstance(exc, TakeoverError):
-                raise
-            raise failure(f"the predecessor does not hand over: {exc}") from exc
-        except BaseException as exc:
-            # Once the last word has left, all is this process's.
-            if not is_said:
-                talk.close()
-                raise
-            late = exc
-        if talk.conversation.state is State.OVER:
-            talk.conduit.timeout = None
-            self.predecessor_line = talk.conduit
-        else:
-            talk.close()
-        return late
-
-    def _hear_refusal(self, talk: Talk) -> Steps[None]:
-        """Raise the refusal of one that listens no more; if it left none, it is dead."""
-        with contextlib.suppress(PeerClosedError):
-            while True:
-                yield from self._hear(talk)
-
     def _duplicate(self, control: Listener) -> socket.socket:
-        try:
+        with Doing(f"{self!r}: taking over"):
             return Descriptor(os.dup(control.fileno())).to_conn()
-        except OSError as exc:
-            raise Error(f"{self!r}: taking over: {exc.strerror}", ErrType.NO_FD, exc.errno) from exc
-
-    def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
-        """Wait until it has let go of the control socket, where successors might find it else."""
-        deadline = monotonic() + protocol.GREETING
-        while talk.conversation.state is State.DONE:
-            try:
-                if self._take(talk) is not NOTHING:
-                    continue
-                wait = self._await(talk, select.POLLIN, deadline)
-            except TakeoverError:
-                # All else than a refusal is too late to matter.
-                if talk.conversation.is_refused:
-                    raise
-                return
-            try:
-                yield wait
-            except BaseException:
-                # So it is if the waiting fails, or is cancelled.
-                return
-
-    def _flush(self, talk: Talk) -> Steps[None]:
-        """Send what is to be said."""
-        deadline = monotonic() + protocol.GREETING
-        while events := talk.flush():
-            yield self._await(talk, events, deadline)
-
-    def _hear(self, talk: Talk) -> Steps[Any]:
-        """Wait for a message, take what it brings, and return its kind."""
-        deadline = monotonic() + protocol.GREETING
-        while (kind := self._take(talk)) is NOTHING:
-            yield self._await(talk, select.POLLIN, deadline)
-        return kind
-
-    def _take(self, talk: Talk) -> Any:
-        """Take what a message brings, and return its kind; `NOTHING` if none has come."""
-        message = self._receive(talk)
-        if message is NOTHING:
-            return message
-        with closing(message):
-            kind = talk.conversation.hear(message)
-            if kind == "welcome" and isinstance(message.get("descriptors"), int):
-                # Of each, one is kept and one is the caller's. It may say any number.
-                make_room(min(2 * message["descriptors"], _MOST) + _SPARE)
-            if kind == "control":
-                self._receive_control(message)
-            elif kind is not None:
-                self._inherited.receive(kind, message)
-                if kind == "state":
-                    assert isinstance(self._inherited.state, bytes)
-                    self.state = self._inherited.state
-            return kind
-
-    def _receive(self, talk: Talk) -> Any:
-        try:
-            return talk.receive()
-        except Error as exc:
-            if isinstance(exc, PeerClosedError) or exc.type is not ErrType.BAD_CTRL_MESG:
-                raise
-            raise failure(f"a message that is not of the takeover protocol: {exc}") from exc
-
-    def _receive_control(self, message: dict[str, Any]) -> None:
-        fd = message.get("socket")
-        if not isinstance(fd, Descriptor):
-            raise failure("a message (control) is malformed: it has no socket")
-        try:
-            with fd.to_conn() as sock:
-                self._control = Listener.from_conn(sock, self.path, allow=_anybody)
-        except Error as exc:
-            raise failure(f"a message (control) is malformed: {exc}") from exc
-
-    def _await(self, talk: Talk, events: int, deadline: float) -> Wait:
-        left = deadline - monotonic()
-        self._check_open()
-        if left <= 0:
-            raise failure(
-                f"the predecessor does not hand over: {talk.conduit.peer} does not answer, and "
-                "the deadline passed"
-            )
-        return talk.conduit, events, left
 
 
 def _close_in_child() -> None:
@@ -987,15 +770,6 @@ def _remove(path: str, inode: tuple[int, int]) -> None:
     try:
         unlink_own(path, inode)
     except OSError as exc:
+        if from_handler(exc):
+            raise  # pragma: no cover - traced runs have no handler that raises
         log.warning("the path of a socket stays: %s", exc)
-
-
-def _anybody(peer: Peer) -> bool:
-    return True
-
-
-def _is_socket(path: str | bytes) -> bool:
-    try:
-        return stat.S_ISSOCK(os.stat(path).st_mode)
-    except FileNotFoundError:
-        return True

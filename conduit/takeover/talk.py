@@ -10,13 +10,13 @@ import select
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from conduit._conduit import PAUSE, Conduit, Send
 from conduit._syscalls import MAX_FDS
 from conduit.channel import Channel, close_descriptors
-from conduit.errors import Error, WouldBlockError
+from conduit.errors import Error, Ignoring, WouldBlockError
 from conduit.takeover.protocol import Conversation, Side
 from conduit.wire import message_frame
 
@@ -78,7 +78,7 @@ class Talk:
 
     def receive(self) -> Any:
         """Return a message, which may be anything; `NOTHING` if there is no whole one yet."""
-        with suppress(WouldBlockError):
+        with Ignoring(WouldBlockError):
             return self._channel.receive()
         return NOTHING
 
@@ -94,7 +94,7 @@ class Talk:
 
     def drain(self) -> None:
         """Receive and forget some of what the other side says. `PeerClosedError` at its end."""
-        with suppress(WouldBlockError):
+        with Ignoring(WouldBlockError):
             # There may be no end to it, and others wait: the rest is there the next time.
             for _ in range(_AT_ONCE):
                 self.conduit.receive().close()
@@ -104,7 +104,7 @@ class Talk:
         try:
             self.clear()
         finally:
-            with suppress(Error):
+            with Ignoring(Error):
                 self._channel.close()
 
 
@@ -121,20 +121,5 @@ def closing(message: object) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(Error):
+        with Ignoring(Error):
             close_descriptors(message)
-
-
-def has_ended(conduit: Conduit) -> bool:
-    """Whether the other end of a conduit is closed, or this one."""
-    handle = conduit._handle
-    try:
-        fd = handle.enter()
-    except Error:
-        return True
-    try:
-        poll = select.poll()
-        poll.register(fd, 0)
-        return bool(poll.poll(0))
-    finally:
-        handle.leave()
