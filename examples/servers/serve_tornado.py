@@ -1,0 +1,23 @@
+"""An application on tornado, on the socket that was passed; SIGTERM ends it."""
+
+import asyncio
+import signal
+
+from app import listener, wsgi
+from tornado.httpserver import HTTPServer
+from tornado.wsgi import WSGIContainer
+
+
+async def main() -> None:
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+    sock = listener()
+    sock.setblocking(False)
+    server = HTTPServer(WSGIContainer(wsgi))
+    server.add_socket(sock)
+    await told.wait()
+    server.stop()
+    await server.close_all_connections()
+
+
+asyncio.run(main())
