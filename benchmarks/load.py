@@ -5,11 +5,11 @@
 Half of them make a connection for each request (``Connection: close``), half keep theirs. It stops
 when its standard input has a line, and prints what it counted as JSON.
 
-A request *failed* if its connection was refused, reset, closed or silent before the whole answer was
-there, or if the answer is not 200. One case is counted apart, as *sent again*: a connection that has
-been kept is closed by the server while the next request is on its way, and nothing is answered. No
-server can avoid it wholly, and clients send such a request once more on a new connection (RFC 9112,
-9.3.1); so do these, and if that fails, it failed.
+A request *failed* if its connection was refused, reset, closed or silent before the whole answer
+was there, or if the answer is not 200. One case is counted apart, as *sent again*: the server
+closes a connection that has been kept while the next request is on its way, and answers nothing.
+No server can avoid it wholly, and clients send such a request once more on a new connection (RFC
+9112, 9.3.1). So do these, and if that fails, it failed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Count(NamedTuple):
         return self.refused + self.dropped + self.silent + self.wrong
 
 
-class _Dropped(Exception):
+class _DroppedError(Exception):
     def __init__(self, has_begun: bool) -> None:
         super().__init__()
         self.has_begun = has_begun
@@ -98,7 +98,7 @@ class _Connection:
             while len(body) < length:
                 body += await self._more(answer)
         except OSError:
-            raise _Dropped(bool(answer)) from None
+            raise _DroppedError(bool(answer)) from None
         self.is_used = True
         self._is_last = b"connection: close" in fields or fields[0].startswith(b"http/1.0")
         return int(fields[0].split()[1]), body.decode().strip()
@@ -106,7 +106,7 @@ class _Connection:
     async def _more(self, answer: bytes) -> bytes:
         data = await self._reader.read(4096)
         if not data:
-            raise _Dropped(bool(answer))
+            raise _DroppedError(bool(answer))
         return data
 
     def close(self) -> None:
@@ -150,7 +150,7 @@ class _Clients:
             what = "" if status == 200 else "wrong"
         except TimeoutError:
             what = "silent"
-        except _Dropped as dropped:
+        except _DroppedError as dropped:
             assert connection is not None
             if connection.is_used and not dropped.has_begun:
                 self._counts["again"] += 1

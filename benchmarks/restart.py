@@ -8,13 +8,13 @@ server (``benchmarks/servers.py``) is restarted ten times while clients of both 
 (``benchmarks/load.py``), in each of these ways:
 
 - *conduit reload*: under `conduit run`.
-- *socket held*: something else keeps the listening socket open, as systemd's socket activation does;
-  the server is stopped, and started again when it has ended. Connections wait in the socket's queue
-  meanwhile, so that what fails is what the server itself had accepted and did not answer.
+- *socket held*: something else keeps the listening socket open, as systemd's socket activation
+  does; the server is stopped, and started again when it has ended. Connections wait in the socket's
+  queue meanwhile, so that what fails is what the server itself had accepted and did not answer.
 - *stop and start*: without any of that.
 
 Beside them run the rivals: what some servers, and other tools, do for a restart. A restart comes
-half a second after ten connections in a row have been answered by new processes.
+0.3 seconds after ten connections in a row have been answered by new processes.
 """
 
 from __future__ import annotations
@@ -37,20 +37,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 from load import HOST, Count
 from servers import RIVALS, SERVERS, Rival, Server
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PROGRAMS = REPOSITORY / "examples" / "servers"
+PROGRAMS = Path(__file__).resolve().parent.parent / "examples" / "servers"
 PATIENCE = 30.0
 """Seconds that nothing takes unless it hangs."""
 
 ENDING = 12.0
 """Seconds that a server has for its end; some wait for connections that are kept."""
 
-RELOAD, TAKEOVER, HELD, STOP = "conduit reload", "conduit run again", "socket held", "stop and start"
+RELOAD, TAKEOVER, HELD, STOP = (
+    "conduit reload",
+    "conduit run again",
+    "socket held",
+    "stop and start",
+)
 
 _CONDUIT = (sys.executable, "-P", "-m", "conduit")
 
@@ -90,7 +92,7 @@ class Result(NamedTuple):
         return max((count.gap for count in self.counts), default=0.0)
 
 
-class Trouble(Exception):
+class NotMeasuredError(Exception):
     """A server that cannot be measured."""
 
 
@@ -121,25 +123,28 @@ class Site:
             self._words += " PORT"
         self._processes: list[subprocess.Popen[bytes]] = []
         self._before: set[str] = set()
+        self._log = (directory / "log").open("ab")
 
     def start(self) -> None:
         """Start the server."""
         words = re.sub(r"\bPORT\b", str(self.port), self._words)
         command = shlex.split(words.replace("DIRECTORY", str(self.directory)))
-        stdin: int | socket.socket = subprocess.DEVNULL
+        stdin = subprocess.DEVNULL
         if self._way in (RELOAD, TAKEOVER):
             run = [*_CONDUIT, "run", *self._control(), "--listen", f"{HOST}:{self.port}"]
             command = [*run, *shlex.split(self._server.options), "--", *command]
         elif self._way == HELD:
-            stdin = self._socket
-            passing = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null'
+            stdin = self._socket.fileno()
+            passing = 'LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null'
             command = ["sh", "-c", passing, "sh", *(word.replace("{fd}", "3") for word in command)]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.process = subprocess.Popen(
             command,
             cwd=PROGRAMS,
-            env={**os.environ, "PATH": path, "PYTHONPATH": f"{REPOSITORY}:{PROGRAMS}"},
+            env={**os.environ, "PATH": path},
             stdin=stdin,
+            stdout=self._log,
+            stderr=self._log,
             start_new_session=True,
         )
         self._processes.append(self.process)
@@ -148,9 +153,7 @@ class Site:
         """Restart it, in its way."""
         self.mark()
         if self._way == RELOAD:
-            done = subprocess.run([*_CONDUIT, "reload", *self._control()], check=False)
-            if done.returncode:
-                raise Trouble("the reload failed")
+            self._do(_CONDUIT, "reload", *self._control())
         elif self._way == TAKEOVER:
             self.start()
         else:
@@ -171,21 +174,24 @@ class Site:
         self._before = set(os.listdir("/proc"))
 
     def run(self, words: str) -> None:
-        """Run a command to its end."""
-        command = shlex.split(words.replace("DIRECTORY", str(self.directory)))
-        subprocess.run(
-            [str(Path(sys.executable).parent / command[0]), *command[1:]],
-            stdout=subprocess.DEVNULL,
-            timeout=PATIENCE,
-            check=True,
+        """Run a command of this Python to its end."""
+        program, *rest = shlex.split(words.replace("DIRECTORY", str(self.directory)))
+        self._do((str(Path(sys.executable).parent / program),), *rest)
+
+    def _do(self, program: Sequence[str], *words: str) -> None:
+        command = [*program, *words]
+        done = subprocess.run(
+            command, stdout=self._log, stderr=self._log, timeout=PATIENCE, check=False
         )
+        if done.returncode:
+            raise NotMeasuredError(f"{words[0]} failed")
 
     def await_that(self, holds: Callable[[], bool]) -> None:
         """Wait until something holds."""
         deadline = time.monotonic() + PATIENCE
         while not holds():
             if time.monotonic() > deadline:
-                raise Trouble("no new process answers")
+                raise NotMeasuredError("no new process answers")
             time.sleep(0.01)
 
     def await_change(self, answers: int = 10) -> None:
@@ -212,6 +218,11 @@ class Site:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        self._log.close()
+
+    def log(self) -> str:
+        """What the server and its tools have said."""
+        return (self.directory / "log").read_text(errors="replace")
 
     def _control(self) -> list[str]:
         return ["--control", f"{self.directory}/control"]
@@ -227,13 +238,13 @@ def _ask(port: int) -> str:
                 answer += data
     except OSError:
         return ""
-    return answer.decode().split()[-1] if answer.startswith(b"HTTP/1.1 200 ") or (
-        answer.startswith(b"HTTP/1.0 200 ")
-    ) else ""
+    if not answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 ")):
+        return ""
+    return answer.decode().split()[-1]
 
 
 def measure(
-    server: Server, way: str, restarts: int = 10, pause: float = 0.5, rival: Rival | None = None
+    server: Server, way: str, restarts: int = 10, pause: float = 0.3, rival: Rival | None = None
 ) -> Result:
     """Restart a server under load so many times, with a pause in seconds between them."""
     version = (rival or server).version()
@@ -265,9 +276,11 @@ def measure(
                     if rival is None or rival.name != "no restart":
                         site.await_change()
                     time.sleep(pause)
-        except (Trouble, subprocess.SubprocessError) as exc:
+        except (NotMeasuredError, subprocess.TimeoutExpired) as exc:
+            print(site.log()[-2000:], file=sys.stderr)
             return Result(name, version, way, None, None, str(exc))
-        return Result(name, version, way, *counts)
+        new, kept = counts
+        return Result(name, version, way, new, kept)
 
 
 def _write_settings(site: Site) -> None:
@@ -419,7 +432,7 @@ def plot(results: Sequence[Result]) -> str:
     return "\n".join([*head, *out, "</svg>", ""])
 
 
-def write(directory: Path, results: Sequence[Result], seconds: float) -> None:
+def write(directory: Path, results: Sequence[Result], machine: str) -> None:
     """Write restart.csv, restart.svg, and the parts of restart.md that stand between marks."""
     with (directory / "restart.csv").open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -437,38 +450,32 @@ def write(directory: Path, results: Sequence[Result], seconds: float) -> None:
         ("conduit", conduit_table(results)),
         ("rivals", rivals_table(results)),
         ("lines", lines()),
-        ("machine", _machine(results, seconds)),
+        ("machine", machine),
     ):
-        text, count = re.subn(
-            rf"(<!-- {name} -->\n).*?(<!-- end -->)",
-            lambda match, content=content: f"{match[1]}{content}\n{match[2]}",
-            text,
-            flags=re.DOTALL,
-        )
-        if not count:
-            raise Trouble(f"{page} has no place for {name}")
+        before, mark, after = text.partition(f"<!-- {name} -->\n")
+        _, end, after = after.partition("<!-- end -->")
+        text = f"{before}{mark}{content}\n{end}{after}"
     page.write_text(text)
 
 
-def _machine(results: Sequence[Result], seconds: float) -> str:
-    load = max(os.getloadavg())
-    return (
-        f"CPython {platform.python_version()}, Linux {platform.release().split('-')[0]}, "
-        f"{os.cpu_count()} processors; {len(results)} runs in {seconds / 60:.0f} minutes."
-        + ("" if load < os.cpu_count() * 2 else " Other things ran on it meanwhile.")
-    )
+def describe_machine() -> str:
+    """Where it is measured, in a sentence, told before anything is."""
+    processors = len(os.sched_getaffinity(0))
+    busy = " Other things ran on it meanwhile." if os.getloadavg()[0] > 0.5 else ""
+    release = platform.release().partition("-")[0]
+    return f"CPython {platform.python_version()}, Linux {release}, {processors} processors.{busy}"
 
 
 def main() -> None:
     """Measure, print the tables, and write what is asked for."""
     parser = argparse.ArgumentParser(description="Restart real servers under load.")
     parser.add_argument("--restarts", type=int, default=10)
-    parser.add_argument("--pause", type=float, default=0.5, metavar="SECONDS")
+    parser.add_argument("--pause", type=float, default=0.3, metavar="SECONDS")
     parser.add_argument("--server", action="append", default=[], help="only this one, and rivals")
     parser.add_argument("--way", action="append", default=[], help="only this one")
     parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="restart.md and its files")
     options = parser.parse_args()
-    begun = time.monotonic()
+    machine = describe_machine()
     results = []
     for each in measure_all(options.server, options.way, options.restarts, options.pause):
         results.append(each)
@@ -476,7 +483,7 @@ def main() -> None:
         print(f"{each.server} {each.version}, {each.way}: {told}", file=sys.stderr, flush=True)
     print(conduit_table(results), rivals_table(results), sep="\n\n")
     if options.write:
-        write(options.write, results, time.monotonic() - begun)
+        write(options.write, results, machine)
 
 
 if __name__ == "__main__":

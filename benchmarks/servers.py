@@ -124,6 +124,7 @@ _UVICORN = "uvicorn --log-level warning --no-access-log"
 _HYPERCORN = "hypercorn --log-level warning app:asgi"
 _UWSGI = "uwsgi --master --processes 2 --disable-logging --log-5xx --module app:wsgi"
 _UWSGI_STOP = "--hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
+_TWIST = "env PYTHONPATH=. twist --log-level warn web --wsgi app.wsgi --listen"
 _DAPHNE = "daphne --verbosity 0 app:asgi"
 
 SERVERS = [
@@ -155,18 +156,42 @@ SERVERS = [
         f"{_HYPERCORN} --bind fd://{{fd}}",
         f"{_HYPERCORN} --bind 127.0.0.1:PORT",
     ),
-    Server("granian", "granian", "python serve_granian.py"),
+    Server(
+        "granian",
+        "granian",
+        "python serve_granian.py",
+        "granian --interface asgi --log-level warning --host 127.0.0.1 --port PORT app:asgi",
+        is_clean=False,
+        note="has no option for a socket that is passed, so the program reaches into it; closes, "
+        "when it ends, connections that it has accepted",
+    ),
     Server("daphne", "daphne", f"{_DAPHNE} --fd {{fd}}", f"{_DAPHNE} --port PORT"),
-    Server("waitress", "waitress", "python serve_waitress.py", options="--stop-signal INT"),
+    Server(
+        "waitress",
+        "waitress",
+        "python serve_waitress.py",
+        options="--stop-signal INT",
+        is_clean=False,
+        note="closes, when it ends, all that it has accepted; without the option SIGTERM kills it",
+    ),
     Server("aiohttp", "aiohttp", "python serve_aiohttp.py"),
     Server("tornado", "tornado", "python serve_tornado.py"),
     Server(
         "Twisted",
         "twisted",
-        "twist --log-level warn web --listen systemd:domain=INET:index=0 --wsgi app.wsgi",
-        "twist --log-level warn web --listen tcp:PORT:interface=127.0.0.1 --wsgi app.wsgi",
+        f"{_TWIST} systemd:domain=INET:index=0",
+        f"{_TWIST} tcp:PORT:interface=127.0.0.1",
+        is_clean=False,
+        note="closes, when it ends, all that it has accepted",
     ),
-    Server("sanic", "sanic", "python serve_sanic.py"),
+    Server(
+        "sanic",
+        "sanic",
+        "python serve_sanic.py",
+        is_clean=False,
+        note="closes, at shutdown, connections that it has accepted and whose request it has not "
+        "read",
+    ),
     Server(
         "Flask's (werkzeug)",
         "flask",
@@ -256,9 +281,7 @@ RIVALS = [
         "gunicorn",
     ),
     Rival("SO_REUSEPORT, new beside old", "HAProxy", "", _beside, "", "haproxy"),
-    Rival(
-        "its USR2", "gunicorn", f"{_GUNICORN_ALONE} --pid DIRECTORY/pid", _usr2, "gunicorn"
-    ),
+    Rival("its USR2", "gunicorn", f"{_GUNICORN_ALONE} --pid DIRECTORY/pid", _usr2, "gunicorn"),
     Rival(
         "its HUP",
         "gunicorn",

@@ -7,8 +7,8 @@ from granian.net import SocketHolder
 
 
 def take() -> None:
-    server._shd = SocketHolder(sock.fileno(), False)
-    server._sfd = sock.fileno()
+    server._shd = SocketHolder(sock.fileno(), False, 2048)
+    server._sso = None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ async def main() -> None:
     server.add_socket(sock)
     await told.wait()
     server.stop()
+    # The request of a connection that was accepted a moment ago may not have been read.
+    await asyncio.sleep(0.5)
     await server.close_all_connections()
 
 
