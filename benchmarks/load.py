@@ -1,6 +1,6 @@
 """Clients that send requests until they are told to stop, and count what became of each.
 
-    python benchmarks/load.py PORT
+    python benchmarks/load.py PORT [SECONDS]
 
 Half of them make a connection for each request (``Connection: close``), half keep theirs. It stops
 when its standard input has a line, and prints what it counted as JSON.
@@ -26,7 +26,7 @@ CLIENTS = 6
 """Of each kind."""
 
 THINKING = 0.005
-"""Seconds between an answer and the next request of a client."""
+"""Seconds between an answer and the next request of a client, unless others are given."""
 
 PATIENCE = 10.0
 """Seconds after which a request is not answered any more."""
@@ -117,8 +117,9 @@ class _Connection:
 class _Clients:
     """Some clients of one kind."""
 
-    def __init__(self, port: int, is_kept: bool) -> None:
+    def __init__(self, port: int, is_kept: bool, thinking: float) -> None:
         self._port = port
+        self._thinking = thinking
         self._is_kept = is_kept
         self._counts = dict.fromkeys(("refused", "dropped", "silent", "wrong", "again"), 0)
         self._answers: list[tuple[float, str]] = []
@@ -128,7 +129,7 @@ class _Clients:
         """Send requests until it is over."""
         connection = None
         while not self.is_over:
-            await asyncio.sleep(THINKING)
+            await asyncio.sleep(self._thinking)
             connection = await self._request(connection)
         if connection is not None:
             connection.close()
@@ -176,9 +177,9 @@ class _Clients:
         )
 
 
-async def load(port: int) -> list[Count]:
+async def load(port: int, thinking: float = THINKING) -> list[Count]:
     """Run clients of both kinds until standard input has a line."""
-    kinds = [_Clients(port, is_kept) for is_kept in (False, True)]
+    kinds = [_Clients(port, is_kept, thinking) for is_kept in (False, True)]
     tasks = [asyncio.ensure_future(kind.run()) for kind in kinds for _ in range(CLIENTS)]
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     for kind in kinds:
@@ -188,4 +189,4 @@ async def load(port: int) -> list[Count]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(load(int(sys.argv[1])))))
+    print(json.dumps(asyncio.run(load(int(sys.argv[1]), *map(float, sys.argv[2:])))))

@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from load import HOST, Count
+from load import HOST, THINKING, Count
 from servers import RIVALS, SERVERS, Rival, Server
 
 PROGRAMS = Path(__file__).resolve().parent.parent / "examples" / "servers"
@@ -244,7 +244,12 @@ def _ask(port: int) -> str:
 
 
 def measure(
-    server: Server, way: str, restarts: int = 10, pause: float = 0.3, rival: Rival | None = None
+    server: Server,
+    way: str,
+    restarts: int = 10,
+    pause: float = 0.3,
+    rival: Rival | None = None,
+    thinking: float = THINKING,
 ) -> Result:
     """Restart a server under load so many times, with a pause in seconds between them."""
     version = (rival or server).version()
@@ -265,7 +270,7 @@ def measure(
             stack.callback(site.close)
             site.mark()
             site.await_that(lambda: bool(_ask(site.port)))
-            with _load(site.port) as counts:
+            with _load(site.port, thinking) as counts:
                 time.sleep(pause)
                 for _ in range(restarts):
                     if rival is None:
@@ -292,11 +297,11 @@ def _write_settings(site: Site) -> None:
 
 
 @contextlib.contextmanager
-def _load(port: int) -> Iterator[list[Count]]:
+def _load(port: int, thinking: float) -> Iterator[list[Count]]:
     """Send requests for a while; the counts of both kinds of clients are there afterwards."""
     counts: list[Count] = []
     process = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("load.py"), str(port)],
+        [sys.executable, Path(__file__).with_name("load.py"), str(port), str(thinking)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
