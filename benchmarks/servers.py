@@ -165,7 +165,14 @@ SERVERS = [
         note="has no option for a socket that is passed, so the program reaches into it; closes, "
         "when it ends, connections that it has accepted",
     ),
-    Server("daphne", "daphne", f"{_DAPHNE} --fd {{fd}}", f"{_DAPHNE} --port PORT"),
+    Server(
+        "daphne",
+        "daphne",
+        f"{_DAPHNE} --fd {{fd}}",
+        f"{_DAPHNE} --port PORT",
+        is_clean=False,
+        note="closes, when it ends, all that it has accepted",
+    ),
     Server(
         "waitress",
         "waitress",
@@ -198,6 +205,9 @@ SERVERS = [
         "env WERKZEUG_RUN_MAIN=true WERKZEUG_SERVER_FD={fd} flask --app flask_app run",
         "flask --app flask_app run --port PORT",
         options="--stop-signal INT",
+        is_clean=False,
+        note="does not wait for requests that are under way; the variables are those of its own "
+        "reloader",
     ),
     Server(
         "nginx",
