@@ -128,6 +128,7 @@ class Site:
     def start(self) -> None:
         """Start the server."""
         words = re.sub(r"\bPORT\b", str(self.port), self._words)
+        words = re.sub(r"\bPYTHON\b", sys.executable, words)
         command = shlex.split(words.replace("DIRECTORY", str(self.directory)))
         stdin = subprocess.DEVNULL
         if self._way in (RELOAD, TAKEOVER):
@@ -397,6 +398,9 @@ def lines() -> str:
     return "\n".join(out).rstrip()
 
 
+_LONGEST_BAR = 1.5
+"""Seconds; what took longer has a bar as long as this."""
+
 _COLORS = {RELOAD: "#2a7", TAKEOVER: "#2a7", HELD: "#fb3", STOP: "#c54"}
 
 
@@ -406,11 +410,12 @@ def plot(results: Sequence[Result]) -> str:
     order = list(dict.fromkeys(each.server for each in shown))
     shown.sort(key=lambda each: order.index(each.server))
     left, width, row, between = 330, 900, 17, 8
-    longest = max(each.gap for each in shown)
+    # One that hangs is not to hide the others.
+    longest = min(_LONGEST_BAR, max(each.gap for each in shown))
     y, before, out = 62, "", []
     for each in shown:
         y += between if each.server != before else 0
-        bar = max(2.0, each.gap / longest * (width - left - 170))
+        bar = max(2.0, min(1.0, each.gap / longest) * (width - left - 170))
         color = _COLORS.get(each.way, "#79b")
         title = f"{each.server}, " if each.server != before else ""
         failed = f", {each.failed} failed" if each.failed else ""

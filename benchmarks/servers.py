@@ -1,7 +1,7 @@
 """How each server is run and restarted: under `conduit run`, by itself, and by its rivals.
 
-Its words are what one types in the directory ``examples/servers``; PORT stands for the port, and
-DIRECTORY for one where files can be made.
+Its words are what one types in the directory ``examples/servers``; PORT stands for the port,
+PYTHON for the Python that has the servers, and DIRECTORY for one where files can be made.
 """
 
 from __future__ import annotations
@@ -307,7 +307,12 @@ RIVALS = [
         "uvicorn",
     ),
     Rival(
-        "its HUP", "uwsgi", f"{_UWSGI} --http-socket 127.0.0.1:PORT", _signal("SIGHUP"), "pyuwsgi"
+        # It executes itself anew, and would not find the Python of a virtual environment.
+        "its HUP",
+        "uwsgi",
+        f"{_UWSGI} --binary-path PYTHON --http-socket 127.0.0.1:PORT",
+        _signal("SIGHUP"),
+        "pyuwsgi",
     ),
     Rival(
         "its chain reload (`c` to the master FIFO)",
