@@ -1,17 +1,20 @@
 """Restart real servers under load, and measure what clients notice.
 
-    python benchmarks/restart.py --table docs/restart.csv --plot docs/restart.svg
+    python benchmarks/restart.py --write docs
 
-It wants uvicorn and gunicorn in this Python, and wrk in the path. Each server is restarted ten
-times, by `conduit reload`, by running the line of `conduit run` again, and by stopping it and
-starting it again. Meanwhile wrk sends requests on eight connections, a new one for each request
-(``Connection: close``), and four threads of a process of its own do the same and note when each of
-their requests was answered.
+It wants the servers: ``pip install --group servers`` in this Python, and nginx, haproxy, nodejs,
+golang-go and libserver-starter-perl of Debian; what is not installed has a line that says so. Each
+server (``benchmarks/servers.py``) is restarted ten times while clients of both kinds send requests
+(``benchmarks/load.py``), in each of these ways:
 
-    python benchmarks/restart.py --handover
+- *conduit reload*: under `conduit run`.
+- *socket held*: something else keeps the listening socket open, as systemd's socket activation
+  does; the server is stopped, and started again when it has ended. Connections wait in the socket's
+  queue meanwhile, so that what fails is what the server itself had accepted and did not answer.
+- *stop and start*: without any of that.
 
-Measures the handover alone, which the whole does first, and wants none of them: from the
-successor's connecting until it is the owner, with some sockets and with state of some size.
+Beside them run the rivals: what some servers, and other tools, do for a restart. A restart comes
+0.3 seconds after ten connections in a row have been answered by new processes.
 """
 
 from __future__ import annotations
@@ -19,151 +22,212 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import importlib.util
-import itertools
 import json
-import mmap
 import os
+import platform
 import re
-import shutil
+import shlex
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from drawing import Bar, bars
+from load import HOST, THINKING, Count
+from servers import RIVALS, SERVERS, Rival, Server
 
-from conduit import Descriptor
-from conduit.takeover import Takeover
-
-EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-HOST = "127.0.0.1"
+PROGRAMS = Path(__file__).resolve().parent.parent / "examples" / "servers"
 PATIENCE = 30.0
 """Seconds that nothing takes unless it hangs."""
 
-WAYS = ("reload", "takeover", "stop and start", "no restart")
+ENDING = 12.0
+"""Seconds that a server has for its end; some wait for connections that are kept."""
 
-
-class Server(NamedTuple):
-    """A server's command, under `conduit run` and alone; PORT stands for the port."""
-
-    under_conduit: Sequence[str]
-    alone: Sequence[str]
-
+RELOAD, TAKEOVER, HELD, STOP = (
+    "conduit reload",
+    "conduit run again",
+    "socket held",
+    "stop and start",
+)
 
 _CONDUIT = (sys.executable, "-P", "-m", "conduit")
-_UVICORN = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log")
-_GUNICORN = (sys.executable, "-m", "gunicorn", "--config", "gunicorn.conf.py")
-
-SERVERS = {
-    "uvicorn": Server(
-        [sys.executable, "serve_uvicorn.py"], [*_UVICORN, "--port", "PORT", "serve_uvicorn:app"]
-    ),
-    "gunicorn": Server(
-        [*_GUNICORN, "--log-level", "warning", "wsgi_app:app"],
-        [*_GUNICORN, "--log-level", "warning", "--bind", f"{HOST}:PORT", "wsgi_app:app"],
-    ),
-}
-
-# What the example's own shutdown is for.
-UNCHANGED = "uvicorn, its own shutdown"
-_UNCHANGED = """\
-import uvicorn, serve_uvicorn as example
-example.Server.shutdown = uvicorn.Server.shutdown
-example.main()
-"""
 
 
-class Figures(NamedTuple):
-    """What clients noticed.
+class Result(NamedTuple):
+    """What clients noticed of some restarts of a server.
 
     Attributes:
-        served: requests that were answered with 200: wrk's and the recorder's.
-        failed: connections refused, reset or ended without an answer, and answers other than
-            200: wrk's and the recorder's. While a server is down, each client tries again.
-        longest_gap: seconds between two answers to the recorder, at most.
-        versions: processes that answered the recorder.
+        server: its name.
+        version: of the server, or of the rival.
+        way: how it was restarted.
+        new: clients with a connection for each request.
+        kept: clients that keep their connections.
+        trouble: why it could not be measured; then the counts are None.
     """
 
-    served: int
-    failed: int
-    longest_gap: float
-    versions: int
+    server: str
+    version: str
+    way: str
+    new: Count | None
+    kept: Count | None
+    trouble: str = ""
+
+    @property
+    def counts(self) -> list[Count]:
+        """Those that are there."""
+        return [count for count in (self.new, self.kept) if count is not None]
+
+    @property
+    def failed(self) -> int:
+        """The requests that failed."""
+        return sum(count.failed for count in self.counts)
+
+    @property
+    def gap(self) -> float:
+        """The longest time without an answer to either kind of clients, in seconds."""
+        return max((count.gap for count in self.counts), default=0.0)
 
 
-def missing() -> str:
-    """What this machine lacks to run; empty if nothing."""
-    lacks = [name for name in SERVERS if importlib.util.find_spec(name) is None]
-    lacks += [] if shutil.which("wrk") else ["wrk"]
-    return f"not installed: {', '.join(lacks)}" if lacks else ""
+class NotMeasuredError(Exception):
+    """A server that cannot be measured."""
 
 
-def measure(server: Server, way: str, restarts: int, pause: float) -> Figures:
-    """Restart a server under load so many times, with a pause in seconds between them.
+class Site:
+    """A server that runs, in one way, at a port and with a directory of its own.
 
-    With the way "no restart" it only pauses, to show what the load itself does.
+    Attributes:
+        process: the one that was started last.
+        directory: for its files.
+        stop_signal: tells it to finish.
+        port: where it listens.
     """
-    with tempfile.TemporaryDirectory(prefix="restart-") as directory, _free_port() as port:
-        running = _start(server, way, directory, port)
+
+    def __init__(self, server: Server, way: str, directory: Path, words: str = "") -> None:
+        self.process: subprocess.Popen[bytes]
+        self.directory = directory
+        self.stop_signal = server.stop_signal
+        self._server = server
+        self._way = way
+        self._socket = socket.create_server((HOST, 0), backlog=2048)
+        self.port: int = self._socket.getsockname()[1]
+        if way != HELD:
+            self._socket.close()
+        self._words = words or (
+            server.command if way in (RELOAD, TAKEOVER, HELD) else server.alone or server.command
+        )
+        if way not in (RELOAD, TAKEOVER, HELD) and not (words or server.alone):
+            self._words += " PORT"
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._before: set[str] = set()
+        self._log = (directory / "log").open("ab")
+
+    def start(self) -> None:
+        """Start the server."""
+        words = re.sub(r"\bPORT\b", str(self.port), self._words)
+        words = re.sub(r"\bPYTHON\b", sys.executable, words)
+        command = shlex.split(words.replace("DIRECTORY", str(self.directory)))
+        stdin = subprocess.DEVNULL
+        if self._way in (RELOAD, TAKEOVER):
+            run = [*_CONDUIT, "run", *self._control(), "--listen", f"{HOST}:{self.port}"]
+            command = [*run, *shlex.split(self._server.options), "--", *command]
+        elif self._way == HELD:
+            stdin = self._socket.fileno()
+            passing = 'LISTEN_FDS=1 LISTEN_FDNAMES=web LISTEN_PID=$$ exec "$@" 3<&0 0</dev/null'
+            command = ["sh", "-c", passing, "sh", *(word.replace("{fd}", "3") for word in command)]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        self.process = subprocess.Popen(
+            command,
+            cwd=PROGRAMS,
+            env={**os.environ, "PATH": path},
+            stdin=stdin,
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self._processes.append(self.process)
+
+    def restart(self) -> None:
+        """Restart it, in its way."""
+        self.mark()
+        if self._way == RELOAD:
+            self._do(_CONDUIT, "reload", *self._control())
+        elif self._way == TAKEOVER:
+            self.start()
+        else:
+            self.stop()
+            self.start()
+
+    def stop(self) -> None:
+        """Tell it to finish, and wait until it has."""
+        self.process.send_signal(self.stop_signal)
         try:
-            _await_answer(port)
-            seconds = int((restarts + 2) * (pause + PATIENCE))
-            with _load(port, seconds) as load:
-                time.sleep(pause)
-                for _ in range(restarts):
-                    code = 0
-                    if way == "reload":
-                        subprocess.run([*_CONDUIT, "reload", *_control(directory)], check=True)
-                    elif way == "takeover":
-                        old, running = running, _start(server, way, directory, port)
-                        code = old.wait(PATIENCE)
-                    elif way == "stop and start":
-                        running.terminate()
-                        code = running.wait(PATIENCE)
-                        running = _start(server, way, directory, port)
-                        _await_answer(port)
-                    if code not in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
-                        raise RuntimeError(f"the old server ended with {code}")
-                    time.sleep(pause)
-            return load.figures
-        finally:
-            running.terminate()
-            running.wait(PATIENCE)
+            self.process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
+    def mark(self) -> None:
+        """Note the processes that there are: those that come are new."""
+        self._before = set(os.listdir("/proc"))
 
-@contextlib.contextmanager
-def _free_port() -> Iterator[int]:
-    with socket.create_server((HOST, 0)) as sock:
-        port: int = sock.getsockname()[1]
-    yield port
+    def run(self, words: str) -> None:
+        """Run a command of this Python to its end."""
+        program, *rest = shlex.split(words.replace("DIRECTORY", str(self.directory)))
+        self._do((str(Path(sys.executable).parent / program),), *rest)
 
+    def _do(self, program: Sequence[str], *words: str) -> None:
+        command = [*program, *words]
+        done = subprocess.run(
+            command, stdout=self._log, stderr=self._log, timeout=PATIENCE, check=False
+        )
+        if done.returncode:
+            raise NotMeasuredError(f"{words[0]} failed")
 
-def _start(server: Server, way: str, directory: str, port: int) -> subprocess.Popen[bytes]:
-    if way in ("reload", "takeover"):
-        words = [*_CONDUIT, "run", *_control(directory)]
-        words += ["--listen", f"{HOST}:{port}", "--", *server.under_conduit]
-    else:
-        words = [word.replace("PORT", str(port)) for word in server.alone]
-    return subprocess.Popen(words, cwd=EXAMPLES)
+    def await_that(self, holds: Callable[[], bool]) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + PATIENCE
+        while not holds():
+            if time.monotonic() > deadline:
+                raise NotMeasuredError("no new process answers")
+            time.sleep(0.01)
 
+    def await_change(self, answers: int = 10) -> None:
+        """Wait until so many connections in a row are answered by processes that are new."""
+        row = 0
 
-def _control(directory: str) -> list[str]:
-    return ["--control", f"{directory}/control"]
+        def enough() -> bool:
+            nonlocal row
+            process = _ask(self.port)
+            row = row + 1 if process and process not in self._before else 0
+            return row >= answers
 
+        self.await_that(enough)
 
-def _await_answer(port: int) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not _ask(port):
-        if time.monotonic() > deadline:
-            raise RuntimeError("the server does not answer")
-        time.sleep(0.02)
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+        last = self.process
+        last.send_signal(signal.SIGTERM if self._way in (RELOAD, TAKEOVER) else self.stop_signal)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            last.wait(ENDING)
+        for process in self._processes:
+            # Each had a session of its own, and may have left something behind in it.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._log.close()
+
+    def log(self) -> str:
+        """What the server and its tools have said."""
+        return (self.directory / "log").read_text(errors="replace")
+
+    def _control(self) -> list[str]:
+        return ["--control", f"{self.directory}/control"]
 
 
 def _ask(port: int) -> str:
@@ -176,245 +240,243 @@ def _ask(port: int) -> str:
                 answer += data
     except OSError:
         return ""
-    if not answer.startswith(b"HTTP/1.1 200 ") or not answer.endswith(b"\n"):
+    if not answer.startswith((b"HTTP/1.1 200 ", b"HTTP/1.0 200 ")):
         return ""
     return answer.decode().split()[-1]
 
 
-class _Load:
-    figures: Figures
+def measure(
+    server: Server,
+    way: str,
+    restarts: int = 10,
+    pause: float = 0.3,
+    rival: Rival | None = None,
+    thinking: float = THINKING,
+) -> Result:
+    """Restart a server under load so many times, with a pause in seconds between them."""
+    version = (rival or server).version()
+    name = rival.server if rival else server.name
+    if not version or not server.version():
+        return Result(name, "", way, None, None, "not installed")
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="restart-"))
+        # nginx's workers have another user.
+        os.chmod(directory, 0o755)
+        site = Site(server, way, Path(directory), rival.command if rival else "")
+        _write_settings(site)
+        if server.prepare:
+            words = server.prepare.replace("DIRECTORY", directory)
+            subprocess.run(shlex.split(words), cwd=PROGRAMS, check=True)
+        try:
+            site.start()
+            stack.callback(site.close)
+            site.mark()
+            site.await_that(lambda: bool(_ask(site.port)))
+            with _load(site.port, thinking) as counts:
+                time.sleep(pause)
+                for _ in range(restarts):
+                    if rival is None:
+                        site.restart()
+                    else:
+                        site.mark()
+                        rival.restart(site)
+                    if rival is None or rival.name != "no restart":
+                        site.await_change()
+                    time.sleep(pause)
+        except (NotMeasuredError, subprocess.TimeoutExpired) as exc:
+            print(site.log()[-2000:], file=sys.stderr)
+            return Result(name, version, way, None, None, str(exc))
+        new, kept = counts
+        return Result(name, version, way, new, kept)
+
+
+def _write_settings(site: Site) -> None:
+    """Write the servers' files with this port and directory in them."""
+    for name in ("nginx.conf", "circus.ini"):
+        text = (PROGRAMS / name).read_text()
+        text = text.replace("8000", str(site.port)).replace("DIRECTORY", str(site.directory))
+        (site.directory / name).write_text(text)
 
 
 @contextlib.contextmanager
-def _load(port: int, seconds: int) -> Iterator[_Load]:
-    """Send requests for a while, and count; ``figures`` is there afterwards."""
-    load = _Load()
-    wrk = subprocess.Popen(
-        [
-            *f"wrk --threads 1 --connections 8 --duration {seconds}".split(),
-            *("--header", "Connection: close", f"http://{HOST}:{port}/"),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    recorder = subprocess.Popen(
-        [sys.executable, __file__, "--record", str(port)],
+def _load(port: int, thinking: float) -> Iterator[list[Count]]:
+    """Send requests for a while; the counts of both kinds of clients are there afterwards."""
+    counts: list[Count] = []
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("load.py"), str(port), str(thinking)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        yield load
-        wrk.send_signal(signal.SIGINT)
-        said, _ = wrk.communicate(timeout=PATIENCE)
-        recorded = json.loads(recorder.communicate("enough\n", timeout=PATIENCE)[0])
-        served, failed = _read_wrk(said)
-        load.figures = Figures(
-            served + recorded["served"],
-            failed + recorded["failed"],
-            recorded["longest_gap"],
-            recorded["versions"],
-        )
+        yield counts
+        said, _ = process.communicate("enough\n", timeout=PATIENCE)
+        counts += [Count(*each) for each in json.loads(said)]
     finally:
-        for process in (wrk, recorder):
-            process.kill()
-            process.communicate()
+        process.kill()
+        process.communicate()
 
 
-def _read_wrk(said: str) -> tuple[int, int]:
-    """How many requests were served, and how many failed."""
-    total = re.search(r"(\d+) requests in", said)
-    errors = re.search(r"connect (\d+), read (\d+), write (\d+), timeout (\d+)", said)
-    others = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
-    if total is None:
-        raise RuntimeError(f"wrk said {said!r}")
-    bad = int(others[1]) if others else 0
-    return int(total[1]) - bad, bad + (sum(map(int, errors.groups())) if errors else 0)
+def measure_all(
+    names: Sequence[str], ways: Sequence[str], restarts: int, pause: float
+) -> Iterator[Result]:
+    """Measure servers in some ways, all of them if none is named, and the rivals."""
+    for server in SERVERS:
+        if not names or server.name in names:
+            for way in (RELOAD, HELD, STOP):
+                if not ways or way in ways:
+                    yield measure(server, way, restarts, pause)
+    named = {server.name: server for server in SERVERS}
+    for name in ("gunicorn", "uvicorn, serve_uvicorn.py"):
+        if (not names or name in names) and (not ways or TAKEOVER in ways):
+            yield measure(named[name], TAKEOVER, restarts, pause)
+    for rival in RIVALS:
+        if (not names or rival.server in names) and (not ways or rival.name in ways):
+            yield measure(named[rival.server], rival.name, restarts, pause, rival)
 
 
-def record(port: int, enough: IO[str], threads: int = 4) -> dict[str, float]:
-    """Send requests until a line comes, and note when each was answered."""
-    stop = threading.Event()
-    answers: list[tuple[float, str]] = []
-    failures: list[float] = []
-
-    def ask_on() -> None:
-        while not stop.is_set():
-            if process := _ask(port):
-                answers.append((time.monotonic(), process))
-            elif not stop.is_set():
-                failures.append(time.monotonic())
-                # A client that is refused tries again, but not at once.
-                stop.wait(0.005)
-
-    asking = [threading.Thread(target=ask_on) for _ in range(threads)]
-    for thread in asking:
-        thread.start()
-    enough.readline()
-    stop.set()
-    for thread in asking:
-        thread.join()
-    times = sorted(when for when, _ in answers)
-    return {
-        "served": len(times),
-        "failed": len(failures),
-        "longest_gap": max(b - a for a, b in itertools.pairwise(times)),
-        "versions": len({process for _, process in answers}),
-    }
-
-
-def table(results: dict[tuple[str, str], Figures], restarts: int) -> str:
-    """The results as a table in Markdown."""
-    lines = [
-        f"| server, {restarts} restarts | way | requests served | failed | longest gap |",
-        "|---|---|---:|---:|---:|",
+def _failures(count: Count) -> str:
+    kinds = [
+        f"{number} {kind}"
+        for kind, number in zip(count._fields[1:5], count[1:5], strict=True)
+        if number
     ]
-    for (name, way), figures in results.items():
-        gap = f"{figures.longest_gap * 1000:.0f} ms"
-        lines.append(f"| {name} | {way} | {figures.served} | {figures.failed} | {gap} |")
+    return f"{count.failed} ({', '.join(kinds)})" if len(kinds) > 1 else ", ".join(kinds) or "0"
+
+
+def conduit_table(results: Sequence[Result]) -> str:
+    """Each server under `conduit run`, and what it loses by itself, in Markdown."""
+    lines = [
+        "| server | requests | failed: new connections | kept | sent again | longest gap | "
+        "its own shutdown loses: new connections | kept |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    alone = {each.server: each for each in results if each.way == HELD}
+    for each in results:
+        if each.way not in (RELOAD, TAKEOVER):
+            continue
+        title = f"{each.server} {each.version}".strip()
+        title += ", line run again" if each.way == TAKEOVER else ""
+        if not each.counts:
+            lines.append(f"| {title} | {each.trouble} | | | | | | |")
+            continue
+        new, kept = each.counts
+        held = alone.get(each.server)
+        own = ["", ""] if held is None else [_failures(count) for count in held.counts]
+        lines.append(
+            f"| {title} | {new.answered + kept.answered} | {_failures(new)} | {_failures(kept)} | "
+            f"{kept.again} | {1000 * each.gap:.0f} ms | {' | '.join(own or ['?', '?'])} |"
+        )
     return "\n".join(lines)
 
 
-def plot(results: dict[tuple[str, str], Figures]) -> str:
+def rivals_table(results: Sequence[Result]) -> str:
+    """The other ways, in Markdown."""
+    lines = [
+        "| server | way | requests | failed: new connections | kept | sent again | longest gap |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for each in results:
+        if each.way in (RELOAD, TAKEOVER):
+            continue
+        if not each.counts:
+            lines.append(f"| {each.server} | {each.way} | {each.trouble} | | | | |")
+            continue
+        new, kept = each.counts
+        lines.append(
+            f"| {each.server} | {each.way} | {new.answered + kept.answered} | {_failures(new)} | "
+            f"{_failures(kept)} | {kept.again} | {1000 * each.gap:.0f} ms |"
+        )
+    return "\n".join(lines)
+
+
+def lines() -> str:
+    """What is typed for each server, in Markdown."""
+    out = []
+    for server in SERVERS:
+        note = f": {server.note}" if server.note else ""
+        out.append(f"**{server.name}**{note}\n\n```\n{server.line()}\n```\n")
+    return "\n".join(out).rstrip()
+
+
+_LONGEST_BAR = 1.5
+"""Seconds; what took longer has a bar as long as this."""
+
+_KINDS = {RELOAD: "ours", TAKEOVER: "ours", HELD: "fourth", STOP: "other"}
+
+
+def plot(results: Sequence[Result]) -> str:
     """The longest gaps and the failures as a drawing in SVG."""
-    kinds = {"reload": "ours", "takeover": "ours", "stop and start": "other"}
+    shown = [each for each in results if each.counts]
+    order = list(dict.fromkeys(each.server for each in shown))
+    shown.sort(key=lambda each: order.index(each.server))
     rows = [
         Bar(
-            way,
-            figures.longest_gap,
-            f"{figures.longest_gap * 1000:.0f} ms, {figures.failed:,} failed",
-            kinds.get(way, "floor"),
-            name,
+            each.way.replace("`", ""),
+            # One that hangs is not to hide the others.
+            min(_LONGEST_BAR, each.gap),
+            f"{1000 * each.gap:.0f} ms" + (f", {each.failed} failed" if each.failed else ""),
+            _KINDS.get(each.way, "third"),
+            each.server,
         )
-        for (name, way), figures in results.items()
+        for each in shown
     ]
     return str(bars("Longest time without an answer, and failed requests", rows))
 
 
-class Cargo(NamedTuple):
-    """What is handed over.
-
-    Attributes:
-        sockets: listening ones, each asked for.
-        state: bytes of state.
-        kept: whether the state is in memory that is kept and mapped, filled beforehand.
-    """
-
-    sockets: int
-    state: int = 0
-    kept: bool = False
-
-    def __str__(self) -> str:
-        if not self.state:
-            return f"{self.sockets} socket{'s' * (self.sockets > 1)}"
-        how = "kept in memory, `keep` and `take`" if self.kept else "offered, `offer`"
-        return f"1 socket, {self.state >> 20} MiB of state {how}"
-
-
-CARGOES = [
-    *map(Cargo, (1, 100, 1000)),
-    *(Cargo(1, size << 20, kept) for kept in (False, True) for size in (1, 64)),
-]
-
-
-def hand_over(cargo: Cargo, rounds: int) -> list[float]:
-    """Let so many processes take over, one after another; the seconds that each took."""
-    with tempfile.TemporaryDirectory(prefix="handover-") as directory:
-        command = [sys.executable, "-P", __file__, "--take-over", f"{directory}/control"]
-        command += map(str, map(int, cargo))
-        processes: list[subprocess.Popen[str]] = []
-        seconds = []
-        try:
-            for _ in range(rounds + 1):
-                processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
-                said = processes[-1].stdout
-                assert said is not None
-                seconds.append(float(said.readline()))
-        finally:
-            for process in processes:
-                if process is processes[-1]:
-                    process.kill()
-                process.communicate(timeout=PATIENCE)
-        # The first had no predecessor.
-        return seconds[1:]
+def write(directory: Path, results: Sequence[Result], machine: str) -> None:
+    """Write restart.csv, restart.svg, and the parts of restart.md that stand between marks."""
+    with (directory / "restart.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        fields = [f"{kind}_{field}" for kind in ("new", "kept") for field in Count._fields]
+        writer.writerow(["server", "version", "way", "trouble", *fields])
+        writer.writerows(
+            [each.server, each.version, each.way, each.trouble]
+            + [value for count in each.counts for value in count]
+            for each in results
+        )
+    (directory / "restart.svg").write_text(plot(results))
+    page = directory / "restart.md"
+    text = page.read_text()
+    for name, content in (
+        ("conduit", conduit_table(results)),
+        ("rivals", rivals_table(results)),
+        ("lines", lines()),
+        ("machine", machine),
+    ):
+        before, mark, after = text.partition(f"<!-- {name} -->\n")
+        _, end, after = after.partition("<!-- end -->")
+        text = f"{before}{mark}{content}\n{end}{after}"
+    page.write_text(text)
 
 
-def take_over(control: str, cargo: Cargo) -> None:
-    """Take over, print the seconds that it took, and serve until somebody follows."""
-    begin = time.perf_counter()
-    with Takeover(control) as takeover, contextlib.ExitStack() as stack:
-        for index in range(cargo.sockets):
-            stack.enter_context(takeover.listen(HOST, 0, name=f"listener {index}"))
-        memory = takeover.take("memory")
-        if memory is not None:
-            stack.enter_context(mmap.mmap(memory.fileno(), cargo.state))
-        takeover.ready()
-        seconds = time.perf_counter() - begin
-        if takeover.predecessor is not None:
-            assert len(takeover.state) == (0 if cargo.kept else cargo.state)
-        if cargo.kept:
-            with memory or Descriptor(os.memfd_create("state")) as fd:
-                if memory is None:
-                    os.write(fd.fileno(), bytes(cargo.state))
-                takeover.keep("memory", fd)
-        else:
-            takeover.offer(bytes(cargo.state))
-        print(seconds, flush=True)
-        takeover.wait()
-
-
-def handover_table(results: dict[Cargo, list[float]]) -> str:
-    """The seconds of each takeover as a table in Markdown."""
-    lines = ["| handed over | median | fastest |", "|---|---:|---:|"]
-    for cargo, seconds in results.items():
-        median, fastest = (1000 * each for each in (statistics.median(seconds), min(seconds)))
-        lines.append(f"| {cargo} | {median:.1f} ms | {fastest:.1f} ms |")
-    return "\n".join(lines)
+def describe_machine() -> str:
+    """Where it is measured, in a sentence, told before anything is."""
+    processors = len(os.sched_getaffinity(0))
+    busy = " Other things ran on it meanwhile." if os.getloadavg()[0] > 0.5 else ""
+    release = platform.release().partition("-")[0]
+    return f"CPython {platform.python_version()}, Linux {release}, {processors} processors.{busy}"
 
 
 def main() -> None:
-    """Measure, print the table, and write what is asked for."""
+    """Measure, print the tables, and write what is asked for."""
     parser = argparse.ArgumentParser(description="Restart real servers under load.")
     parser.add_argument("--restarts", type=int, default=10)
-    parser.add_argument("--pause", type=float, default=1.0, metavar="SECONDS")
-    parser.add_argument("--table", type=Path, metavar="FILE.csv")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg")
-    parser.add_argument("--handover", action="store_true", help="measure the handover alone")
-    parser.add_argument("--rounds", type=int, default=11, help="handovers of each kind")
-    parser.add_argument("--take-over", nargs=4, help=argparse.SUPPRESS)
-    parser.add_argument("--record", type=int, metavar="PORT", help=argparse.SUPPRESS)
+    parser.add_argument("--pause", type=float, default=0.3, metavar="SECONDS")
+    parser.add_argument("--server", action="append", default=[], help="only this one, and rivals")
+    parser.add_argument("--way", action="append", default=[], help="only this one")
+    parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="restart.md and its files")
     options = parser.parse_args()
-    if options.record:
-        print(json.dumps(record(options.record, sys.stdin)))
-        return
-    if options.take_over:
-        control, sockets, state, kept = options.take_over
-        take_over(control, Cargo(int(sockets), int(state), kept == "1"))
-        return
-    lacks = "" if options.handover else missing()
-    if lacks:
-        sys.exit(lacks)
-    print(handover_table({cargo: hand_over(cargo, options.rounds) for cargo in CARGOES}))
-    if options.handover:
-        return
-    print()
-    results = {
-        (name, way): measure(server, way, options.restarts, options.pause)
-        for name, server in SERVERS.items()
-        for way in WAYS
-    }
-    unchanged = Server([sys.executable, "-c", _UNCHANGED], [])
-    results[UNCHANGED, "takeover"] = measure(unchanged, "takeover", options.restarts, options.pause)
-    print(table(results, options.restarts))
-    if options.table:
-        with options.table.open("w", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["server", "way", *Figures._fields])
-            writer.writerows([*key, *figures] for key, figures in results.items())
-    if options.plot:
-        options.plot.write_text(plot(results))
+    machine = describe_machine()
+    results = []
+    for each in measure_all(options.server, options.way, options.restarts, options.pause):
+        results.append(each)
+        told = "; ".join(map(str, each.counts)) or each.trouble
+        print(f"{each.server} {each.version}, {each.way}: {told}", file=sys.stderr, flush=True)
+    print(conduit_table(results), rivals_table(results), sep="\n\n")
+    if options.write:
+        write(options.write, results, machine)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     main()

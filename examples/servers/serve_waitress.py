@@ -1,0 +1,6 @@
+"""A WSGI application on waitress, on the socket that was passed."""
+
+import waitress
+from app import listener, wsgi
+
+waitress.serve(wsgi, sockets=[listener()])
