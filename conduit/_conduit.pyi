@@ -16,6 +16,7 @@ from _typeshed import (
 )
 
 from conduit._handle import Handle, Waiter
+from conduit.paths import Place
 from conduit.peer import Peer
 
 PAUSE: Final[int]
@@ -224,6 +225,14 @@ class Conduit:
     @property
     def _handle(self) -> Handle: ...
     def __init__(self, fd: int, name: str = "") -> None: ...
+    @staticmethod
+    def _over(
+        handle: Handle,
+        timeout: float | None = None,
+        source: object = None,
+        place: Place | None = None,
+    ) -> Conduit:
+        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""

@@ -28,19 +28,19 @@ from io import FileIO, IOBase
 
 cimport cython
 from conduit._handle cimport (
-    ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
-    release_fds, warn_unclosed,
+    ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Waiter, forks,
+    hold_fds, release_fds, warn_unclosed,
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
-    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, connect_fd, dup_fd,
-    identify, peer_of, recv_message, send_message, shut_down, socket_fd, socket_pair,
+    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, dup_fd, identify,
+    peer_of, recv_message, send_message, shut_down,
 )
 
 from _operator import index
 from _socket import socket as c_socket
 
-from conduit import mistakes, objects, paths
+from conduit import endpoint, mistakes, objects
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
 )
@@ -523,7 +523,7 @@ cdef class Send(Waiter):
         """
         if wake is not None:
             self.wake = wake
-        return self._run(0, 0, wake is not None, False)
+        return self._run(NULL, wake is not None)
 
     def cancel(self) -> None:
         """Give up, unless all has left. If some of it has, the conduit sends no more.
@@ -536,15 +536,15 @@ cdef class Send(Waiter):
         if not running:
             self._end(False)
 
-    cdef int _run(self, double seconds, long long deadline, bint join, bint wait) except -1:
-        """Send what the socket takes, or ``wait`` until it took all; 0, or what to wait for."""
+    cdef int _run(self, Limit *limit, bint join) except -1:
+        """Send what the socket takes, or within a limit all; 0, or what to wait for."""
         cdef int events = 0
         cdef str why
         self.running = True
         try:
             while not self.over and not self.cancelled:
                 events = self._step(join)
-                if not (events and wait):
+                if not events or limit == NULL:
                     break
                 why = None
                 if events == QUEUED:
@@ -552,8 +552,7 @@ cdef class Send(Waiter):
                 elif self.bytes_sent:
                     why = f"it took {self.bytes_sent} of {self.size} bytes"
                 self.handle.wait(
-                    events, self, seconds, &deadline, "sending", why, ErrType.FAILED_TRANSFER,
-                    self.bytes_sent,
+                    events, self, limit, "sending", why, ErrType.FAILED_TRANSFER, self.bytes_sent
                 )
         except BaseException:
             self._end(False)
@@ -716,117 +715,30 @@ cdef class Conduit:
     def __init__(self, fd: int, name: str = "") -> None:
         self._handle.open(fd_from(fd, "Conduit"), "conduit", mistakes.name_from(name), False)
 
-    @classmethod
-    def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
+    # See `endpoint`.
+    from_file = classmethod(endpoint.from_file)
+    from_conn = classmethod(endpoint.from_conn)
+    pair = classmethod(endpoint.pair)
+    bind = classmethod(endpoint.bind)
+    connect = classmethod(endpoint.connect)
 
-        `close` drops that and leaves it open. Without a name, it has the file's.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        name = mistakes.name_from(objects.name_of(file) if name is None else name)
-        conduit._handle.open(objects.fd_of(file, "Conduit"), "conduit", name, False)
-        conduit.source = file
-        return conduit
-
-    @classmethod
-    def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
-        """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
-
-        The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-        ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name)
-        cdef int fd = objects.fd_of(conn, "Conduit")
-        conduit.seconds = mistakes.seconds_from(objects.timeout_of(conn))
-        conduit._handle = Handle.duplicate(fd, "conduit", text)
-        return conduit
-
-    @classmethod
-    def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Conduit, Conduit]:
-        """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
-
-        ``SOCK_SEQPACKET`` keeps messages apart. Raises `Error` (``NO_FD``) if there is no pair.
-        """
-        cdef Conduit one = Conduit.__new__(Conduit), other = Conduit.__new__(Conduit)
-        cdef tuple both = (one, other)
-        cdef int ends[2]
-        cdef int err = socket_pair(index(type), ends)
-        if err:
-            raise from_errno(-err, ErrType.NO_FD, "making a pair")
-        one._handle.open(ends[0], "conduit", "", True)
-        other._handle.open(ends[1], "conduit", "", True)
-        return both
-
-    @classmethod
-    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
-        """Return a datagram socket bound at a path, which `close` removes, to receive on.
-
-        The path is made and removed as a `Listener`'s; without a name it is the name. What comes
-        tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name)
-        conduit.place = paths.Place(path)
-        try:
-            conduit._handle = conduit.place.bind("conduit", text, socket.SOCK_DGRAM, mode, None)
-        except BaseException:
-            conduit.place.release()
-            raise
-        return conduit
-
-    @classmethod
-    def connect(
-        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM,
-        timeout: float | None = None, wait: bool = False, name: str = "",
+    @staticmethod
+    def _over(
+        handle: Handle, timeout: float | None = None, source: object = None,
+        place: Place | None = None,
     ) -> Conduit:
-        """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
-
-        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-        conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
-        listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
-        ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
-        ``ENAMETOOLONG`` (over 107 bytes).
-        """
+        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
-        cdef bytes address = paths.address_from(path)
-        cdef const char *start = address
-        cdef size_t length = len(address)
-        cdef double seconds = mistakes.seconds_from(timeout)
-        cdef long long deadline = 0
-        cdef bint absent, waits = wait
-        cdef int err = -EAGAIN, fd = socket_fd(index(type))
-        if fd < 0:
-            raise from_errno(-fd, ErrType.NO_FD, doing)
-        # Owned from here on, so that what fails or interrupts below closes it.
-        conduit._handle.open(fd, "conduit", text, True)
-        conduit.seconds = seconds
-        try:
-            while err:
-                with nogil:
-                    err = connect_fd(fd, start, length)
-                absent = waits and (err == -ENOENT or err == -ECONNREFUSED)
-                if absent or err == -EAGAIN or err == -EINTR:
-                    conduit._handle.retry(
-                        -EAGAIN if absent else err, PAUSE, seconds, &deadline, doing,
-                        "nobody listens there" if absent else "the listener's backlog is full",
-                        ErrType.NO_FD,
-                    )
-                elif err:
-                    raise from_errno(-err, ErrType.NO_FD, doing)
-        except BaseException:
-            conduit._handle.close()
-            raise
+        conduit.seconds = mistakes.seconds_from(timeout)
+        conduit.source, conduit.place, conduit._handle = source, place, handle
         return conduit
 
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef double seconds = mistakes.seconds_from(timeout)
-        cdef long long deadline = 0
         cdef Handle listening = handle
+        cdef Limit limit = Limit(mistakes.seconds_from(timeout), 0)
         cdef int own = listening.enter(), fd = -EINTR
         try:
             while fd < 0:
@@ -837,8 +749,7 @@ cdef class Conduit:
                     fd = accept_fd(own)  # pragma: no cover - as in receiving
                 if fd < 0 and fd != -ECONNABORTED:
                     listening.retry(
-                        fd, POLLIN, seconds, &deadline, "accepting", "no connection is pending",
-                        ErrType.NO_FD,
+                        fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD
                     )
         finally:
             listening.leave()
@@ -877,11 +788,12 @@ cdef class Conduit:
         """Whether `close` was called."""
         return self._handle.number() < 0
 
-    cdef double _seconds(self) noexcept:
-        cdef double seconds
+    cdef Limit _limit(self) noexcept:
+        cdef Limit limit
+        limit.deadline = 0
         with cython.critical_section(self):
-            seconds = self.seconds
-        return seconds
+            limit.seconds = self.seconds
+        return limit
 
     @property
     def timeout(self) -> float | None:
@@ -890,7 +802,7 @@ cdef class Conduit:
         They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
         with the next call. A negative number or NaN is a `ValueError`.
         """
-        cdef double seconds = self._seconds()
+        cdef double seconds = self._limit().seconds
         return None if seconds < 0 else seconds
 
     @timeout.setter
@@ -999,20 +911,21 @@ cdef class Conduit:
         not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
         `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
-        cdef Send send = Send.__new__(Send)
-        cdef double seconds = self._seconds()
-        send._load(self._handle, items, data, keep)
-        send._run(seconds, 0, seconds != 0, True)
+        self._send(items, data, keep, None)
 
     def _share_by(
         self, items: tuple[int | HasFileno, ...], data: ReadableBuffer,
         deadline: float | None = None,
     ) -> None:
         """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
+        self._send(items, data, True, deadline)
+
+    cdef int _send(self, tuple items, data, bint keep, deadline) except -1:
         cdef Send send = Send.__new__(Send)
-        cdef double seconds = self._seconds()
-        send._load(self._handle, items, data, True)
-        send._run(seconds, nanoseconds(deadline), seconds != 0, True)
+        cdef Limit limit = self._limit()
+        limit.deadline = nanoseconds(deadline)
+        send._load(self._handle, items, data, keep)
+        return send._run(&limit, limit.seconds != 0)
 
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         if isinstance(obj, Descriptor):
@@ -1024,7 +937,7 @@ cdef class Conduit:
     cdef int _transfer_one(self, int fd, object item, bint keep) except -1:
         """Send one descriptor with a NUL byte: at once, or as a `Send` does."""
         cdef Handle handle = self._handle
-        cdef double seconds
+        cdef Limit limit
         cdef int own = handle.enter(), turn = BUSY, err = 0
         cdef ssize_t sent = -EAGAIN
         cdef bint is_int = PyLong_Check(item)
@@ -1039,8 +952,8 @@ cdef class Conduit:
                     if sent == 1 and is_int and not keep:
                         err = close_fd(fd)
             if sent != 1:
-                seconds = self._seconds()
-                if sent == -EAGAIN and seconds == 0 and turn != BUSY:
+                limit = self._limit()
+                if sent == -EAGAIN and limit.seconds == 0 and turn != BUSY:
                     raise handle.error("sending", EAGAIN)
                 # In the turn that this call has: those that came since then come after it.
                 send = Send.__new__(Send)
@@ -1049,7 +962,7 @@ cdef class Conduit:
                         handle.sender = send
                 turn = BUSY
                 send._load(handle, (item,), None, keep)
-                return send._run(seconds, 0, seconds != 0, True)
+                return send._run(&limit, limit.seconds != 0)
         finally:
             if turn == TURN:
                 failure = handle.end_send(handle.single, False)
@@ -1127,19 +1040,18 @@ cdef class Conduit:
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
-        cdef long long deadline = 0
-        return self._message(max_data, max_fds, self._seconds(), &deadline)
+        cdef Limit limit = self._limit()
+        return self._message(max_data, max_fds, &limit)
 
     def _receive_by(
         self, max_data: int, max_fds: int, deadline: float | None = None
     ) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
-        cdef long long at = nanoseconds(deadline)
-        cdef double seconds = self._seconds()
-        return self._message(max_data, max_fds, seconds, &at)
+        cdef Limit limit = self._limit()
+        limit.deadline = nanoseconds(deadline)
+        return self._message(max_data, max_fds, &limit)
 
-    cdef Message _message(self, max_data, max_fds, double seconds, long long *deadline):
-        """Receive one message; the deadline is set by the first wait, or was by an earlier one."""
+    cdef Message _message(self, max_data, max_fds, Limit *limit):
         cdef RecvResult result
         cdef bytes payload
         cdef ssize_t got
@@ -1151,8 +1063,7 @@ cdef class Conduit:
             raise mistakes.not_a_limit(max_data, max_fds)
         payload = PyBytes_FromStringAndSize(NULL, max_data)
         got = self._receive(
-            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result,
-            seconds, deadline,
+            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result, limit
         )
         try:
             message._fds = fds = PyTuple_New(result.count)
@@ -1184,8 +1095,7 @@ cdef class Conduit:
         cdef list early
         cdef Py_ssize_t wanted = index(size), left, count
         cdef Message message
-        cdef double seconds = self._seconds()
-        cdef long long deadline = 0
+        cdef Limit limit = self._limit()
         if wanted < 0:
             raise ValueError(f"size must be at least 0 bytes, not {size}")
         self._handle.fileno()
@@ -1201,7 +1111,7 @@ cdef class Conduit:
                 raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
             while left:
                 piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
-                message = self._message(piece, max(max_fds - count, 0), seconds, &deadline)
+                message = self._message(piece, max(max_fds - count, 0), &limit)
                 if message._data or message._fds:
                     early.append(message)
                 left -= len(message._data)
@@ -1210,7 +1120,7 @@ cdef class Conduit:
                     # An empty packet: were there any number of them, the deadline holds.
                     self._handle.enter()
                     try:
-                        self._handle.wait(POLLIN, None, seconds, &deadline, "receiving")
+                        self._handle.wait(POLLIN, None, &limit, "receiving")
                     finally:
                         self._handle.leave()
         except BaseException as exc:
@@ -1245,13 +1155,12 @@ cdef class Conduit:
         """Receive a plain transfer; the fd is the caller's."""
         cdef char nul = 0
         cdef RecvResult result
-        cdef long long deadline = 0
-        self._receive(&nul, 1, 1, 1, &result, self._seconds(), &deadline)
+        cdef Limit limit = self._limit()
+        self._receive(&nul, 1, 1, 1, &result, &limit)
         return result.fds[0]
 
     cdef ssize_t _receive(
-        self, void *data, size_t size, int least, int most, RecvResult *result, double seconds,
-        long long *deadline,
+        self, void *data, size_t size, int least, int most, RecvResult *result, Limit *limit
     ) except -1:
         """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
@@ -1279,7 +1188,7 @@ cdef class Conduit:
                     continue
                 if got == -EAGAIN and reset:
                     got = -ECONNRESET
-                handle.retry(got, POLLIN, seconds, deadline, "receiving")
+                handle.retry(got, limit, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:

@@ -1,3 +1,4 @@
+from _socket import socket
 from typing import Any, Final, Self, final
 
 from typing_extensions import disjoint_base
@@ -20,6 +21,11 @@ class Handle(FdHolder):
     @staticmethod
     def duplicate(fd: int, what: str, name: str) -> Handle:
         """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
+    @staticmethod
+    def adopt(sock: socket, what: str, name: str) -> Handle:
+        """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
+    def open(self, fd: int, what: str, name: str, owned: bool) -> int:
+        """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
     @property
     def is_closed(self) -> bool:
         """Whether it was closed."""

@@ -38,7 +38,11 @@ import sys
 
 cimport cython
 from conduit._posix cimport *
-from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
+from conduit._syscalls cimport (
+    LOWEST, NEVER, close_fd, close_fds, close_known, dup_fd, identify, now,
+)
+
+from _socket import socket
 
 from conduit.errors import Error, ErrType, from_errno
 
@@ -218,7 +222,20 @@ cdef class Handle(FdHolder):
         handle.open(duplicate, what, name, True)
         return handle
 
-    cdef int open(self, int fd, str what, str name, bint owned) except -1:
+    @staticmethod
+    def adopt(sock: socket, what: str, name: str) -> Handle:
+        """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
+        cdef Handle handle = Handle.__new__(Handle)
+        cdef int fd = socket.fileno(sock)
+        if fd < LOWEST:
+            return Handle.duplicate(fd, what, name)
+        handle.open(fd, what, name, True)
+        # Of the C class, in which no signal handler runs. Without memory for what it returns, it
+        # has let go of the fd all the same.
+        socket.detach(sock)
+        return handle
+
+    cpdef int open(self, int fd, str what, str name, bint owned) except -1:
         """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
         cdef int kind = 0, unfit
         cdef FileId known
@@ -353,13 +370,13 @@ cdef class Handle(FdHolder):
         return 0
 
     cdef int wait(
-        self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
-        str why=None, object type=ErrType.FAILED_TRANSFER, ssize_t sent=0,
+        self, int events, Waiter waiter, Limit *limit, str doing, str why=None,
+        object type=ErrType.FAILED_TRANSFER, ssize_t sent=0,
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        Raises if it is closed, at the deadline (set by the first wait), and what a signal handler
-        raises. ``why`` says what the call waits for.
+        Raises if it is closed, at the limit, and what a signal handler raises. ``why`` says what
+        the call waits for.
         """
         cdef pollfd watched[2]
         cdef long long left
@@ -368,11 +385,13 @@ cdef class Handle(FdHolder):
         main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
         if main_thread is not None and PyThread_get_thread_ident() != main_thread().ident:
             slice_ms = INT_MAX
-        if seconds == 0:
+        if limit.seconds == 0:
             raise self.error(doing, EAGAIN, why, type, sent)
-        if not deadline[0]:
+        if not limit.deadline:
             # More would not fit; it is 285 years.
-            deadline[0] = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
+            limit.deadline = (
+                now() + <long long>(limit.seconds * 1e9) if 0 < limit.seconds < 9e9 else NEVER
+            )
         with cython.critical_section(self):
             if self.waker[0] < 0 and not self.close_pending and events != QUEUED:
                 # A waker, but not of the last room, which belongs to what is waited for.
@@ -390,7 +409,7 @@ cdef class Handle(FdHolder):
             slice_ms = BLIND_SLICE
         self.check(doing, sent)
         while True:
-            left = deadline[0] - now() if deadline[0] != NEVER else NEVER
+            left = limit.deadline - now() if limit.deadline != NEVER else NEVER
             if left <= 0:
                 raise self.error(doing, ETIMEDOUT, why, type, sent)
             wait_ms = <int>min(left // 1000000 + 1, <long long>slice_ms)
@@ -409,12 +428,12 @@ cdef class Handle(FdHolder):
                 raise self.error(doing, -ready, None, type, sent)
 
     cdef int retry(
-        self, ssize_t result, int events, double seconds, long long *deadline, str doing,
-        str why=None, object type=ErrType.FAILED_TRANSFER,
+        self, ssize_t result, Limit *limit, str doing, str why=None,
+        object type=ErrType.FAILED_TRANSFER,
     ) except -1:
-        """After a call that failed: wait until it may be made again, or raise."""
+        """After a call that failed to receive: wait until it may be made again, or raise."""
         if result == -EAGAIN:
-            self.wait(events, None, seconds, deadline, doing, why, type)
+            self.wait(POLLIN, None, limit, doing, why, type)
         elif result == -EINTR:
             PyErr_CheckSignals()
             self.check(doing)

@@ -51,8 +51,5 @@ cdef ssize_t recv_message(
     int fd, int kind, void *data, size_t size, RecvResult *result
 ) noexcept nogil
 cdef int accept_fd(int fd) noexcept nogil
-cdef int socket_fd(int kind) noexcept nogil
-cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil
-cdef int socket_pair(int kind, int *ends) noexcept nogil
 cdef int shut_down(int fd, int how) noexcept nogil
 cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil

@@ -204,28 +204,6 @@ cdef int accept_fd(int fd) noexcept nogil:
     return move_up(<int>conduit_result(conduit_accept(fd)))
 
 
-cdef int socket_fd(int kind) noexcept nogil:
-    """A new Unix socket."""
-    return move_up(<int>conduit_result(conduit_socket(kind)))
-
-
-cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil:
-    """Connect; -EAGAIN if the listener's backlog has no room."""
-    return <int>conduit_result(conduit_connect(fd, path, length))
-
-
-cdef int socket_pair(int kind, int *ends) noexcept nogil:
-    """Two connected sockets."""
-    cdef int err = <int>conduit_result(conduit_socketpair(kind, ends))
-    if err:
-        return err
-    ends[0], ends[1] = move_up(ends[0]), move_up(ends[1])
-    err = min(ends[0], ends[1], 0)
-    if err:
-        close_fds(ends, 2)
-    return err
-
-
 cdef int shut_down(int fd, int how) noexcept nogil:
     return <int>conduit_result(shutdown(fd, how))
 
