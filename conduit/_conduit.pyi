@@ -165,6 +165,8 @@ class Descriptor:
         *,
         name: str | None = None,
     ) -> IO[Any]: ...
+    def _open_as(self, arguments: tuple[Any, ...] | None) -> Any:
+        """Make a file of it, or for None a socket; this object owns the fd until the last step."""
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 

@@ -5,10 +5,9 @@
 **One owner.** A descriptor belongs to one object at a time. A received one belongs to its
 `Descriptor` before any Python code, and so any signal handler, can run.
 
-**A message out** is a `Send`, blocking or not. It resolves its items once, to an fd and how that
-is closed, and makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio`
-awaits. One descriptor that leaves at once, by far the most common message, needs none:
-``_transfer_one``.
+**A message out** is a `Send`. It resolves its items once, to an fd and how that is closed, and
+makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio` awaits. One
+descriptor that leaves at once, by far the most common message, needs none: ``_transfer_one``.
 
 **Items** stay the caller's until all of the message has left, and are then closed:
 
@@ -24,7 +23,7 @@ closed in C was closed.
 """
 
 import socket
-from io import FileIO, IOBase
+from io import FileIO
 
 cimport cython
 from conduit._handle cimport (
@@ -33,8 +32,8 @@ from conduit._handle cimport (
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
-    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, dup_fd, identify,
-    peer_of, recv_message, send_message, shut_down,
+    ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, dup_fd, peer_of,
+    recv_message, send_message, shut_down,
 )
 
 from _operator import index
@@ -56,9 +55,6 @@ cdef enum:
     # How an item of a message is closed once it was sent: not by this message, by its number,
     # through its object; a Descriptor that is moved; one that is shared, which is only returned.
     NOT, AS_INT, AS_OBJECT, MOVED, SHARED
-
-
-cdef enum:
     # The most bytes that receive_exactly() makes room for at once.
     PIECE = 1 << 18
 
@@ -95,25 +91,10 @@ cdef long long nanoseconds(object deadline) except? -1:
 
 cdef object close_owner(object owner):
     """Close a file or socket that was sent; None, or the exception to raise for it."""
-    cdef object failure
     try:
         owner.close()
-        return None
     except BaseException as exc:
-        if not from_handler(exc):
-            failure = Error(
-                f"{owner!r} was sent, but closing it here failed: {exc}", ErrType.FAILED_CLOSE,
-                exc.errno if isinstance(exc, OSError) else None,
-            )
-            failure.__cause__ = exc
-            return failure
-        if isinstance(owner, (IOBase, c_socket)):
-            # A handler struck in the middle. Python's own may be closed twice.
-            try:
-                owner.close()
-            except BaseException:  # pragma: no cover - a signal handler's
-                pass  # pragma: no cover
-        return exc
+        return objects.close_failure(owner, exc)
 
 
 cdef int close_all(const int *fds, int count) noexcept:
@@ -124,6 +105,20 @@ cdef int close_all(const int *fds, int count) noexcept:
 
 cdef int close_now(int fd) noexcept:
     return close_all(&fd, 1)
+
+
+cdef object open_raw(int fd, mode, buffering, owner):
+    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
+    cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
+    if flags < 0:
+        raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
+    try:
+        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
+        return raw_class(fd, raw_mode, owner)
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
 
 
 @cython.final
@@ -192,41 +187,16 @@ cdef class Descriptor(FdHolder):
         """Whether it owns nothing any more: closed, detached, or made into another object."""
         return self.number() < 0
 
-    @property
-    def kind(self) -> str:
-        """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
-
-        ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
-        ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-        ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
-        the system does not tell.
-        """
-        cdef FileId found
-        cdef int fd = -1, err = 0
-        with cython.critical_section(self):
-            if not self.close_pending and self.users != ALONE and self.fd >= 0:
-                fd = self.fd
-                err = identify(fd, &found)
-        if err:
-            raise from_errno(-err, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
-        kind = objects.kind_of(found.mode, fd) if fd >= 0 else None
-        # Owned still, it was so all the time, and no other file's.
-        self.fileno()
-        return kind
-
     def is_same_file(self, other: HasFileno) -> bool:
         """Whether another object has the same open file description, as a duplicate has.
 
         Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
         sandbox without kcmp(2), or another system), the inode decides.
         """
-        cdef int other_fd = fd_of(other), fd = self.borrow(False)
-        cdef bint same
-        if fd < 0:
-            raise Error(UNAVAILABLE, ErrType.NO_FD)
-        same = conduit_same_file(fd, other_fd)
-        close_now(self.give_back(False, True))
+        cdef int other_fd = fd_of(other)
+        cdef bint same = conduit_same_file(self.fileno(), other_fd)
+        # Owned still, it was so all the time, and no other file's.
+        self.fileno()
         return same
 
     def fileno(self) -> int:
@@ -250,31 +220,42 @@ cdef class Descriptor(FdHolder):
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
 
-    def to_file(
-        self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
-        errors: str | None = None, newline: str | None = None, *, name: str | None = None,
-    ) -> IO[Any]:
-        """Return a file object that owns the descriptor from now on.
+    # See `objects`.
+    kind = property(objects.kind)
+    to_file = objects.to_file
+    to_conn = objects.to_conn
 
-        The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
-        and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
-
-        What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
-        ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
-        ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
-        allow the mode, and what ``open()`` does. The Descriptor is then as it was.
-        """
-        objects.check_file_arguments(mode, buffering, encoding, errors, newline)
-        return open_as(self, (mode, buffering, encoding, errors, newline, name))
-
-    def to_conn(self) -> socket.socket:
-        """Return a `socket.socket` that owns the descriptor from now on.
-
-        Family, type and protocol are its own. The timeout says whether it waits (None) or not
-        (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
-        is then as it was.
-        """
-        return open_as(self, None)
+    cpdef object _open_as(self, tuple arguments):
+        """Make a file of it, or for None a socket; this object owns the fd until the last step."""
+        cdef HeldFds node
+        made = objects.blank_socket() if arguments is None else None
+        cdef int fd = self.borrow(True)
+        if fd < 0:
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
+        node.fds = NULL
+        hold_fds(&node, &fd, 1)
+        try:
+            if arguments is None:
+                objects.fill_socket(made, fd)
+            else:
+                raw = open_raw(fd, arguments[0], arguments[1], False)
+                made = objects.open_file(raw, *arguments)
+                if fd < 0:
+                    # The child of a handler that forked just now: the parent's fd was closed in it.
+                    raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
+                FileIO.__init__(raw, fd, raw.mode)
+                if arguments[5] is not None:
+                    raw.name = arguments[5]
+        except BaseException:
+            release_fds(&node)
+            # A signal handler may have raised once the socket had the fd.
+            if arguments is None and c_socket.fileno(made) >= 0:
+                c_socket.detach(made)
+            close_now(self.give_back(False, True))
+            raise
+        release_fds(&node)
+        self.give_back(True, True)
+        return made
 
 
 @cython.final
@@ -345,53 +326,6 @@ cdef class Message:
         err = close_all(fds, count) or err
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
-
-
-cdef object open_raw(int fd, mode, buffering, owner):
-    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
-    cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
-    if flags < 0:
-        raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
-    try:
-        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
-        return raw_class(fd, raw_mode, owner)
-    except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise
-        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
-
-
-cdef object open_as(Descriptor descriptor, tuple arguments):
-    """Make a file of a Descriptor, which owns the fd until the last step; for None a socket."""
-    cdef HeldFds node
-    made = objects.blank_socket() if arguments is None else None
-    cdef int fd = descriptor.borrow(True)
-    if fd < 0:
-        raise Error(UNAVAILABLE, ErrType.NO_FD)
-    node.fds = NULL
-    hold_fds(&node, &fd, 1)
-    try:
-        if arguments is None:
-            objects.fill_socket(made, fd)
-        else:
-            raw = open_raw(fd, arguments[0], arguments[1], False)
-            made = objects.open_file(raw, *arguments)
-            if fd < 0:
-                # The child of a handler that forked just now: the parent's fd was closed in it.
-                raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
-            FileIO.__init__(raw, fd, raw.mode)
-            if arguments[5] is not None:
-                raw.name = arguments[5]
-    except BaseException:
-        release_fds(&node)
-        # A signal handler may have raised once the socket had the fd.
-        if arguments is None and c_socket.fileno(made) >= 0:
-            c_socket.detach(made)
-        close_now(descriptor.give_back(False, True))
-        raise
-    release_fds(&node)
-    descriptor.give_back(True, True)
-    return made
 
 
 @cython.final
@@ -814,14 +748,12 @@ cdef class Conduit:
     @property
     def peer(self) -> Peer:
         """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
-        cdef pid_t pid = 0
-        cdef uid_t uid = 0
-        cdef gid_t gid = 0
-        cdef int err = peer_of(self._handle.enter(), &pid, &uid, &gid)
+        cdef conduit_sender peer
+        cdef int err = peer_of(self._handle.enter(), &peer)
         self._handle.leave()
         if err:
             raise self._handle.error("its peer", -err)
-        return Peer(pid, uid, gid)
+        return Peer(peer.pid, peer.uid, peer.gid)
 
     def fileno(self) -> int:
         """Return the number of the socket, which stays the conduit's."""
@@ -1001,7 +933,7 @@ cdef class Conduit:
         The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
-        cdef object raw = None
+        raw = None
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         descriptor.fd = self._receive_one()
         try:
@@ -1022,7 +954,7 @@ cdef class Conduit:
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         descriptor.fd = self._receive_one()
         try:
-            return open_as(descriptor, None)
+            return descriptor._open_as(None)
         except BaseException:
             close_now(descriptor.give_back(True, False))
             raise
@@ -1165,7 +1097,6 @@ cdef class Conduit:
         """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
-        cdef bint reset = False
         cdef int fd = handle.enter()
         try:
             if self.early is not None:
@@ -1182,19 +1113,13 @@ cdef class Conduit:
                     got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
                 if got >= 0:
                     break
-                if got == -ECONNRESET and not reset:
-                    # A packet socket says this before it gives what is still queued.
-                    reset = True
-                    continue
-                if got == -EAGAIN and reset:
-                    got = -ECONNRESET
                 handle.retry(got, limit, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:
             close_all(result.fds, result.count)
             raise refusal(
-                handle.describe(), size, least, most, result.count, result.err,
+                repr(handle), size, least, most, result.count, result.err,
                 result.flaw == ENDED, result.flaw == WITHHELD,
             )
         return got

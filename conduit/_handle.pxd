@@ -71,7 +71,6 @@ cdef class Handle(FdHolder):
     cdef list queue
 
     cpdef int open(self, int fd, str what, str name, bint owned) except -1
-    cdef str describe(self)
     cdef object error(self, str doing, int err=*, str why=*, object type=*, ssize_t sent=*)
     cpdef int enter(self) except -1
     cpdef int leave(self) noexcept

@@ -257,25 +257,22 @@ cdef class Handle(FdHolder):
             raise self.error("it was initialised before", 0, None, ErrType.NO_FD)
         return 0
 
-    cdef str describe(self):
-        cdef int fd = self.number()
-        cdef str what
-        with cython.critical_section(self):
-            what, name = self.what, self.label
-        return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
-
     cdef object error(
         self, str doing, int err=0, str why=None, object type=ErrType.FAILED_TRANSFER,
         ssize_t sent=0,
     ):
         """The `Error` of a call: for an errno, or for none, where ``doing`` says it all."""
-        cdef str what = f"{self.describe()}: {doing}"
+        cdef str what = f"{self!r}: {doing}"
         if err:
             return from_errno(err, type, what, why, sent=sent)
         return Error(what, type, sent=sent)
 
     def __repr__(self) -> str:
-        return self.describe()
+        cdef int fd = self.number()
+        cdef str what
+        with cython.critical_section(self):
+            what, name = self.what, self.label
+        return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
 
     @property
     def is_closed(self) -> bool:
@@ -309,7 +306,7 @@ cdef class Handle(FdHolder):
         cdef int err
         cdef list queue
         cdef Waiter waiter
-        cdef str described = self.describe()
+        cdef str described = repr(self)
         cdef object woken, failure = None
         if self.borrow(False) < 0:
             return
