@@ -27,19 +27,20 @@ from io import FileIO
 
 cimport cython
 from conduit._handle cimport (
-    ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Waiter, forks,
-    hold_fds, release_fds, warn_unclosed,
+    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Waiter, forks, hold_fds,
+    release_fds, warn_unclosed,
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
     ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, dup_fd, peer_of,
-    recv_message, send_message, shut_down,
+    recv_message, send_message,
 )
 
 from _operator import index
 from _socket import socket as c_socket
 
 from conduit import endpoint, mistakes, objects
+from conduit.closing import Closing
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
 )
@@ -79,14 +80,6 @@ cdef int fd_of(object obj) except -1:
         if from_handler(exc):
             raise  # pragma: no cover - a signal handler's
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
-
-
-cdef long long nanoseconds(object deadline) except? -1:
-    """A time of `monotonic` as waits take it; 0 for None, which leaves it to the first of them."""
-    if deadline is None:
-        return 0
-    # More would not fit.
-    return <long long>(min(<double>deadline, 9e9) * 1e9)
 
 
 cdef object close_owner(object owner):
@@ -134,6 +127,8 @@ cdef class Descriptor(FdHolder):
     `DescriptorTypeError` for anything but an int.
     """
 
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
+
     @class_signature
     def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
 
@@ -165,33 +160,11 @@ cdef class Descriptor(FdHolder):
         name = f" {self.name!r}" if self.name else ""
         return f"<conduit.Descriptor{name} {'closed' if fd < 0 else fd}>"
 
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """What it is called where descriptors have names, as systemd's have; "" for most."""
-        cdef str name
-        with cython.critical_section(self):
-            name = self.label
-        return name or ""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it owns nothing any more: closed, detached, or made into another object."""
-        return self.number() < 0
-
     def is_same_file(self, other: HasFileno) -> bool:
-        """Whether another object has the same open file description, as a duplicate has.
+        """Whether another has the same open file description: a duplicate, not a path opened twice.
 
-        Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
-        sandbox without kcmp(2), or another system), the inode decides.
+        Where the system cannot tell (Linux before 6.10 in a sandbox without kcmp(2), or another
+        system), the inode decides.
         """
         cdef int other_fd = fd_of(other)
         cdef bint same = conduit_same_file(self.fileno(), other_fd)
@@ -225,8 +198,11 @@ cdef class Descriptor(FdHolder):
     to_file = objects.to_file
     to_conn = objects.to_conn
 
-    cpdef object _open_as(self, tuple arguments):
-        """Make a file of it, or for None a socket; this object owns the fd until the last step."""
+    cpdef object _open_as(self, tuple arguments, bint close):
+        """Make a file of it, or for None a socket, which owns the fd from the last step on.
+
+        If that fails, ``close`` it or let it be as it was.
+        """
         cdef HeldFds node
         made = objects.blank_socket() if arguments is None else None
         cdef int fd = self.borrow(True)
@@ -251,7 +227,7 @@ cdef class Descriptor(FdHolder):
             # A signal handler may have raised once the socket had the fd.
             if arguments is None and c_socket.fileno(made) >= 0:
                 c_socket.detach(made)
-            close_now(self.give_back(False, True))
+            close_now(self.give_back(close, True))
             raise
         release_fds(&node)
         self.give_back(True, True)
@@ -265,6 +241,8 @@ cdef class Message:
     cdef bytes _data
     cdef tuple _fds
     cdef object _sender
+
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
 
     @class_signature
     def __signature__(
@@ -303,15 +281,6 @@ cdef class Message:
 
     def __repr__(self) -> str:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
-
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
@@ -643,6 +612,8 @@ cdef class Conduit:
         self._handle = Handle.__new__(Handle)
         self.seconds = -1
 
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
+
     @class_signature
     def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
 
@@ -695,36 +666,26 @@ cdef class Conduit:
         if self._handle is not None:
             self._handle.warn_unclosed(self)
 
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
-
     def __repr__(self) -> str:
         cdef int fd = self._handle.number()
-        name = self.name
-        state = "closed" if fd < 0 else f"descriptor {fd}"
-        return f"<conduit.Conduit{' ' + repr(name) if name else ''} {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        name = f" {self.name!r}" if self.name else ""
+        return f"<conduit.Conduit{name} {'closed' if fd < 0 else f'descriptor {fd}'}>"
 
     @property
     def name(self) -> str:
         """What the conduit is called in its `repr` and in errors."""
-        with cython.critical_section(self._handle):
-            name = self._handle.label
-        return name or ""
+        return self._handle.name
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._handle.number() < 0
 
-    cdef Limit _limit(self) noexcept:
+    cdef Limit _limit(self, object deadline=None) except *:
+        """How long a call may wait; one of several steps, until a time of `monotonic` at most."""
         cdef Limit limit
-        limit.deadline = 0
+        # More would not fit.
+        limit.deadline = 0 if deadline is None else <long long>(min(<double>deadline, 9e9) * 1e9)
         with cython.critical_section(self):
             limit.seconds = self.seconds
         return limit
@@ -791,7 +752,7 @@ cdef class Conduit:
         cdef int err, direction = index(how)
         if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
             raise ValueError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, not {how!r}")
-        err = shut_down(self._handle.enter(), direction)
+        err = <int>conduit_result(shutdown(self._handle.enter(), direction))
         self._handle.leave()
         if err:
             raise self._handle.error("shutting down", -err)
@@ -836,33 +797,25 @@ cdef class Conduit:
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
         `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
-        not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
-        more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
-        not closed well here, or a number that had to wait may be another file's (another thread
-        closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
-        not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
-        `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        not sent, or only ``sent`` bytes of it: then the conduit sends no more, since the stream is
+        broken there. ``FAILED_CLOSE`` if all was sent, but something was not closed well here, or a
+        number that had to wait may be another file's (another thread closed it), which is left
+        alone. `DescriptorTypeError` also for what cannot be closed and is not to be kept;
+        `ValueError` for nothing to send, or an empty ``data`` on a stream; `TypeError` or
+        `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
         self._send(items, data, keep, None)
 
-    def _share_by(
-        self, items: tuple[int | HasFileno, ...], data: ReadableBuffer,
-        deadline: float | None = None,
-    ) -> None:
-        """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
-        self._send(items, data, True, deadline)
-
-    cdef int _send(self, tuple items, data, bint keep, deadline) except -1:
+    cpdef int _send(self, tuple items, data, bint keep, deadline) except -1:
+        """Send as `transfer`, until a deadline as that of `_receive_by`."""
         cdef Send send = Send.__new__(Send)
-        cdef Limit limit = self._limit()
-        limit.deadline = nanoseconds(deadline)
+        cdef Limit limit = self._limit(deadline)
         send._load(self._handle, items, data, keep)
         return send._run(&limit, limit.seconds != 0)
 
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         if isinstance(obj, Descriptor):
-            self.transfer(obj, keep=keep)
-            return 0
+            return self._send((obj,), None, keep, None)
         objects.prepare(obj, keep)
         return self._transfer_one(fd_of(obj), obj, keep)
 
@@ -953,20 +906,15 @@ cdef class Conduit:
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         descriptor.fd = self._receive_one()
-        try:
-            return descriptor._open_as(None)
-        except BaseException:
-            close_now(descriptor.give_back(True, False))
-            raise
+        return descriptor._open_as(None, True)
 
     def receive(self, max_data: int = 65536, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
-
-        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
-        boundaries: what comes is what has arrived, up to the descriptors of one message; bytes sent
-        before may stand in front of it, and a long payload comes in pieces.
+        Packets come as they were sent. A stream has no boundaries: what comes is what has arrived,
+        up to the descriptors of one message; bytes sent before may stand in front of it, and a
+        long payload comes in pieces.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
@@ -975,12 +923,9 @@ cdef class Conduit:
         cdef Limit limit = self._limit()
         return self._message(max_data, max_fds, &limit)
 
-    def _receive_by(
-        self, max_data: int, max_fds: int, deadline: float | None = None
-    ) -> Message:
+    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
-        cdef Limit limit = self._limit()
-        limit.deadline = nanoseconds(deadline)
+        cdef Limit limit = self._limit(deadline)
         return self._message(max_data, max_fds, &limit)
 
     cdef Message _message(self, max_data, max_fds, Limit *limit):
@@ -1016,25 +961,23 @@ cdef class Conduit:
     def receive_exactly(self, size: int, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive so many bytes, never one more, and the descriptors that came with them.
 
-        A stream has no boundaries: where a protocol says how long what follows is, this keeps the
-        descriptors of one message apart from the next's. What had come when a deadline, a signal
-        handler or a cancellation ends this stays, for the next call of it; until then no other
-        call receives. On packets, as many as make up the size.
+        Where a protocol says how long what follows is, this keeps the descriptors of one message
+        apart from the next's. What had come when a deadline, a signal handler or a cancellation
+        ends this stays, for the next call of it; until then no other call receives. Of packets,
+        as many as make up the size.
 
         Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
         """
         cdef list early
-        cdef Py_ssize_t wanted = index(size), left, count
+        cdef Py_ssize_t wanted = index(size), left = wanted, count = 0
         cdef Message message
         cdef Limit limit = self._limit()
         if wanted < 0:
             raise ValueError(f"size must be at least 0 bytes, not {size}")
         self._handle.fileno()
         with cython.critical_section(self):
-            early, self.early = self.early, None
-        early = early or []
-        left, count = wanted, 0
+            early, self.early = self.early or [], None
         for message in early:
             left -= len(message._data)
             count += len(message._fds)
@@ -1076,12 +1019,11 @@ cdef class Conduit:
 
     def __iter__(self) -> Iterator[Message]:
         """Receive messages until the peer closes."""
-        while True:
-            try:
-                message = self.receive()
-            except PeerClosedError:
-                return
-            yield message
+        try:
+            while True:
+                yield self.receive()
+        except PeerClosedError:
+            return
 
     cdef int _receive_one(self) except -1:
         """Receive a plain transfer; the fd is the caller's."""

@@ -9,6 +9,13 @@ __pyx_capi__: Final[dict[str, Any]]
 class FdHolder:
     """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
 
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
+    @property
+    def closed(self) -> bool:
+        """Whether it owns nothing any more: closed, detached, or made into another object."""
+
 @disjoint_base
 class Waiter:
     """Who may wait for the turn to send: a thread sleeps on ``lock``, for a task is ``wake``."""
@@ -26,9 +33,6 @@ class Handle(FdHolder):
         """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
     def open(self, fd: int, what: str, name: str, owned: bool) -> int:
         """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
     def enter(self) -> int:

@@ -120,6 +120,19 @@ cdef class FdHolder:
         self.owned = True
         self.forks = forks
 
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        cdef str name
+        with cython.critical_section(self):
+            name = self.label
+        return name or ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it owns nothing any more: closed, detached, or made into another object."""
+        return self.number() < 0
+
     cdef int number(self) noexcept:
         """The fd; less than 0 if it is closed or one call has it alone."""
         cdef int fd
@@ -268,16 +281,10 @@ cdef class Handle(FdHolder):
         return Error(what, type, sent=sent)
 
     def __repr__(self) -> str:
-        cdef int fd = self.number()
-        cdef str what
+        name, fd = self.name, self.number()
         with cython.critical_section(self):
-            what, name = self.what, self.label
+            what = self.what
         return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
-        return self.number() < 0
 
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
@@ -372,23 +379,21 @@ cdef class Handle(FdHolder):
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        Raises if it is closed, at the limit, and what a signal handler raises. ``why`` says what
-        the call waits for.
+        ``why`` says what for. Raises if it is closed, at the limit, and what a handler raises.
         """
         cdef pollfd watched[2]
         cdef long long left
+        cdef double seconds = limit.seconds
         cdef int ready, spare, wait_ms, slice_ms = SIGNAL_SLICE
         # Only the main thread runs signal handlers; without `threading`, this may be it.
         main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
         if main_thread is not None and PyThread_get_thread_ident() != main_thread().ident:
             slice_ms = INT_MAX
-        if limit.seconds == 0:
+        if seconds == 0:
             raise self.error(doing, EAGAIN, why, type, sent)
         if not limit.deadline:
             # More would not fit; it is 285 years.
-            limit.deadline = (
-                now() + <long long>(limit.seconds * 1e9) if 0 < limit.seconds < 9e9 else NEVER
-            )
+            limit.deadline = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
         with cython.critical_section(self):
             if self.waker[0] < 0 and not self.close_pending and events != QUEUED:
                 # A waker, but not of the last room, which belongs to what is waited for.

@@ -50,5 +50,4 @@ cdef ssize_t recv_message(
     int fd, int kind, void *data, size_t size, RecvResult *result
 ) noexcept nogil
 cdef int accept_fd(int fd) noexcept nogil
-cdef int shut_down(int fd, int how) noexcept nogil
 cdef int peer_of(int fd, conduit_sender *peer) noexcept nogil

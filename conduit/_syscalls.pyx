@@ -209,10 +209,6 @@ cdef int accept_fd(int fd) noexcept nogil:
     return move_up(<int>conduit_result(conduit_accept(fd)))
 
 
-cdef int shut_down(int fd, int how) noexcept nogil:
-    return <int>conduit_result(shutdown(fd, how))
-
-
 cdef int peer_of(int fd, conduit_sender *peer) noexcept nogil:
     """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
     return <int>conduit_result(conduit_peer(fd, &peer.pid, &peer.uid, &peer.gid))

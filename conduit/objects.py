@@ -770,7 +770,7 @@ def to_file(
     if mode is not None and "b" not in mode:
         # Here, so that an EncodingWarning names the line of the caller.
         encoding = io.text_encoding(encoding)
-    return self._open_as((mode, buffering, encoding, errors, newline, name))  # type: ignore[no-any-return]
+    return self._open_as((mode, buffering, encoding, errors, newline, name), False)  # type: ignore[no-any-return]
 
 
 def to_conn(self: Descriptor) -> socket.socket:
@@ -780,7 +780,7 @@ def to_conn(self: Descriptor) -> socket.socket:
     (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
     is then as it was.
     """
-    return self._open_as(None)  # type: ignore[no-any-return]
+    return self._open_as(None, False)  # type: ignore[no-any-return]
 
 
 def kind(self: Descriptor) -> str:
