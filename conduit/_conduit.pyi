@@ -166,10 +166,7 @@ class Descriptor:
         name: str | None = None,
     ) -> IO[Any]: ...
     def _open_as(self, arguments: tuple[Any, ...] | None, close: bool) -> Any:
-        """Make a file of it, or for None a socket, which owns the fd from the last step on.
-
-        If that fails, ``close`` it or let it be as it was.
-        """
+        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 

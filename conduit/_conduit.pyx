@@ -199,10 +199,7 @@ cdef class Descriptor(FdHolder):
     to_conn = objects.to_conn
 
     cpdef object _open_as(self, tuple arguments, bint close):
-        """Make a file of it, or for None a socket, which owns the fd from the last step on.
-
-        If that fails, ``close`` it or let it be as it was.
-        """
+        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
         cdef HeldFds node
         made = objects.blank_socket() if arguments is None else None
         cdef int fd = self.borrow(True)

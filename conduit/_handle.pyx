@@ -239,13 +239,14 @@ cdef class Handle(FdHolder):
     def adopt(sock: socket, what: str, name: str) -> Handle:
         """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
         cdef Handle handle = Handle.__new__(Handle)
-        cdef int fd = socket.fileno(sock)
-        if fd < LOWEST:
-            return Handle.duplicate(fd, what, name)
-        handle.open(fd, what, name, True)
-        # Of the C class, in which no signal handler runs. Without memory for what it returns, it
-        # has let go of the fd all the same.
-        socket.detach(sock)
+        cdef int fd = socket.fileno(sock), own = fd if fd >= LOWEST else dup_fd(fd)
+        if own < 0:
+            raise from_errno(-own, ErrType.NO_FD, "making a socket")
+        handle.open(own, what, name, True)
+        if own == fd:
+            # Of the C class, in which no signal handler runs. Without memory for what it returns,
+            # it has let go of the fd all the same.
+            socket.detach(sock)
         return handle
 
     cpdef int open(self, int fd, str what, str name, bint owned) except -1:

@@ -63,8 +63,8 @@ def pair(cls: type[Conduit], *, type: int = socket.SOCK_STREAM) -> tuple[Conduit
         for end in ends:
             # Whatever the default timeout.
             end.setblocking(True)
-        one, other = [cls._over(Handle.adopt(end, "conduit", "")) for end in ends]
-        return one, other
+        one, other = [Handle.adopt(end, "conduit", "") for end in ends]
+        return cls._over(one), cls._over(other)
     except OSError as exc:
         if isinstance(exc, Error) or from_handler(exc):
             raise  # pragma: no cover - traced runs have no handler that raises
