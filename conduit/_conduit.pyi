@@ -16,6 +16,7 @@ from _typeshed import (
 )
 
 from conduit._handle import Handle, Waiter
+from conduit.paths import Place
 from conduit.peer import Peer
 
 PAUSE: Final[int]
@@ -55,10 +56,10 @@ class Descriptor:
         the system does not tell.
         """
     def is_same_file(self, other: HasFileno) -> bool:
-        """Whether another object has the same open file description, as a duplicate has.
+        """Whether another has the same open file description: a duplicate, not a path opened twice.
 
-        Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
-        sandbox without kcmp(2), or another system), the inode decides.
+        Where the system cannot tell (Linux before 6.10 in a sandbox without kcmp(2), or another
+        system), the inode decides.
         """
     def fileno(self) -> int:
         """Return the number, which stays owned by this object."""
@@ -164,6 +165,8 @@ class Descriptor:
         *,
         name: str | None = None,
     ) -> IO[Any]: ...
+    def _open_as(self, arguments: tuple[Any, ...] | None, close: bool) -> Any:
+        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 
@@ -224,6 +227,14 @@ class Conduit:
     @property
     def _handle(self) -> Handle: ...
     def __init__(self, fd: int, name: str = "") -> None: ...
+    @staticmethod
+    def _over(
+        handle: Handle,
+        timeout: float | None = None,
+        source: object = None,
+        place: Place | None = None,
+    ) -> Conduit:
+        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
@@ -439,29 +450,30 @@ class Conduit:
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
         `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
-        not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
-        more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
-        not closed well here, or a number that had to wait may be another file's (another thread
-        closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
-        not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
-        `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        not sent, or only ``sent`` bytes of it: then the conduit sends no more, since the stream is
+        broken there. ``FAILED_CLOSE`` if all was sent, but something was not closed well here, or a
+        number that had to wait may be another file's (another thread closed it), which is left
+        alone. `DescriptorTypeError` also for what cannot be closed and is not to be kept;
+        `ValueError` for nothing to send, or an empty ``data`` on a stream; `TypeError` or
+        `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
-    def _share_by(
+    def _send(
         self,
         items: tuple[int | HasFileno, ...],
-        data: ReadableBuffer,
-        deadline: float | None = None,
-    ) -> None:
-        """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
+        data: ReadableBuffer | None,
+        keep: bool,
+        deadline: float | None,
+    ) -> int:
+        """Send as `transfer`, until a deadline as that of `_receive_by`."""
     def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
     def receive_exactly(self, size: int, max_fds: int = ...) -> Message:
         """Receive so many bytes, never one more, and the descriptors that came with them.
 
-        A stream has no boundaries: where a protocol says how long what follows is, this keeps the
-        descriptors of one message apart from the next's. What had come when a deadline, a signal
-        handler or a cancellation ends this stays, for the next call of it; until then no other
-        call receives. On packets, as many as make up the size.
+        Where a protocol says how long what follows is, this keeps the descriptors of one message
+        apart from the next's. What had come when a deadline, a signal handler or a cancellation
+        ends this stays, for the next call of it; until then no other call receives. Of packets,
+        as many as make up the size.
 
         Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
@@ -476,10 +488,9 @@ class Conduit:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
-
-        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
-        boundaries: what comes is what has arrived, up to the descriptors of one message; bytes sent
-        before may stand in front of it, and a long payload comes in pieces.
+        Packets come as they were sent. A stream has no boundaries: what comes is what has arrived,
+        up to the descriptors of one message; bytes sent before may stand in front of it, and a
+        long payload comes in pieces.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;

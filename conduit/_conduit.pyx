@@ -5,10 +5,9 @@
 **One owner.** A descriptor belongs to one object at a time. A received one belongs to its
 `Descriptor` before any Python code, and so any signal handler, can run.
 
-**A message out** is a `Send`, blocking or not. It resolves its items once, to an fd and how that
-is closed, and makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio`
-awaits. One descriptor that leaves at once, by far the most common message, needs none:
-``_transfer_one``.
+**A message out** is a `Send`. It resolves its items once, to an fd and how that is closed, and
+makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio` awaits. One
+descriptor that leaves at once, by far the most common message, needs none: ``_transfer_one``.
 
 **Items** stay the caller's until all of the message has left, and are then closed:
 
@@ -24,23 +23,24 @@ closed in C was closed.
 """
 
 import socket
-from io import FileIO, IOBase
+from io import FileIO
 
 cimport cython
 from conduit._handle cimport (
-    ALONE, BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Waiter, forks, hold_fds,
+    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Waiter, forks, hold_fds,
     release_fds, warn_unclosed,
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
-    ENDED, SLOTS, WITHHELD, FileId, RecvResult, accept_fd, close_fd, close_fds, connect_fd, dup_fd,
-    identify, peer_of, recv_message, send_message, shut_down, socket_fd, socket_pair,
+    ENDED, SLOTS, WITHHELD, RecvResult, accept_fd, close_fd, close_fds, dup_fd, peer_of,
+    recv_message, send_message,
 )
 
 from _operator import index
 from _socket import socket as c_socket
 
-from conduit import mistakes, objects, paths
+from conduit import endpoint, mistakes, objects
+from conduit.closing import Closing
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
 )
@@ -56,9 +56,6 @@ cdef enum:
     # How an item of a message is closed once it was sent: not by this message, by its number,
     # through its object; a Descriptor that is moved; one that is shared, which is only returned.
     NOT, AS_INT, AS_OBJECT, MOVED, SHARED
-
-
-cdef enum:
     # The most bytes that receive_exactly() makes room for at once.
     PIECE = 1 << 18
 
@@ -85,35 +82,12 @@ cdef int fd_of(object obj) except -1:
         raise Error(f"{obj!r} has no descriptor: {exc}", ErrType.NO_FD) from exc
 
 
-cdef long long nanoseconds(object deadline) except? -1:
-    """A time of `monotonic` as waits take it; 0 for None, which leaves it to the first of them."""
-    if deadline is None:
-        return 0
-    # More would not fit.
-    return <long long>(min(<double>deadline, 9e9) * 1e9)
-
-
 cdef object close_owner(object owner):
     """Close a file or socket that was sent; None, or the exception to raise for it."""
-    cdef object failure
     try:
         owner.close()
-        return None
     except BaseException as exc:
-        if not from_handler(exc):
-            failure = Error(
-                f"{owner!r} was sent, but closing it here failed: {exc}", ErrType.FAILED_CLOSE,
-                exc.errno if isinstance(exc, OSError) else None,
-            )
-            failure.__cause__ = exc
-            return failure
-        if isinstance(owner, (IOBase, c_socket)):
-            # A handler struck in the middle. Python's own may be closed twice.
-            try:
-                owner.close()
-            except BaseException:  # pragma: no cover - a signal handler's
-                pass  # pragma: no cover
-        return exc
+        return objects.close_failure(owner, exc)
 
 
 cdef int close_all(const int *fds, int count) noexcept:
@@ -124,6 +98,20 @@ cdef int close_all(const int *fds, int count) noexcept:
 
 cdef int close_now(int fd) noexcept:
     return close_all(&fd, 1)
+
+
+cdef object open_raw(int fd, mode, buffering, owner):
+    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
+    cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
+    if flags < 0:
+        raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
+    try:
+        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
+        return raw_class(fd, raw_mode, owner)
+    except OSError as exc:
+        if isinstance(exc, Error) or from_handler(exc):
+            raise
+        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
 
 
 @cython.final
@@ -138,6 +126,8 @@ cdef class Descriptor(FdHolder):
     Descriptor(fd, name="") takes ownership of a number, and makes it close-on-exec.
     `DescriptorTypeError` for anything but an int.
     """
+
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
 
     @class_signature
     def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
@@ -170,63 +160,16 @@ cdef class Descriptor(FdHolder):
         name = f" {self.name!r}" if self.name else ""
         return f"<conduit.Descriptor{name} {'closed' if fd < 0 else fd}>"
 
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
+    def is_same_file(self, other: HasFileno) -> bool:
+        """Whether another has the same open file description: a duplicate, not a path opened twice.
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    @property
-    def name(self) -> str:
-        """What it is called where descriptors have names, as systemd's have; "" for most."""
-        cdef str name
-        with cython.critical_section(self):
-            name = self.label
-        return name or ""
-
-    @property
-    def closed(self) -> bool:
-        """Whether it owns nothing any more: closed, detached, or made into another object."""
-        return self.number() < 0
-
-    @property
-    def kind(self) -> str:
-        """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
-
-        ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
-        ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-        ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
-        the system does not tell.
+        Where the system cannot tell (Linux before 6.10 in a sandbox without kcmp(2), or another
+        system), the inode decides.
         """
-        cdef FileId found
-        cdef int fd = -1, err = 0
-        with cython.critical_section(self):
-            if not self.close_pending and self.users != ALONE and self.fd >= 0:
-                fd = self.fd
-                err = identify(fd, &found)
-        if err:
-            raise from_errno(-err, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
-        kind = objects.kind_of(found.mode, fd) if fd >= 0 else None
+        cdef int other_fd = fd_of(other)
+        cdef bint same = conduit_same_file(self.fileno(), other_fd)
         # Owned still, it was so all the time, and no other file's.
         self.fileno()
-        return kind
-
-    def is_same_file(self, other: HasFileno) -> bool:
-        """Whether another object has the same open file description, as a duplicate has.
-
-        Two that opened one path do not. Where the system cannot tell (Linux before 6.10 in a
-        sandbox without kcmp(2), or another system), the inode decides.
-        """
-        cdef int other_fd = fd_of(other), fd = self.borrow(False)
-        cdef bint same
-        if fd < 0:
-            raise Error(UNAVAILABLE, ErrType.NO_FD)
-        same = conduit_same_file(fd, other_fd)
-        close_now(self.give_back(False, True))
         return same
 
     def fileno(self) -> int:
@@ -250,31 +193,42 @@ cdef class Descriptor(FdHolder):
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
 
-    def to_file(
-        self, mode: str | None = None, buffering: int = -1, encoding: str | None = None,
-        errors: str | None = None, newline: str | None = None, *, name: str | None = None,
-    ) -> IO[Any]:
-        """Return a file object that owns the descriptor from now on.
+    # See `objects`.
+    kind = property(objects.kind)
+    to_file = objects.to_file
+    to_conn = objects.to_conn
 
-        The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
-        and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
-
-        What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
-        ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
-        ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
-        allow the mode, and what ``open()`` does. The Descriptor is then as it was.
-        """
-        objects.check_file_arguments(mode, buffering, encoding, errors, newline)
-        return open_as(self, (mode, buffering, encoding, errors, newline, name))
-
-    def to_conn(self) -> socket.socket:
-        """Return a `socket.socket` that owns the descriptor from now on.
-
-        Family, type and protocol are its own. The timeout says whether it waits (None) or not
-        (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
-        is then as it was.
-        """
-        return open_as(self, None)
+    cpdef object _open_as(self, tuple arguments, bint close):
+        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
+        cdef HeldFds node
+        made = objects.blank_socket() if arguments is None else None
+        cdef int fd = self.borrow(True)
+        if fd < 0:
+            raise Error(UNAVAILABLE, ErrType.NO_FD)
+        node.fds = NULL
+        hold_fds(&node, &fd, 1)
+        try:
+            if arguments is None:
+                objects.fill_socket(made, fd)
+            else:
+                raw = open_raw(fd, arguments[0], arguments[1], False)
+                made = objects.open_file(raw, *arguments)
+                if fd < 0:
+                    # The child of a handler that forked just now: the parent's fd was closed in it.
+                    raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
+                FileIO.__init__(raw, fd, raw.mode)
+                if arguments[5] is not None:
+                    raw.name = arguments[5]
+        except BaseException:
+            release_fds(&node)
+            # A signal handler may have raised once the socket had the fd.
+            if arguments is None and c_socket.fileno(made) >= 0:
+                c_socket.detach(made)
+            close_now(self.give_back(close, True))
+            raise
+        release_fds(&node)
+        self.give_back(True, True)
+        return made
 
 
 @cython.final
@@ -284,6 +238,8 @@ cdef class Message:
     cdef bytes _data
     cdef tuple _fds
     cdef object _sender
+
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
 
     @class_signature
     def __signature__(
@@ -323,15 +279,6 @@ cdef class Message:
     def __repr__(self) -> str:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
 
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
         cdef int fds[SLOTS]
@@ -345,53 +292,6 @@ cdef class Message:
         err = close_all(fds, count) or err
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
-
-
-cdef object open_raw(int fd, mode, buffering, owner):
-    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
-    cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
-    if flags < 0:
-        raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
-    try:
-        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
-        return raw_class(fd, raw_mode, owner)
-    except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise
-        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
-
-
-cdef object open_as(Descriptor descriptor, tuple arguments):
-    """Make a file of a Descriptor, which owns the fd until the last step; for None a socket."""
-    cdef HeldFds node
-    made = objects.blank_socket() if arguments is None else None
-    cdef int fd = descriptor.borrow(True)
-    if fd < 0:
-        raise Error(UNAVAILABLE, ErrType.NO_FD)
-    node.fds = NULL
-    hold_fds(&node, &fd, 1)
-    try:
-        if arguments is None:
-            objects.fill_socket(made, fd)
-        else:
-            raw = open_raw(fd, arguments[0], arguments[1], False)
-            made = objects.open_file(raw, *arguments)
-            if fd < 0:
-                # The child of a handler that forked just now: the parent's fd was closed in it.
-                raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
-            FileIO.__init__(raw, fd, raw.mode)
-            if arguments[5] is not None:
-                raw.name = arguments[5]
-    except BaseException:
-        release_fds(&node)
-        # A signal handler may have raised once the socket had the fd.
-        if arguments is None and c_socket.fileno(made) >= 0:
-            c_socket.detach(made)
-        close_now(descriptor.give_back(False, True))
-        raise
-    release_fds(&node)
-    descriptor.give_back(True, True)
-    return made
 
 
 @cython.final
@@ -523,7 +423,7 @@ cdef class Send(Waiter):
         """
         if wake is not None:
             self.wake = wake
-        return self._run(0, 0, wake is not None, False)
+        return self._run(NULL, wake is not None)
 
     def cancel(self) -> None:
         """Give up, unless all has left. If some of it has, the conduit sends no more.
@@ -536,15 +436,15 @@ cdef class Send(Waiter):
         if not running:
             self._end(False)
 
-    cdef int _run(self, double seconds, long long deadline, bint join, bint wait) except -1:
-        """Send what the socket takes, or ``wait`` until it took all; 0, or what to wait for."""
+    cdef int _run(self, Limit *limit, bint join) except -1:
+        """Send what the socket takes, or within a limit all; 0, or what to wait for."""
         cdef int events = 0
         cdef str why
         self.running = True
         try:
             while not self.over and not self.cancelled:
                 events = self._step(join)
-                if not (events and wait):
+                if not events or limit == NULL:
                     break
                 why = None
                 if events == QUEUED:
@@ -552,8 +452,7 @@ cdef class Send(Waiter):
                 elif self.bytes_sent:
                     why = f"it took {self.bytes_sent} of {self.size} bytes"
                 self.handle.wait(
-                    events, self, seconds, &deadline, "sending", why, ErrType.FAILED_TRANSFER,
-                    self.bytes_sent,
+                    events, self, limit, "sending", why, ErrType.FAILED_TRANSFER, self.bytes_sent
                 )
         except BaseException:
             self._end(False)
@@ -710,123 +609,38 @@ cdef class Conduit:
         self._handle = Handle.__new__(Handle)
         self.seconds = -1
 
+    __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
+
     @class_signature
     def __signature__(self, fd: int, name: str = "") -> None: pass  # pragma: no cover
 
     def __init__(self, fd: int, name: str = "") -> None:
         self._handle.open(fd_from(fd, "Conduit"), "conduit", mistakes.name_from(name), False)
 
-    @classmethod
-    def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
+    # See `endpoint`.
+    from_file = classmethod(endpoint.from_file)
+    from_conn = classmethod(endpoint.from_conn)
+    pair = classmethod(endpoint.pair)
+    bind = classmethod(endpoint.bind)
+    connect = classmethod(endpoint.connect)
 
-        `close` drops that and leaves it open. Without a name, it has the file's.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        name = mistakes.name_from(objects.name_of(file) if name is None else name)
-        conduit._handle.open(objects.fd_of(file, "Conduit"), "conduit", name, False)
-        conduit.source = file
-        return conduit
-
-    @classmethod
-    def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
-        """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
-
-        The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-        ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name)
-        cdef int fd = objects.fd_of(conn, "Conduit")
-        conduit.seconds = mistakes.seconds_from(objects.timeout_of(conn))
-        conduit._handle = Handle.duplicate(fd, "conduit", text)
-        return conduit
-
-    @classmethod
-    def pair(cls, *, type: int = socket.SOCK_STREAM) -> tuple[Conduit, Conduit]:
-        """Return two conduits that are connected to each other, as ``socketpair(2)`` makes them.
-
-        ``SOCK_SEQPACKET`` keeps messages apart. Raises `Error` (``NO_FD``) if there is no pair.
-        """
-        cdef Conduit one = Conduit.__new__(Conduit), other = Conduit.__new__(Conduit)
-        cdef tuple both = (one, other)
-        cdef int ends[2]
-        cdef int err = socket_pair(index(type), ends)
-        if err:
-            raise from_errno(-err, ErrType.NO_FD, "making a pair")
-        one._handle.open(ends[0], "conduit", "", True)
-        other._handle.open(ends[1], "conduit", "", True)
-        return both
-
-    @classmethod
-    def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
-        """Return a datagram socket bound at a path, which `close` removes, to receive on.
-
-        The path is made and removed as a `Listener`'s; without a name it is the name. What comes
-        tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
-        """
-        cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name)
-        conduit.place = paths.Place(path)
-        try:
-            conduit._handle = conduit.place.bind("conduit", text, socket.SOCK_DGRAM, mode, None)
-        except BaseException:
-            conduit.place.release()
-            raise
-        return conduit
-
-    @classmethod
-    def connect(
-        cls, path: StrOrBytesPath, *, type: int = socket.SOCK_STREAM,
-        timeout: float | None = None, wait: bool = False, name: str = "",
+    @staticmethod
+    def _over(
+        handle: Handle, timeout: float | None = None, source: object = None,
+        place: Place | None = None,
     ) -> Conduit:
-        """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
-
-        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-        conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
-        listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
-        ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
-        ``ENAMETOOLONG`` (over 107 bytes).
-        """
+        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef str text = mistakes.name_from(name), doing = f"connecting to {path!r}"
-        cdef bytes address = paths.address_from(path)
-        cdef const char *start = address
-        cdef size_t length = len(address)
-        cdef double seconds = mistakes.seconds_from(timeout)
-        cdef long long deadline = 0
-        cdef bint absent, waits = wait
-        cdef int err = -EAGAIN, fd = socket_fd(index(type))
-        if fd < 0:
-            raise from_errno(-fd, ErrType.NO_FD, doing)
-        # Owned from here on, so that what fails or interrupts below closes it.
-        conduit._handle.open(fd, "conduit", text, True)
-        conduit.seconds = seconds
-        try:
-            while err:
-                with nogil:
-                    err = connect_fd(fd, start, length)
-                absent = waits and (err == -ENOENT or err == -ECONNREFUSED)
-                if absent or err == -EAGAIN or err == -EINTR:
-                    conduit._handle.retry(
-                        -EAGAIN if absent else err, PAUSE, seconds, &deadline, doing,
-                        "nobody listens there" if absent else "the listener's backlog is full",
-                        ErrType.NO_FD,
-                    )
-                elif err:
-                    raise from_errno(-err, ErrType.NO_FD, doing)
-        except BaseException:
-            conduit._handle.close()
-            raise
+        conduit.seconds = mistakes.seconds_from(timeout)
+        conduit.source, conduit.place, conduit._handle = source, place, handle
         return conduit
 
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef double seconds = mistakes.seconds_from(timeout)
-        cdef long long deadline = 0
         cdef Handle listening = handle
+        cdef Limit limit = Limit(mistakes.seconds_from(timeout), 0)
         cdef int own = listening.enter(), fd = -EINTR
         try:
             while fd < 0:
@@ -837,8 +651,7 @@ cdef class Conduit:
                     fd = accept_fd(own)  # pragma: no cover - as in receiving
                 if fd < 0 and fd != -ECONNABORTED:
                     listening.retry(
-                        fd, POLLIN, seconds, &deadline, "accepting", "no connection is pending",
-                        ErrType.NO_FD,
+                        fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD
                     )
         finally:
             listening.leave()
@@ -850,38 +663,29 @@ cdef class Conduit:
         if self._handle is not None:
             self._handle.warn_unclosed(self)
 
-    def __reduce__(self) -> object:
-        raise mistakes.not_picklable(self)
-
     def __repr__(self) -> str:
         cdef int fd = self._handle.number()
-        name = self.name
-        state = "closed" if fd < 0 else f"descriptor {fd}"
-        return f"<conduit.Conduit{' ' + repr(name) if name else ''} {state}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        name = f" {self.name!r}" if self.name else ""
+        return f"<conduit.Conduit{name} {'closed' if fd < 0 else f'descriptor {fd}'}>"
 
     @property
     def name(self) -> str:
         """What the conduit is called in its `repr` and in errors."""
-        with cython.critical_section(self._handle):
-            name = self._handle.label
-        return name or ""
+        return self._handle.name
 
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
         return self._handle.number() < 0
 
-    cdef double _seconds(self) noexcept:
-        cdef double seconds
+    cdef Limit _limit(self, object deadline=None) except *:
+        """How long a call may wait; one of several steps, until a time of `monotonic` at most."""
+        cdef Limit limit
+        # More would not fit.
+        limit.deadline = 0 if deadline is None else <long long>(min(<double>deadline, 9e9) * 1e9)
         with cython.critical_section(self):
-            seconds = self.seconds
-        return seconds
+            limit.seconds = self.seconds
+        return limit
 
     @property
     def timeout(self) -> float | None:
@@ -890,7 +694,7 @@ cdef class Conduit:
         They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
         with the next call. A negative number or NaN is a `ValueError`.
         """
-        cdef double seconds = self._seconds()
+        cdef double seconds = self._limit().seconds
         return None if seconds < 0 else seconds
 
     @timeout.setter
@@ -902,14 +706,12 @@ cdef class Conduit:
     @property
     def peer(self) -> Peer:
         """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
-        cdef pid_t pid = 0
-        cdef uid_t uid = 0
-        cdef gid_t gid = 0
-        cdef int err = peer_of(self._handle.enter(), &pid, &uid, &gid)
+        cdef conduit_sender peer
+        cdef int err = peer_of(self._handle.enter(), &peer)
         self._handle.leave()
         if err:
             raise self._handle.error("its peer", -err)
-        return Peer(pid, uid, gid)
+        return Peer(peer.pid, peer.uid, peer.gid)
 
     def fileno(self) -> int:
         """Return the number of the socket, which stays the conduit's."""
@@ -947,7 +749,7 @@ cdef class Conduit:
         cdef int err, direction = index(how)
         if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
             raise ValueError(f"how must be SHUT_RD, SHUT_WR or SHUT_RDWR, not {how!r}")
-        err = shut_down(self._handle.enter(), direction)
+        err = <int>conduit_result(shutdown(self._handle.enter(), direction))
         self._handle.leave()
         if err:
             raise self._handle.error("shutting down", -err)
@@ -992,39 +794,32 @@ cdef class Conduit:
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
         `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
-        not sent, or not whole: then ``sent`` says how many bytes had left, and the conduit sends no
-        more, since the stream is broken there. ``FAILED_CLOSE`` if all was sent, but something was
-        not closed well here, or a number that had to wait may be another file's (another thread
-        closed it), which is left alone. `DescriptorTypeError` also for what cannot be closed and is
-        not to be kept; `ValueError` for nothing to send, or an empty ``data`` on a stream;
-        `TypeError` or `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        not sent, or only ``sent`` bytes of it: then the conduit sends no more, since the stream is
+        broken there. ``FAILED_CLOSE`` if all was sent, but something was not closed well here, or a
+        number that had to wait may be another file's (another thread closed it), which is left
+        alone. `DescriptorTypeError` also for what cannot be closed and is not to be kept;
+        `ValueError` for nothing to send, or an empty ``data`` on a stream; `TypeError` or
+        `BufferError` for ``data`` that is not bytes-like or not contiguous.
         """
-        cdef Send send = Send.__new__(Send)
-        cdef double seconds = self._seconds()
-        send._load(self._handle, items, data, keep)
-        send._run(seconds, 0, seconds != 0, True)
+        self._send(items, data, keep, None)
 
-    def _share_by(
-        self, items: tuple[int | HasFileno, ...], data: ReadableBuffer,
-        deadline: float | None = None,
-    ) -> None:
-        """Send as `transfer` with ``keep``, until a deadline as that of `_receive_by`."""
+    cpdef int _send(self, tuple items, data, bint keep, deadline) except -1:
+        """Send as `transfer`, until a deadline as that of `_receive_by`."""
         cdef Send send = Send.__new__(Send)
-        cdef double seconds = self._seconds()
-        send._load(self._handle, items, data, True)
-        send._run(seconds, nanoseconds(deadline), seconds != 0, True)
+        cdef Limit limit = self._limit(deadline)
+        send._load(self._handle, items, data, keep)
+        return send._run(&limit, limit.seconds != 0)
 
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         if isinstance(obj, Descriptor):
-            self.transfer(obj, keep=keep)
-            return 0
+            return self._send((obj,), None, keep, None)
         objects.prepare(obj, keep)
         return self._transfer_one(fd_of(obj), obj, keep)
 
     cdef int _transfer_one(self, int fd, object item, bint keep) except -1:
         """Send one descriptor with a NUL byte: at once, or as a `Send` does."""
         cdef Handle handle = self._handle
-        cdef double seconds
+        cdef Limit limit
         cdef int own = handle.enter(), turn = BUSY, err = 0
         cdef ssize_t sent = -EAGAIN
         cdef bint is_int = PyLong_Check(item)
@@ -1039,8 +834,8 @@ cdef class Conduit:
                     if sent == 1 and is_int and not keep:
                         err = close_fd(fd)
             if sent != 1:
-                seconds = self._seconds()
-                if sent == -EAGAIN and seconds == 0 and turn != BUSY:
+                limit = self._limit()
+                if sent == -EAGAIN and limit.seconds == 0 and turn != BUSY:
                     raise handle.error("sending", EAGAIN)
                 # In the turn that this call has: those that came since then come after it.
                 send = Send.__new__(Send)
@@ -1049,7 +844,7 @@ cdef class Conduit:
                         handle.sender = send
                 turn = BUSY
                 send._load(handle, (item,), None, keep)
-                return send._run(seconds, 0, seconds != 0, True)
+                return send._run(&limit, limit.seconds != 0)
         finally:
             if turn == TURN:
                 failure = handle.end_send(handle.single, False)
@@ -1088,7 +883,7 @@ cdef class Conduit:
         The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
-        cdef object raw = None
+        raw = None
         objects.check_file_arguments(mode, buffering, encoding, errors, newline)
         descriptor.fd = self._receive_one()
         try:
@@ -1108,38 +903,29 @@ cdef class Conduit:
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         descriptor.fd = self._receive_one()
-        try:
-            return open_as(descriptor, None)
-        except BaseException:
-            close_now(descriptor.give_back(True, False))
-            raise
+        return descriptor._open_as(None, True)
 
     def receive(self, max_data: int = 65536, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
-
-        On ``SOCK_SEQPACKET`` and ``SOCK_DGRAM`` that is a message as it was sent. A stream has no
-        boundaries: what comes is what has arrived, up to the descriptors of one message; bytes sent
-        before may stand in front of it, and a long payload comes in pieces.
+        Packets come as they were sent. A stream has no boundaries: what comes is what has arrived,
+        up to the descriptors of one message; bytes sent before may stand in front of it, and a
+        long payload comes in pieces.
 
         Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
-        cdef long long deadline = 0
-        return self._message(max_data, max_fds, self._seconds(), &deadline)
+        cdef Limit limit = self._limit()
+        return self._message(max_data, max_fds, &limit)
 
-    def _receive_by(
-        self, max_data: int, max_fds: int, deadline: float | None = None
-    ) -> Message:
+    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
-        cdef long long at = nanoseconds(deadline)
-        cdef double seconds = self._seconds()
-        return self._message(max_data, max_fds, seconds, &at)
+        cdef Limit limit = self._limit(deadline)
+        return self._message(max_data, max_fds, &limit)
 
-    cdef Message _message(self, max_data, max_fds, double seconds, long long *deadline):
-        """Receive one message; the deadline is set by the first wait, or was by an earlier one."""
+    cdef Message _message(self, max_data, max_fds, Limit *limit):
         cdef RecvResult result
         cdef bytes payload
         cdef ssize_t got
@@ -1151,8 +937,7 @@ cdef class Conduit:
             raise mistakes.not_a_limit(max_data, max_fds)
         payload = PyBytes_FromStringAndSize(NULL, max_data)
         got = self._receive(
-            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result,
-            seconds, deadline,
+            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result, limit
         )
         try:
             message._fds = fds = PyTuple_New(result.count)
@@ -1173,26 +958,23 @@ cdef class Conduit:
     def receive_exactly(self, size: int, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive so many bytes, never one more, and the descriptors that came with them.
 
-        A stream has no boundaries: where a protocol says how long what follows is, this keeps the
-        descriptors of one message apart from the next's. What had come when a deadline, a signal
-        handler or a cancellation ends this stays, for the next call of it; until then no other
-        call receives. On packets, as many as make up the size.
+        Where a protocol says how long what follows is, this keeps the descriptors of one message
+        apart from the next's. What had come when a deadline, a signal handler or a cancellation
+        ends this stays, for the next call of it; until then no other call receives. Of packets,
+        as many as make up the size.
 
         Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
         """
         cdef list early
-        cdef Py_ssize_t wanted = index(size), left, count
+        cdef Py_ssize_t wanted = index(size), left = wanted, count = 0
         cdef Message message
-        cdef double seconds = self._seconds()
-        cdef long long deadline = 0
+        cdef Limit limit = self._limit()
         if wanted < 0:
             raise ValueError(f"size must be at least 0 bytes, not {size}")
         self._handle.fileno()
         with cython.critical_section(self):
-            early, self.early = self.early, None
-        early = early or []
-        left, count = wanted, 0
+            early, self.early = self.early or [], None
         for message in early:
             left -= len(message._data)
             count += len(message._fds)
@@ -1201,7 +983,7 @@ cdef class Conduit:
                 raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
             while left:
                 piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
-                message = self._message(piece, max(max_fds - count, 0), seconds, &deadline)
+                message = self._message(piece, max(max_fds - count, 0), &limit)
                 if message._data or message._fds:
                     early.append(message)
                 left -= len(message._data)
@@ -1210,7 +992,7 @@ cdef class Conduit:
                     # An empty packet: were there any number of them, the deadline holds.
                     self._handle.enter()
                     try:
-                        self._handle.wait(POLLIN, None, seconds, &deadline, "receiving")
+                        self._handle.wait(POLLIN, None, &limit, "receiving")
                     finally:
                         self._handle.leave()
         except BaseException as exc:
@@ -1234,29 +1016,26 @@ cdef class Conduit:
 
     def __iter__(self) -> Iterator[Message]:
         """Receive messages until the peer closes."""
-        while True:
-            try:
-                message = self.receive()
-            except PeerClosedError:
-                return
-            yield message
+        try:
+            while True:
+                yield self.receive()
+        except PeerClosedError:
+            return
 
     cdef int _receive_one(self) except -1:
         """Receive a plain transfer; the fd is the caller's."""
         cdef char nul = 0
         cdef RecvResult result
-        cdef long long deadline = 0
-        self._receive(&nul, 1, 1, 1, &result, self._seconds(), &deadline)
+        cdef Limit limit = self._limit()
+        self._receive(&nul, 1, 1, 1, &result, &limit)
         return result.fds[0]
 
     cdef ssize_t _receive(
-        self, void *data, size_t size, int least, int most, RecvResult *result, double seconds,
-        long long *deadline,
+        self, void *data, size_t size, int least, int most, RecvResult *result, Limit *limit
     ) except -1:
         """Receive a message of at most ``size`` >= 1 bytes; how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
-        cdef bint reset = False
         cdef int fd = handle.enter()
         try:
             if self.early is not None:
@@ -1273,19 +1052,13 @@ cdef class Conduit:
                     got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
                 if got >= 0:
                     break
-                if got == -ECONNRESET and not reset:
-                    # A packet socket says this before it gives what is still queued.
-                    reset = True
-                    continue
-                if got == -EAGAIN and reset:
-                    got = -ECONNRESET
-                handle.retry(got, POLLIN, seconds, deadline, "receiving")
+                handle.retry(got, limit, "receiving")
         finally:
             handle.leave()
         if result.flaw or result.count < least or result.count > most:
             close_all(result.fds, result.count)
             raise refusal(
-                handle.describe(), size, least, most, result.count, result.err,
+                repr(handle), size, least, most, result.count, result.err,
                 result.flaw == ENDED, result.flaw == WITHHELD,
             )
         return got

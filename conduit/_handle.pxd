@@ -11,6 +11,13 @@ cdef struct HeldFds:
     HeldFds *previous
 
 
+cdef struct Limit:
+    # How long a call may wait: so many seconds (less than 0: for ever) from when it first has to,
+    # which then sets a deadline.
+    double seconds
+    long long deadline
+
+
 cdef enum:
     # What else than POLLIN and POLLOUT can be waited for: the turn to send, or just a moment.
     QUEUED = 1 << 16
@@ -63,19 +70,17 @@ cdef class Handle(FdHolder):
     cdef Waiter sender, single
     cdef list queue
 
-    cdef int open(self, int fd, str what, str name, bint owned) except -1
-    cdef str describe(self)
+    cpdef int open(self, int fd, str what, str name, bint owned) except -1
     cdef object error(self, str doing, int err=*, str why=*, object type=*, ssize_t sent=*)
     cpdef int enter(self) except -1
     cpdef int leave(self) noexcept
     cdef int check(self, str doing, ssize_t sent=*, bint to_send=*) except -1
     cdef int wait(
-        self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
-        str why=*, object type=*, ssize_t sent=*,
+        self, int events, Waiter waiter, Limit *limit, str doing, str why=*, object type=*,
+        ssize_t sent=*,
     ) except -1
     cdef int retry(
-        self, ssize_t result, int events, double seconds, long long *deadline, str doing,
-        str why=*, object type=*,
+        self, ssize_t result, Limit *limit, str doing, str why=*, object type=*
     ) except -1
     cdef int acquire_send(self, Waiter waiter, bint for_room, bint join) except -1
     cdef object end_send(self, Waiter waiter, bint broken)

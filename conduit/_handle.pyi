@@ -1,3 +1,4 @@
+from _socket import socket
 from typing import Any, Final, Self, final
 
 from typing_extensions import disjoint_base
@@ -7,6 +8,13 @@ __pyx_capi__: Final[dict[str, Any]]
 @disjoint_base
 class FdHolder:
     """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
+
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
+    @property
+    def closed(self) -> bool:
+        """Whether it owns nothing any more: closed, detached, or made into another object."""
 
 @disjoint_base
 class Waiter:
@@ -20,9 +28,11 @@ class Handle(FdHolder):
     @staticmethod
     def duplicate(fd: int, what: str, name: str) -> Handle:
         """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
+    @staticmethod
+    def adopt(sock: socket, what: str, name: str) -> Handle:
+        """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
+    def open(self, fd: int, what: str, name: str, owned: bool) -> int:
+        """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
     def enter(self) -> int:

@@ -38,7 +38,11 @@ import sys
 
 cimport cython
 from conduit._posix cimport *
-from conduit._syscalls cimport NEVER, close_fd, close_fds, close_known, dup_fd, identify, now
+from conduit._syscalls cimport (
+    LOWEST, NEVER, close_fd, close_fds, close_known, dup_fd, identify, now,
+)
+
+from _socket import socket
 
 from conduit.errors import Error, ErrType, from_errno
 
@@ -115,6 +119,19 @@ cdef class FdHolder:
         self.fd = FRESH
         self.owned = True
         self.forks = forks
+
+    @property
+    def name(self) -> str:
+        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        cdef str name
+        with cython.critical_section(self):
+            name = self.label
+        return name or ""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it owns nothing any more: closed, detached, or made into another object."""
+        return self.number() < 0
 
     cdef int number(self) noexcept:
         """The fd; less than 0 if it is closed or one call has it alone."""
@@ -218,7 +235,21 @@ cdef class Handle(FdHolder):
         handle.open(duplicate, what, name, True)
         return handle
 
-    cdef int open(self, int fd, str what, str name, bint owned) except -1:
+    @staticmethod
+    def adopt(sock: socket, what: str, name: str) -> Handle:
+        """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
+        cdef Handle handle = Handle.__new__(Handle)
+        cdef int fd = socket.fileno(sock), own = fd if fd >= LOWEST else dup_fd(fd)
+        if own < 0:
+            raise from_errno(-own, ErrType.NO_FD, "making a socket")
+        handle.open(own, what, name, True)
+        if own == fd:
+            # Of the C class, in which no signal handler runs. Without memory for what it returns,
+            # it has let go of the fd all the same.
+            socket.detach(sock)
+        return handle
+
+    cpdef int open(self, int fd, str what, str name, bint owned) except -1:
         """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
         cdef int kind = 0, unfit
         cdef FileId known
@@ -240,30 +271,21 @@ cdef class Handle(FdHolder):
             raise self.error("it was initialised before", 0, None, ErrType.NO_FD)
         return 0
 
-    cdef str describe(self):
-        cdef int fd = self.number()
-        cdef str what
-        with cython.critical_section(self):
-            what, name = self.what, self.label
-        return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
-
     cdef object error(
         self, str doing, int err=0, str why=None, object type=ErrType.FAILED_TRANSFER,
         ssize_t sent=0,
     ):
         """The `Error` of a call: for an errno, or for none, where ``doing`` says it all."""
-        cdef str what = f"{self.describe()}: {doing}"
+        cdef str what = f"{self!r}: {doing}"
         if err:
             return from_errno(err, type, what, why, sent=sent)
         return Error(what, type, sent=sent)
 
     def __repr__(self) -> str:
-        return self.describe()
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was closed."""
-        return self.number() < 0
+        name, fd = self.name, self.number()
+        with cython.critical_section(self):
+            what = self.what
+        return f"{what}{f' {name!r}' if name else ''} ({'closed' if fd < 0 else f'fd {fd}'})"
 
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
@@ -292,7 +314,7 @@ cdef class Handle(FdHolder):
         cdef int err
         cdef list queue
         cdef Waiter waiter
-        cdef str described = self.describe()
+        cdef str described = repr(self)
         cdef object woken, failure = None
         if self.borrow(False) < 0:
             return
@@ -353,16 +375,16 @@ cdef class Handle(FdHolder):
         return 0
 
     cdef int wait(
-        self, int events, Waiter waiter, double seconds, long long *deadline, str doing,
-        str why=None, object type=ErrType.FAILED_TRANSFER, ssize_t sent=0,
+        self, int events, Waiter waiter, Limit *limit, str doing, str why=None,
+        object type=ErrType.FAILED_TRANSFER, ssize_t sent=0,
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        Raises if it is closed, at the deadline (set by the first wait), and what a signal handler
-        raises. ``why`` says what the call waits for.
+        ``why`` says what for. Raises if it is closed, at the limit, and what a handler raises.
         """
         cdef pollfd watched[2]
         cdef long long left
+        cdef double seconds = limit.seconds
         cdef int ready, spare, wait_ms, slice_ms = SIGNAL_SLICE
         # Only the main thread runs signal handlers; without `threading`, this may be it.
         main_thread = getattr(sys.modules.get("threading"), "main_thread", None)
@@ -370,9 +392,9 @@ cdef class Handle(FdHolder):
             slice_ms = INT_MAX
         if seconds == 0:
             raise self.error(doing, EAGAIN, why, type, sent)
-        if not deadline[0]:
+        if not limit.deadline:
             # More would not fit; it is 285 years.
-            deadline[0] = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
+            limit.deadline = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
         with cython.critical_section(self):
             if self.waker[0] < 0 and not self.close_pending and events != QUEUED:
                 # A waker, but not of the last room, which belongs to what is waited for.
@@ -390,7 +412,7 @@ cdef class Handle(FdHolder):
             slice_ms = BLIND_SLICE
         self.check(doing, sent)
         while True:
-            left = deadline[0] - now() if deadline[0] != NEVER else NEVER
+            left = limit.deadline - now() if limit.deadline != NEVER else NEVER
             if left <= 0:
                 raise self.error(doing, ETIMEDOUT, why, type, sent)
             wait_ms = <int>min(left // 1000000 + 1, <long long>slice_ms)
@@ -409,12 +431,12 @@ cdef class Handle(FdHolder):
                 raise self.error(doing, -ready, None, type, sent)
 
     cdef int retry(
-        self, ssize_t result, int events, double seconds, long long *deadline, str doing,
-        str why=None, object type=ErrType.FAILED_TRANSFER,
+        self, ssize_t result, Limit *limit, str doing, str why=None,
+        object type=ErrType.FAILED_TRANSFER,
     ) except -1:
-        """After a call that failed: wait until it may be made again, or raise."""
+        """After a call that failed to receive: wait until it may be made again, or raise."""
         if result == -EAGAIN:
-            self.wait(events, None, seconds, deadline, doing, why, type)
+            self.wait(POLLIN, None, limit, doing, why, type)
         elif result == -EINTR:
             PyErr_CheckSignals()
             self.check(doing)

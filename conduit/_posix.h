@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -20,7 +19,6 @@
 #include <sys/stat.h>
 #include <sys/time.h>
 #include <sys/types.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #ifdef CONDUIT_PORTABLE
@@ -195,19 +193,7 @@ static inline int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     return 0;
 }
 
-/* Make a socket, or accept a connection, close-on-exec; the descriptor, or -1 and errno. */
-static inline int conduit_socket(int kind)
-{
-#ifdef SOCK_CLOEXEC
-    return socket(AF_UNIX, kind | SOCK_CLOEXEC, 0);
-#else
-    int fd = socket(AF_UNIX, kind, 0);
-    if (fd >= 0)
-        fcntl(fd, F_SETFD, FD_CLOEXEC);
-    return fd;
-#endif
-}
-
+/* Accept a connection, close-on-exec; the descriptor, or -1 and errno. */
 static inline int conduit_accept(int fd)
 {
 #ifdef SOCK_CLOEXEC
@@ -221,29 +207,6 @@ static inline int conduit_accept(int fd)
     }
     return conn;
 #endif
-}
-
-/* Connect; 0, or -1 and errno: EAGAIN where the system would wait for room in the listener's
- * backlog. Without O_NONBLOCK, which the program would see, by the shortest of patience. */
-static inline int conduit_connect(int fd, const char *path, size_t length)
-{
-    struct sockaddr_un address;
-    struct timeval patience = {0, 1};
-    /* An abstract name, which begins with a zero byte, ends with its length; a path with another. */
-    if (length + (*path != 0) > sizeof address.sun_path) {
-        errno = ENAMETOOLONG;
-        return -1;
-    }
-    memset(&address, 0, sizeof address);
-    address.sun_family = AF_UNIX;
-    memcpy(address.sun_path, path, length);
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience))
-        return -1;
-    if (connect(fd, (struct sockaddr *)&address,
-                (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length + (*path != 0))))
-        return -1;
-    patience.tv_usec = 0;
-    return setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
 }
 
 /* Set an option. XNU answers EINVAL once the peer has closed, and what it sent is still there. */
@@ -325,20 +288,6 @@ static inline long long conduit_offset(int fd)
     if (offset == 0 && !S_ISREG(status.st_mode) && !S_ISBLK(status.st_mode))
         return -ESPIPE;
     return offset;
-}
-
-/* Two connected close-on-exec sockets; 0, or -1 and errno. */
-static inline int conduit_socketpair(int kind, int ends[2])
-{
-#ifdef SOCK_CLOEXEC
-    return socketpair(AF_UNIX, kind | SOCK_CLOEXEC, 0, ends);
-#else
-    if (socketpair(AF_UNIX, kind, 0, ends))
-        return -1;
-    fcntl(ends[0], F_SETFD, FD_CLOEXEC);
-    fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    return 0;
-#endif
 }
 
 /* Something close-on-exec to wake poll() by: [to poll, to write to]; 0, or -1 and errno. */

@@ -16,8 +16,7 @@ from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_CheckExact
 from libc.errno cimport (
-    EAGAIN, EBADF, ECONNABORTED, ECONNREFUSED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE,
-    ENOBUFS, ENOENT, ETIMEDOUT,
+    EAGAIN, EBADF, ECONNABORTED, ECONNRESET, EINTR, EINVAL, EMFILE, EMSGSIZE, ENOBUFS, ETIMEDOUT,
 )
 from libc.limits cimport INT_MAX
 from libc.string cimport memcpy, memset
@@ -52,13 +51,10 @@ cdef extern from "_posix.h" nogil:
     ssize_t conduit_result(ssize_t returned)
     ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
-    int conduit_connect(int fd, const char *path, size_t length)
     long long conduit_offset(int fd)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int *kind)
-    int conduit_socket(int kind)
     int conduit_socket_options(int fd, int *family, int *kind, int *protocol)
-    int conduit_socketpair(int kind, int *ends)
     int conduit_waker(int *ends)
     void conduit_wake(int end)
     bint conduit_at_end(int fd)

@@ -1,6 +1,6 @@
 """The C interface of ``_syscalls``."""
 
-from conduit._posix cimport CONDUIT_MAX_FDS, conduit_sender, gid_t, pid_t, uid_t
+from conduit._posix cimport CONDUIT_MAX_FDS, conduit_sender
 
 
 cdef enum:
@@ -29,7 +29,6 @@ cdef struct RecvResult:
 cdef struct FileId:
     long long device
     unsigned long long inode
-    unsigned int mode
 
 
 cdef extern from "<stdint.h>" nogil:
@@ -51,8 +50,4 @@ cdef ssize_t recv_message(
     int fd, int kind, void *data, size_t size, RecvResult *result
 ) noexcept nogil
 cdef int accept_fd(int fd) noexcept nogil
-cdef int socket_fd(int kind) noexcept nogil
-cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil
-cdef int socket_pair(int kind, int *ends) noexcept nogil
-cdef int shut_down(int fd, int how) noexcept nogil
-cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil
+cdef int peer_of(int fd, conduit_sender *peer) noexcept nogil

@@ -2,8 +2,8 @@
 # cython: annotation_typing=False
 """The system calls, one function each: no state, no policy, no Python object.
 
-Each returns a value, or minus the errno. None waits, and none retries. All run without the GIL, in
-any number of threads.
+Each returns a value, or minus the errno. None waits. All run without the GIL, in any number of
+threads.
 
 Each descriptor that is made here is close-on-exec from the first instant (where the system can do
 that in one step), and above 2: where a program has closed its standard streams, what it prints must
@@ -60,12 +60,12 @@ cdef int move_up(int fd) noexcept nogil:
 
 
 cdef int identify(int fd, FileId *found) noexcept nogil:
-    """What tells a socket from every other file while it is open, and what kind a file is."""
+    """What tells a socket from every other file while it is open."""
     cdef struct_stat status
     cdef int err = <int>conduit_result(fstat(fd, &status))
     if err:
         return err
-    found.device, found.inode, found.mode = status.st_dev, status.st_ino, status.st_mode
+    found.device, found.inode = status.st_dev, status.st_ino
     return 0
 
 
@@ -159,6 +159,11 @@ cdef ssize_t recv_message(
     msg.msg_control = &control
     msg.msg_controllen = sizeof(control)
     got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
+    if got == -ECONNRESET:
+        # A packet socket says this once before it gives what is still queued.
+        got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
+        if got == -EAGAIN:
+            got = -ECONNRESET
     if marked:
         conduit_unmark_packets(fd, marked)
     if got < 0:
@@ -204,35 +209,9 @@ cdef int accept_fd(int fd) noexcept nogil:
     return move_up(<int>conduit_result(conduit_accept(fd)))
 
 
-cdef int socket_fd(int kind) noexcept nogil:
-    """A new Unix socket."""
-    return move_up(<int>conduit_result(conduit_socket(kind)))
-
-
-cdef int connect_fd(int fd, const char *path, size_t length) noexcept nogil:
-    """Connect; -EAGAIN if the listener's backlog has no room."""
-    return <int>conduit_result(conduit_connect(fd, path, length))
-
-
-cdef int socket_pair(int kind, int *ends) noexcept nogil:
-    """Two connected sockets."""
-    cdef int err = <int>conduit_result(conduit_socketpair(kind, ends))
-    if err:
-        return err
-    ends[0], ends[1] = move_up(ends[0]), move_up(ends[1])
-    err = min(ends[0], ends[1], 0)
-    if err:
-        close_fds(ends, 2)
-    return err
-
-
-cdef int shut_down(int fd, int how) noexcept nogil:
-    return <int>conduit_result(shutdown(fd, how))
-
-
-cdef int peer_of(int fd, pid_t *pid, uid_t *uid, gid_t *gid) noexcept nogil:
+cdef int peer_of(int fd, conduit_sender *peer) noexcept nogil:
     """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
-    return <int>conduit_result(conduit_peer(fd, pid, uid, gid))
+    return <int>conduit_result(conduit_peer(fd, &peer.pid, &peer.uid, &peer.gid))
 
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:

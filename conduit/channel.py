@@ -31,6 +31,7 @@ from typing import Any, Self
 
 from conduit._conduit import Conduit, Descriptor, Message, Send
 from conduit._syscalls import MAX_FDS, monotonic, socket_options
+from conduit.closing import Closing
 from conduit.codec import Codec, JsonCodec
 from conduit.errors import (
     Error,
@@ -40,7 +41,6 @@ from conduit.errors import (
     from_handler,
     prefix_message,
 )
-from conduit.mistakes import not_picklable
 from conduit.objects import prepare
 from conduit.wire import (
     HEADER_SIZE,
@@ -77,7 +77,7 @@ def close_descriptors(obj: Any) -> None:
     Message(b"", found).close()
 
 
-class Channel:
+class Channel(Closing):
     """Sends and receives objects with descriptors in them, over a `Conduit` of its own.
 
     Channel(conduit) speaks JSON. ``dumps`` and ``loads`` make it speak anything else: a function
@@ -151,20 +151,6 @@ class Channel:
     def __repr__(self) -> str:
         return f"<conduit.Channel over {self._conduit!r}>"
 
-    def __reduce__(self) -> str:
-        raise not_picklable(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @property
     def conduit(self) -> Conduit:
         """What it sends and receives on: for its ``timeout``, ``peer`` and ``name``."""
@@ -220,7 +206,7 @@ class Channel:
         deadline = self._deadline()
         with Parts(self, body, items, keep) as parts:
             for some, data in parts:
-                self._conduit._share_by(tuple(some), data, deadline)
+                self._conduit._send(tuple(some), data, True, deadline)
         return None
 
     def receive(self) -> Any:

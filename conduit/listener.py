@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import builtins
 import errno
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from types import TracebackType
 
 from conduit import objects, paths
 from conduit._conduit import Conduit
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
+from conduit.closing import Closing
 from conduit.errors import Error, ErrType, from_errno
-from conduit.mistakes import not_picklable, path_from
+from conduit.mistakes import path_from
 from conduit.peer import Peer, admits, same_user_or_root
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -32,7 +31,7 @@ REST = 0.1
 """Seconds to rest after that."""
 
 
-class Listener:
+class Listener(Closing):
     """A Unix socket that listens at a path, or at an abstract name, for conduits.
 
     Listener(path, mode=0o600, backlog=128, type=SOCK_STREAM, allow=None) binds and listens.
@@ -80,9 +79,6 @@ class Listener:
             self._place.release()
             raise
 
-    def __reduce__(self) -> str:
-        raise not_picklable(self)
-
     @classmethod
     def from_conn(
         cls,
@@ -121,21 +117,10 @@ class Listener:
     def __repr__(self) -> str:
         return f"<conduit.Listener {self.path!r}{' closed' if self.closed else ''}>"
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._handle.is_closed
+        return self._handle.closed
 
     def fileno(self) -> int:
         """Return the number of the listening socket, which stays the listener's.

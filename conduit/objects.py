@@ -22,12 +22,13 @@ A signal handler may raise at any call here. What it raises is told from what th
 `errors.from_handler`, and after it the object's ``tell()`` is what it was: nothing is changed in
 more than one step, save in `_drop_read_ahead`, which undoes its own first step.
 
-Arriving: the file mode comes from what the descriptor allows, and a socket's family, type,
-protocol and timeout from the socket. Nothing here owns a descriptor or closes an fd.
+Arriving, or made of a `Descriptor`, a file has the mode that the descriptor allows, and a socket
+its family, type, protocol and timeout. Nothing here owns a descriptor or closes an fd.
 """
 
 from __future__ import annotations
 
+import _socket
 import codecs
 import errno
 import gc
@@ -48,6 +49,8 @@ TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to imp
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import IO, Any
+
+    from conduit._conduit import Descriptor
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
@@ -473,6 +476,25 @@ def _has_any(obj: object, methods: tuple[str, ...]) -> bool:
     return False
 
 
+def close_failure(owner: Any, exc: BaseException) -> BaseException:
+    """Return what is to be raised for an exception of the ``close()`` of what was sent."""
+    if not from_handler(exc):
+        failure = Error(
+            f"{owner!r} was sent, but closing it here failed: {exc}",
+            ErrType.FAILED_CLOSE,
+            exc.errno if isinstance(exc, OSError) else None,
+        )
+        failure.__cause__ = exc
+        return failure
+    if isinstance(owner, io.IOBase | _socket.socket):
+        # A handler struck in the middle. Python's own may be closed twice.
+        try:  # noqa: SIM105 - contextlib takes long to import
+            owner.close()
+        except BaseException:  # pragma: no cover - a signal handler's
+            pass  # pragma: no cover
+    return exc
+
+
 def name_of(file: object) -> str:
     """Return the name of a file; "" for one that has none, or a number."""
     name = getattr(file, "name", "")
@@ -618,7 +640,7 @@ def open_file(
     if mode is None or "b" in mode:
         return buffer  # type: ignore[return-value]
     lines = buffering == 1 or (buffering < 0 and not raw.seekable() and raw.isatty())
-    wrapper = io.TextIOWrapper(buffer, io.text_encoding(encoding, 3), errors, newline, lines)
+    wrapper = io.TextIOWrapper(buffer, io.text_encoding(encoding), errors, newline, lines)
     wrapper.mode = mode  # type: ignore[misc]
     return wrapper
 
@@ -724,12 +746,66 @@ def fill_socket(sock: socket.socket, fd: int) -> None:
 _SOCK_NONBLOCK = getattr(socket, "SOCK_NONBLOCK", 0)
 
 
-def kind_of(mode: int, fd: int) -> str:
-    """Name the kind of file that a descriptor stands for, with its ``st_mode``."""
-    kind = _KINDS.get(stat.S_IFMT(mode))
-    if kind is None or kind == "regular file":
-        # A memfd is a regular file as well, and so is a pidfd to newer kernels.
-        kind = _kind_by_link(fd) or kind or "anonymous"
+def to_file(
+    self: Descriptor,
+    mode: str | None = None,
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+    *,
+    name: str | None = None,
+) -> IO[Any]:
+    """Return a file object that owns the descriptor from now on.
+
+    The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
+    and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
+
+    What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
+    ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
+    ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
+    allow the mode, and what ``open()`` does. The Descriptor is then as it was.
+    """
+    check_file_arguments(mode, buffering, encoding, errors, newline)
+    if mode is not None and "b" not in mode:
+        # Here, so that an EncodingWarning names the line of the caller.
+        encoding = io.text_encoding(encoding)
+    return self._open_as((mode, buffering, encoding, errors, newline, name), False)  # type: ignore[no-any-return]
+
+
+def to_conn(self: Descriptor) -> socket.socket:
+    """Return a `socket.socket` that owns the descriptor from now on.
+
+    Family, type and protocol are its own. The timeout says whether it waits (None) or not
+    (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
+    is then as it was.
+    """
+    return self._open_as(None, False)  # type: ignore[no-any-return]
+
+
+def kind(self: Descriptor) -> str:
+    """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
+
+    ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
+    ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
+    ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
+    ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
+    the system does not tell.
+    """
+    fd = self.fileno()
+    try:
+        kind = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
+        if kind is None or kind == "regular file":
+            # A memfd is a regular file as well, and so is a pidfd to newer kernels.
+            kind = _kind_by_link(fd) or kind or "anonymous"
+    except OSError as exc:
+        if from_handler(exc):
+            raise  # pragma: no cover - traced runs have no handler that raises
+        self.fileno()
+        code = exc.errno or errno.EINVAL
+        raise from_errno(code, ErrType.UNKNOWN, f"the kind of descriptor {fd}") from exc
+    # Owned still, it was so all the time, and no other file's.
+    self.fileno()
     return kind
 
 

@@ -194,7 +194,7 @@ def bind_address(
     """
     if not address.startswith(b"\0"):
         return _bind_path(sock, address, mode, backlog)
-    _check_length(address[1:])
+    check_length(address[1:])
     sock.bind(address)
     if sock.type != socket.SOCK_DGRAM:
         sock.listen(backlog)
@@ -209,7 +209,7 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tup
     Returns:
         the device and inode of the path, to know it again.
     """
-    _check_length(path)
+    check_length(path)
     bound = False
     try:
         with _Alone(path):
@@ -260,7 +260,7 @@ def _add_mode(path: bytes, status: os.stat_result, mode: int) -> None:
         os.close(fd)
 
 
-def _check_length(path: bytes) -> None:
+def check_length(path: bytes) -> None:
     """Raise `OSError` (``ENAMETOOLONG``) if a path or an abstract name is too long."""
     if len(path) > _LONGEST:
         raise OSError(

@@ -34,11 +34,11 @@ from __future__ import annotations
 
 import errno
 import socket
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from conduit._conduit import Conduit, Descriptor, Message
 from conduit._syscalls import MAX_FDS, monotonic, socket_options
+from conduit.closing import Closing
 from conduit.errors import (
     Error,
     ErrType,
@@ -48,7 +48,6 @@ from conduit.errors import (
     from_errno,
     from_handler,
 )
-from conduit.mistakes import not_picklable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -181,7 +180,7 @@ class ReadAhead:
         return found
 
 
-class Reader:
+class Reader(Closing):
     """Reads a protocol from the stream of a conduit, which it neither owns nor closes.
 
     Bytes are received ahead and kept, and so are the descriptors that come with them, in the order
@@ -231,20 +230,6 @@ class Reader:
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.buffered} bytes, {self.pending} descriptors"
         return f"<conduit.Reader over {self._conduit!r}: {state}>"
-
-    def __reduce__(self) -> str:
-        raise not_picklable(self)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     @property
     def closed(self) -> bool:

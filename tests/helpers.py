@@ -214,7 +214,10 @@ def wait_until_gone(path: str | Path) -> None:
 
 
 def wait_until_polling(thread: int) -> None:
-    """Return once a thread of this process (its native id) sleeps in poll(2), or has ended."""
+    """Return once a thread of this process (its native id) waits in poll(2), or has ended.
+
+    Where nothing tells of what it waits for, it sleeps for a time instead.
+    """
     asleep = 0
     while asleep < 100:
         if settle := ELSEWHERE.get(thread):
@@ -226,7 +229,7 @@ def wait_until_polling(thread: int) -> None:
             sleeps = is_asleep(thread)
         except (FileNotFoundError, ProcessLookupError):
             return
-        if "poll" in where:
+        if "poll" in where or "nanosleep" in where:
             return
         # A kernel that does not tell where a thread sleeps still tells that it does.
         asleep = asleep + 1 if where in ("", "0") and sleeps else 0

@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 from drivers import only_blocking
-from helpers import Call, content, is_open, is_private, memory, open_descriptors, same_file, waits
+from helpers import (
+    Call,
+    content,
+    is_open,
+    is_private,
+    memory,
+    open_descriptors,
+    same_file,
+    stdin_closed,
+    waits,
+)
 
 import conduit
-from conduit import Conduit, Error, ErrType
+from conduit import Conduit, Error, ErrType, Listener
 
 Ends = tuple[Conduit, Conduit]
 
@@ -350,3 +360,23 @@ def test_close_leaves_alone_the_file_that_has_its_number_by_then() -> None:
     other.close()
     os.close(fd)
     os.close(stranger)
+
+
+def test_without_standard_input_no_conduit_that_is_made_has_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with stdin_closed(), Listener(path), Conduit.connect(path) as link:
+        one, other = Conduit.pair()
+        with one, other:
+            assert min(link.fileno(), one.fileno(), other.fileno()) > 2
+            assert not is_open(0)
+
+
+@pytest.mark.usefixtures("default_timeout")
+def test_a_default_timeout_of_sockets_changes_nothing(tmp_path: Path) -> None:
+    socket.setdefaulttimeout(7)
+    with Listener(tmp_path / "s"), Conduit.connect(tmp_path / "s") as link:
+        one, other = Conduit.pair()
+        with one, other:
+            for made in (link, one, other):
+                assert made.timeout is None
+                assert os.get_blocking(made.fileno())

@@ -22,7 +22,7 @@ import pytest
 from helpers import PORTABLE, is_open, memory, run_python, same_file, waits
 
 import conduit
-from conduit import Conduit, Error, ErrType, objects
+from conduit import Conduit, Descriptor, Error, ErrType, objects
 
 Ends = tuple[Conduit, Conduit]
 
@@ -1023,8 +1023,26 @@ def test_without_proc_a_memfd_is_a_regular_file(monkeypatch: pytest.MonkeyPatch)
     def missing(path: str) -> str:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-    number = memory()
-    monkeypatch.setattr(os, "readlink", missing)
-    assert objects.kind_of(os.fstat(number).st_mode, number) == "regular file"
-    monkeypatch.undo()
-    os.close(number)
+    with Descriptor(memory()) as descriptor:
+        monkeypatch.setattr(os, "readlink", missing)
+        assert descriptor.kind == "regular file"
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("how", ["receive_file('r')", "receive().fds[0].to_file('r')"])
+def test_a_warning_of_no_encoding_names_the_line_that_opens(how: str) -> None:
+    said = run_python(
+        f"""
+import os, warnings
+from conduit import Conduit
+warnings.simplefilter("default")
+one, other = Conduit.pair()
+def receive():
+    return other.{how}
+with one, other:
+    one.transfer_fd(os.open(os.devnull, os.O_RDONLY))
+    receive().close()
+""",
+        env=dict(os.environ, PYTHONWARNDEFAULTENCODING="1"),
+    )
+    assert "<string>:7: EncodingWarning" in said.stderr

@@ -84,7 +84,7 @@ class Direction(Queue):
             # It is no longer there if its loop has ended.
             if waiter.holds:  # pragma: no branch - no task of it runs then
                 waiter.holds.pop()()
-        if self._handle.is_closed:
+        if self._handle.closed:
             raise Error(
                 f"{self._handle!r}: waiting ended, since it was closed meanwhile",
                 ErrType.NO_FD,

@@ -14,7 +14,6 @@ itself.
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import errno
 import os
@@ -25,13 +24,13 @@ import time
 import weakref
 from collections.abc import Callable
 from functools import partial
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from conduit import systemd
 from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
+from conduit.closing import Closing
 from conduit.errors import (
     Doing,
     Error,
@@ -40,7 +39,7 @@ from conduit.errors import (
     from_handler,
 )
 from conduit.listener import Listener
-from conduit.mistakes import not_picklable, path_from
+from conduit.mistakes import path_from
 from conduit.objects import fd_of
 from conduit.paths import absolute, unlink_own
 from conduit.peer import Peer, same_user_or_root
@@ -72,7 +71,7 @@ _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
 _T = TypeVar("_T")
 
 
-class Takeover:
+class Takeover(Closing):
     """This process's place in a line of servers, each of which takes over from the last.
 
     Takeover(path, timeout=60.0, allow=None, thread=True) connects to the predecessor that listens
@@ -219,22 +218,8 @@ class Takeover:
                 log.exception("answering successors failed, and goes on")
                 time.sleep(PAUSE)
 
-    def __reduce__(self) -> str:
-        raise not_picklable(self)
-
     def __repr__(self) -> str:
         return f"<conduit.takeover.Takeover {self.path!r}>"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: builtins.type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def listen(
         self,
