@@ -336,7 +336,7 @@ cdef class Send(Waiter):
             self.data = <const char *>self.view.buf
             self.size = self.view.len
             if not self.size and handle.kind == SOCK_STREAM:
-                raise ValueError("a stream carries no empty message; leave data away for one NUL")
+                raise ValueError("a stream carries no empty message; omit data to send one NUL")
         elif not items:
             raise ValueError("there is nothing to send: neither descriptors nor data")
         self._resolve(keep)
@@ -374,7 +374,7 @@ cdef class Send(Waiter):
                     self.fds[i] = fd_of(self.items[i])
                 if self.fds[i] == self.handle.fd:
                     raise self.handle.error(
-                        "it cannot carry itself: it would hold its own end open unseen for ever"
+                        "it cannot carry itself: it would keep its own end open"
                     )
                 if self.fds[i] > highest:
                     highest = self.fds[i]
@@ -967,11 +967,9 @@ cdef class Conduit:
         and with more than ``max_fds`` descriptors, all that came is lost and closed.
         """
         cdef list early
-        cdef Py_ssize_t wanted = index(size), left = wanted, count = 0
+        cdef Py_ssize_t wanted = mistakes.size_from(size), left = wanted, count = 0
         cdef Message message
         cdef Limit limit = self._limit()
-        if wanted < 0:
-            raise ValueError(f"size must be at least 0 bytes, not {size}")
         self._handle.fileno()
         with cython.critical_section(self):
             early, self.early = self.early or [], None
@@ -1039,8 +1037,8 @@ cdef class Conduit:
         cdef int fd = handle.enter()
         try:
             if self.early is not None:
-                raise handle.error("receiving: what an interrupted receive_exactly() has got is "
-                                   "to be taken first, by another")
+                raise handle.error("receiving: an interrupted receive_exactly() left bytes; take "
+                                   "them with another one first")
             while True:
                 if CONDUIT_CMSG_CLOEXEC:
                     with nogil:

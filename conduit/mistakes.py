@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 import os
+import sys
 
 from conduit.errors import DescriptorTypeError, ErrType
 
@@ -109,6 +111,13 @@ def seconds_from(timeout: float | None) -> float:
     if not seconds >= 0:
         raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
     return seconds
+
+
+def size_from(size: int) -> int:
+    """Return how many bytes are to be received; `ValueError` if no message has so many."""
+    if not 0 <= operator.index(size) <= sys.maxsize:
+        raise ValueError(f"size must be 0 to {sys.maxsize} bytes, not {size}")
+    return size
 
 
 def not_a_limit(max_data: int, max_fds: int) -> ValueError:
