@@ -14,10 +14,8 @@ class Closing:
 
     __slots__ = ()
 
-    if TYPE_CHECKING:
-
-        def close(self) -> None:
-            """Close it."""
+    def close(self) -> None:
+        """Close what this has; each class does it in its own way."""
 
     def __reduce__(self) -> str:
         raise not_picklable(self)

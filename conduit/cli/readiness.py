@@ -19,12 +19,12 @@ _LONGEST_GLANCE = 0.25
 
 
 class Verdict(enum.Enum):
-    """What is known of a generation that starts: that it is ready, or has not the sockets."""
+    """What is known of a generation that starts: that it is ready, or does not have the sockets."""
 
-    OPEN = enum.auto()
-    SERVES = enum.auto()
-    GUESSED = enum.auto()
-    REFUSED = enum.auto()
+    OPEN = "open"
+    SERVES = "serves"
+    GUESSED = "guessed"
+    REFUSED = "refused"
 
 
 class Readiness:
