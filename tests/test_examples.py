@@ -302,6 +302,63 @@ def clients(port: int, count: int) -> Iterator[tuple[list[Client], threading.Eve
             call.result()
 
 
+LOOPS = {"asyncio": "", "uvloop": "import asyncio, uvloop; asyncio.run = uvloop.run; "}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_server_on_asyncio_is_replaced_under_load_without_a_lost_request(
+    loop: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(loop)
+    environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(port: int) -> int:
+        run = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+        command = [sys.executable, "-P", "-W", "error", "-c", LOOPS[loop] + run]
+        command += [
+            str(EXAMPLES / "asyncio_server.py"),
+            "--control",
+            f"{tmp_path}/control",
+            "--port",
+            str(port),
+        ]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        servers.append(server)
+        assert server.stdout is not None
+        return int(server.stdout.readline().split()[-1])
+
+    async def ask_until(port: int, stopped: asyncio.Event) -> set[str]:
+        pids = set()
+        while not stopped.is_set():
+            pids.add(await ask(port, 1))
+        return pids
+
+    async def restart(port: int) -> set[str]:
+        stopped = asyncio.Event()
+        clients = asyncio.gather(*(ask_until(port, stopped) for _ in range(30)))
+        for _ in range(3):
+            await asyncio.to_thread(start, port)
+            # It ends by itself, all that it has accepted being answered.
+            assert await asyncio.to_thread(servers[-2].wait, GENEROUS) == 0
+        # The last one has served, too.
+        await ask(port, 2)
+        stopped.set()
+        return set().union(*await clients)
+
+    try:
+        pids = asyncio.run(restart(start(0)))
+        assert pids >= {str(server.pid) for server in servers[:-1]}
+        servers[-1].send_signal(signal.SIGTERM)
+        assert servers[-1].wait(GENEROUS) == 0
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.slow
 def test_udp_sessions_survive_ten_takeovers_without_a_lost_reply(tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-W", "error", str(EXAMPLES / "udp_sessions.py")]
