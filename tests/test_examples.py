@@ -71,11 +71,13 @@ def test_the_broker_gives_what_is_allowed_and_nothing_else() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    read, bound, not_opened, not_bound = done.stdout.splitlines()
+    read, bound, not_opened, not_bound, no_path, no_message = done.stdout.splitlines()
     assert read.endswith("for those who are given it")
     assert int(bound.rpartition(" ")[2])
     assert "shadow is not in" in not_opened
     assert "port 22 is not allowed" in not_bound
+    assert no_path == "refused: not a request: ValueError"
+    assert no_message == "refused: not a message"
 
 
 @pytest.mark.parametrize(
