@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import GENEROUS, Call, run_python
@@ -359,6 +360,44 @@ def test_a_server_on_asyncio_is_replaced_under_load_without_a_lost_request(
             server.kill()
             server.communicate()
     assert os.listdir(tmp_path) == []
+
+
+def test_a_server_on_asyncio_that_stops_right_after_it_accepted_answers_all() -> None:
+    example = runpy.run_path(str(EXAMPLES / "asyncio_server.py"))
+
+    async def serve_and_stop(listener: socket.socket) -> None:
+        loop: Any = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+        stopping = loop.create_future()
+        accept = loop._accept_connection
+
+        def accept_and_stop(*args: Any) -> None:
+            accept(*args)
+            # The first step runs now, before the tasks that were just made.
+            step = example["stop"](server, listener)
+            step.send(None)
+            stopping.set_result(step)
+
+        loop._accept_connection = accept_and_stop
+        server = await asyncio.start_server(
+            lambda *streams: tasks.append(loop.create_task(example["answer"](*streams))),
+            sock=listener,
+        )
+        step = await stopping
+        with contextlib.suppress(StopIteration):
+            while True:
+                step.send(None)
+                await asyncio.sleep(0)
+        assert len(tasks) == 5
+        await asyncio.gather(*tasks)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(5)]
+        for client in clients:
+            client.sendall(b"hello\n")
+        asyncio.run(asyncio.wait_for(serve_and_stop(listener), GENEROUS))
+        assert [client.recv(100) for client in clients] == [b"%d hello\n" % os.getpid()] * 5
 
 
 @pytest.mark.slow
