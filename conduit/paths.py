@@ -283,7 +283,11 @@ class _Alone:
 
     def __init__(self, path: bytes) -> None:
         directory, name = os.path.split(path)
-        place = os.stat(directory or b".")
+        try:
+            place = os.stat(directory or b".")
+        except FileNotFoundError as exc:
+            why = f"the directory {os.fsdecode(directory)!r} does not exist"
+            raise OSError(errno.ENOENT, why) from exc
         self._name = b"\0conduit %x:%x %b" % (place.st_dev, place.st_ino, name[-50:])
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 

@@ -7,6 +7,8 @@ The broker decides, answers with the descriptor or with a refusal, and keeps not
 the child can ever have is what it was given.
 """
 
+import contextlib
+import errno
 import os
 import socket
 import sys
@@ -15,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conduit import Channel, Conduit, Descriptor
+from conduit import Channel, Conduit, Descriptor, Error, PeerClosedError
 
 NOBODY = 65534
 
@@ -32,24 +34,37 @@ class Broker:
         # Resolved first: neither ".." nor a symbolic link leads out.
         real = (self.directory / path).resolve()
         if not real.is_relative_to(self.directory):
-            raise PermissionError(f"{path} is not in {self.directory}")
+            raise PermissionError(errno.EACCES, f"{path} is not in the directory")
         return real.open("rb")
 
     def bind(self, port: int) -> Any:
         if port not in self.ports:
-            raise PermissionError(f"port {port} is not allowed")
+            raise PermissionError(errno.EACCES, f"port {port} is not allowed")
         return socket.create_server(("127.0.0.1", port))
 
     def serve(self, channel: Channel) -> None:
-        """Answer until the child closes."""
-        for request in channel:
+        """Answer until the child closes, which is a `PeerClosedError`."""
+        while True:
             try:
-                operation = self.operations[request.pop("op")]
-                answer = {"ok": True, "result": operation(**request)}
-            except Exception as exc:
-                answer = {"ok": False, "error": f"{type(exc).__name__}: {exc}"}
-            # What is in the answer is moved: the broker's own copy is closed.
-            channel.send(answer)
+                answer = self.answer(channel.receive())
+            except PeerClosedError:
+                raise
+            except Error:
+                # What is no message costs that packet, and not the broker.
+                answer = {"ok": False, "error": "not a message"}
+            # What is in the answer is moved, and closed here, also if it cannot be sent.
+            with answer.get("result", contextlib.nullcontext()):
+                channel.send(answer)
+
+    def answer(self, request: Any) -> dict[str, Any]:
+        try:
+            operation = self.operations[request.pop("op")]
+            return {"ok": True, "result": operation(**request)}
+        except OSError as exc:
+            # Not all of it, which has the path as the broker sees it.
+            return {"ok": False, "error": exc.strerror}
+        except Exception as exc:
+            return {"ok": False, "error": f"not a request: {type(exc).__name__}"}
 
 
 def ask(channel: Channel, op: str, **arguments: Any) -> Descriptor:
@@ -73,12 +88,15 @@ def child(channel: Channel) -> None:
     forbidden: list[dict[str, Any]] = [
         {"op": "open", "path": "../../etc/shadow"},
         {"op": "bind", "port": 22},
+        {"op": "open", "path": "a\0b"},
     ]
     for request in forbidden:
         try:
             ask(channel, **request).close()
         except PermissionError as exc:
             print(f"refused: {exc}")
+    channel.conduit.transfer(data=b"rubbish")
+    print(f"refused: {channel.receive()['error']}")
 
 
 def main() -> None:
@@ -101,7 +119,7 @@ def run(directory: Path) -> None:
         sys.stdout.flush()
         os._exit(0)
     theirs.close()
-    with Channel(ours) as channel:
+    with Channel(ours, max_fds=1) as channel, contextlib.suppress(PeerClosedError):
         Broker(directory, ports=range(1)).serve(channel)
     sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 

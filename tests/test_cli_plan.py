@@ -78,6 +78,7 @@ def test_what_ends_before_it_is_ready_is_a_failure() -> None:
 
 def test_what_is_not_ready_in_time_is_ended() -> None:
     plan, only = begun(timeout=5)
+    only.doubt = ", and not seen"
     assert plan.deadline == 5
     plan.tick(4.9)
     assert plan.take() == []
@@ -88,7 +89,7 @@ def test_what_is_not_ready_in_time_is_ended() -> None:
     assert Send(only, KILL, to_all=True) in plan.take()
     assert plan.outcome is None
     end(plan, only, 137, 16)
-    assert plan.outcome == (1, "was not ready within 5 seconds")
+    assert plan.outcome == (1, "was not ready within 5 seconds, and not seen")
 
 
 def test_what_the_predecessor_does_not_hand_over_to_is_ended() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import performance
 import pytest
 from diagrams import CONVERSATION, DIAGRAMS
-from helpers import run_python
+from helpers import GENEROUS, run_python
 
 import conduit
 from conduit.errors import ErrType
@@ -144,6 +146,30 @@ def test_figures_are_written_into_their_places_in_the_page(tmp_path: Path) -> No
     assert lines[:3] == ["<!-- figures: memory -->", "", "| object | bytes | descriptors |"]
     assert any(re.fullmatch(r"\| `Descriptor` \| [\d,]+ \| 1 \|", line) for line in lines)
     assert lines[-2:] == ["<!-- end -->", "stays"]
+
+
+def test_the_server_of_the_page_on_run_serves_and_ends_under_it(tmp_path: Path) -> None:
+    (code,) = re.findall(
+        r"^```py\n(.*?)^```$", (DOCS / "run.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    (tmp_path / "serve.py").write_text(code)
+    serve = [sys.executable, "-P", "-W", "error", str(tmp_path / "serve.py")]
+    options = ["--control", f"{tmp_path}/control", "--listen", f"{tmp_path}/socket"]
+    run = [sys.executable, "-P", "-m", "conduit", "run", *options, "--", *serve]
+    with subprocess.Popen(run, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            assert "serves" in line, line
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(GENEROUS)
+                client.connect(f"{tmp_path}/socket")
+                assert client.recv(100) == b"version 1\n"
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(GENEROUS) == 0
+            assert "Warning" not in process.stderr.read()
+        finally:
+            process.terminate()
 
 
 @pytest.mark.parametrize("example", EXAMPLES)

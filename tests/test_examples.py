@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import GENEROUS, Call, run_python
@@ -71,11 +72,13 @@ def test_the_broker_gives_what_is_allowed_and_nothing_else() -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    read, bound, not_opened, not_bound = done.stdout.splitlines()
+    read, bound, not_opened, not_bound, no_path, no_message = done.stdout.splitlines()
     assert read.endswith("for those who are given it")
     assert int(bound.rpartition(" ")[2])
     assert "shadow is not in" in not_opened
     assert "port 22 is not allowed" in not_bound
+    assert no_path == "refused: not a request: ValueError"
+    assert no_message == "refused: not a message"
 
 
 @pytest.mark.parametrize(
@@ -300,6 +303,101 @@ def clients(port: int, count: int) -> Iterator[tuple[list[Client], threading.Eve
         ending.set()
         for call in calls:
             call.result()
+
+
+LOOPS = {"asyncio": "", "uvloop": "import asyncio, uvloop; asyncio.run = uvloop.run; "}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_server_on_asyncio_is_replaced_under_load_without_a_lost_request(
+    loop: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(loop)
+    environment = {name: value for name, value in os.environ.items() if "COVERAGE" not in name}
+    servers: list[subprocess.Popen[str]] = []
+
+    def start(port: int) -> int:
+        run = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
+        command = [sys.executable, "-P", "-W", "error", "-c", LOOPS[loop] + run]
+        command += [
+            str(EXAMPLES / "asyncio_server.py"),
+            "--control",
+            f"{tmp_path}/control",
+            "--port",
+            str(port),
+        ]
+        server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        servers.append(server)
+        assert server.stdout is not None
+        return int(server.stdout.readline().split()[-1])
+
+    async def ask_until(port: int, stopped: asyncio.Event) -> set[str]:
+        pids = set()
+        while not stopped.is_set():
+            pids.add(await ask(port, 1))
+        return pids
+
+    async def restart(port: int) -> set[str]:
+        stopped = asyncio.Event()
+        clients = asyncio.gather(*(ask_until(port, stopped) for _ in range(30)))
+        for _ in range(3):
+            await asyncio.to_thread(start, port)
+            # It ends by itself, all that it has accepted being answered.
+            assert await asyncio.to_thread(servers[-2].wait, GENEROUS) == 0
+        # The last one has served, too.
+        await ask(port, 2)
+        stopped.set()
+        return set().union(*await clients)
+
+    try:
+        pids = asyncio.run(restart(start(0)))
+        assert pids >= {str(server.pid) for server in servers[:-1]}
+        servers[-1].send_signal(signal.SIGTERM)
+        assert servers[-1].wait(GENEROUS) == 0
+    finally:
+        for server in servers:
+            server.kill()
+            server.communicate()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_server_on_asyncio_that_stops_right_after_it_accepted_answers_all() -> None:
+    example = runpy.run_path(str(EXAMPLES / "asyncio_server.py"))
+
+    async def serve_and_stop(listener: socket.socket) -> None:
+        loop: Any = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+        stopping = loop.create_future()
+        accept = loop._accept_connection
+
+        def accept_and_stop(*args: Any) -> None:
+            accept(*args)
+            # The first step runs now, before the tasks that were just made.
+            step = example["stop"](server, listener)
+            step.send(None)
+            stopping.set_result(step)
+
+        loop._accept_connection = accept_and_stop
+        server = await asyncio.start_server(
+            lambda *streams: tasks.append(loop.create_task(example["answer"](*streams))),
+            sock=listener,
+        )
+        step = await stopping
+        with contextlib.suppress(StopIteration):
+            while True:
+                step.send(None)
+                await asyncio.sleep(0)
+        assert len(tasks) == 5
+        await asyncio.gather(*tasks)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        address = listener.getsockname()
+        clients = [stack.enter_context(socket.create_connection(address)) for _ in range(5)]
+        for client in clients:
+            client.sendall(b"hello\n")
+        asyncio.run(asyncio.wait_for(serve_and_stop(listener), GENEROUS))
+        assert [client.recv(100) for client in clients] == [b"%d hello\n" % os.getpid()] * 5
 
 
 @pytest.mark.slow

@@ -159,6 +159,12 @@ def test_a_path_may_have_any_form(path: str, form: Any, driver: Driver) -> None:
             client.receive()
 
 
+def test_a_missing_directory_is_named(tmp_path: Path, driver: Driver) -> None:
+    with pytest.raises(Error, match=f"the directory '{tmp_path}/gone' does not exist") as caught:
+        driver.Listener(f"{tmp_path}/gone/socket")
+    assert (caught.value.type, caught.value.errno) == (ErrType.NO_FD, errno.ENOENT)
+
+
 def test_connecting_to_nothing_says_so(path: str, driver: Driver) -> None:
     with pytest.raises(Error, match="connecting to") as caught:
         driver.Conduit.connect(path)

@@ -1638,6 +1638,18 @@ def test_a_successor_killed_at_any_step_leaves_the_predecessor_serving(
     served_by(address, later)
 
 
+def test_a_successor_that_fails_is_named_by_its_pid(
+    path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Takeover(path) as old:
+        old.ready()
+        # It is a successor once it has its welcome.
+        with Takeover(path):
+            pass
+        free(path)
+    assert f"a takeover by pid {os.getpid()} failed, and this process goes on" in caplog.text
+
+
 def test_a_successor_killed_after_its_last_word_has_taken_over(
     start: Callable[[], Server], running: Server, path: str
 ) -> None:

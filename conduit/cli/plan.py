@@ -77,6 +77,7 @@ class Generation:
         look_at: when to look whether it still accepts, though it was told to finish.
         served: whether it ever did.
         is_killed: whether SIGKILL was sent.
+        doubt: what to add if it is not ready in time.
     """
 
     number: int
@@ -89,6 +90,7 @@ class Generation:
     look_at: float | None = None
     served: bool = False
     is_killed: bool = False
+    doubt: str = ""
 
 
 class Start(NamedTuple):
@@ -354,7 +356,8 @@ class Plan:
                 continue
             if generation.state is State.STARTING:
                 seconds = generation.deadline - generation.since
-                self.refuse(generation, f"was not ready within {seconds:g} seconds", now)
+                late = f"was not ready within {seconds:g} seconds{generation.doubt}"
+                self.refuse(generation, late, now)
                 continue
             if generation.state is State.DRAINING:
                 lasted = f"{now - generation.since:.0f} seconds"

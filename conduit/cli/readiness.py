@@ -38,10 +38,12 @@ class Readiness:
 
     Attributes:
         next_look: when to look again.
+        is_idle: whether it was seen to wait on none of the sockets.
     """
 
     def __init__(self, ready: str | float, sockets: frozenset[int], pid: int, since: float) -> None:
         self.next_look: float = 0.0
+        self.is_idle = False
         self._ready, self._sockets, self._pid, self._since = ready, sockets, pid, since
         self._pause = _GLANCE
         self._said: tuple[int, float] | None = None
@@ -63,6 +65,7 @@ class Readiness:
             return self._judge(Verdict.SERVES, speaker, now - when)
         if self._ready in (EITHER, ACCEPTING):
             seen = inspection.see(inspection.family(self._pid, self._pid), self._sockets)
+            self.is_idle = seen.having is not None and not seen.waiting
             return Verdict.OPEN if self._sockets - seen.waiting else Verdict.SERVES
         if isinstance(self._ready, float) and now - self._since >= self._ready:
             return self._judge(Verdict.GUESSED, 0, now - self._since)

@@ -62,6 +62,13 @@ _PATIENCE = 5.0
 _BRIEF = 0.1
 """The same for what is said again and again."""
 
+_HOW_TO_TAKE = (
+    "it has to take them by LISTEN_FDS and LISTEN_PID (behind a wrapper: --no-listen-pid), "
+    "or as {fd} in its words"
+)
+
+_UNUSED = f", and was not seen to use its sockets: {_HOW_TO_TAKE}"
+
 _PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
 """What COMMAND says that the service manager hears as well."""
 
@@ -427,11 +434,12 @@ class _Runner:
         if verdict is Verdict.REFUSED:
             self._plan.refuse(
                 generation,
-                "says that it is ready, and has not the sockets: it has to take them by LISTEN_FDS "
-                "and LISTEN_PID (behind a wrapper: --no-listen-pid), or as {fd} in its words",
+                f"says that it is ready, and has not the sockets: {_HOW_TO_TAKE}",
                 now,
             )
-        elif verdict is not Verdict.OPEN:
+        elif verdict is Verdict.OPEN:
+            generation.doubt = _UNUSED if running.readiness.is_idle else ""
+        else:
             if verdict is Verdict.GUESSED:
                 after = f"is taken for ready after {self._options.ready:g} seconds"
                 say(self._about(generation, f"{after}, and was not seen to serve"))

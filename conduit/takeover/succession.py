@@ -346,7 +346,11 @@ class Succession:
         """Whatever it is, this process goes on serving, and the successor must know."""
         gone = isinstance(exc, PeerClosedError)
         if session is self._chosen or not (gone or session.talk.conversation.is_refused):
-            log.warning("a takeover failed, and this process goes on serving: %s", exc)
+            log.warning(
+                "a takeover by pid %d failed, and this process goes on serving: %s",
+                session.peer.pid,
+                exc,
+            )
         if gone or session.talk.conversation.is_refused:
             self._end(session)
         else:
