@@ -472,8 +472,8 @@ class Takeover(Closing):
     def step(self) -> None:
         """Answer successors, as far as that can be done without waiting.
 
-        With ``thread=False``, call it whenever `fileno` is readable, until ``wait(0)`` is true. Call
-        it every few seconds as well: only this call notices a deadline that has passed. It
+        With ``thread=False``, call it whenever `fileno` is readable, until ``wait(0)`` is true.
+        Call it every few seconds as well: only this call notices a deadline that has passed. It
         never waits, but runs ``allow`` and an offered function. If a thread answers, or once this
         is closed, it does nothing.
         """
