@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from conduit.reader import Reader
 else:
     _MODULES = {"Channel": "channel", "Reader": "reader"}
-    """Where a name is that is imported once it is used."""
+    """The modules of names that are imported when first used."""
 
     def __getattr__(name: str) -> object:
         if name not in _MODULES:

@@ -5,21 +5,21 @@
 **One owner.** A descriptor belongs to one object at a time. A received one belongs to its
 `Descriptor` before any Python code, and so any signal handler, can run.
 
-**A message out** is a `Send`. It resolves its items once, to an fd and how that is closed, and
-makes one system call at a time. `Conduit.transfer` waits in between, `conduit.aio` awaits. One
-descriptor that leaves at once, by far the most common message, needs none: ``_transfer_one``.
+**A message out** is a `Send`. It resolves each item once, to an fd and how to close it, and makes
+one system call at a time. In between, `Conduit.transfer` waits and `conduit.aio` awaits. A single
+descriptor that leaves at once, by far the most common message, needs no `Send`: ``_transfer_one``.
 
-**Items** stay the caller's until all of the message has left, and are then closed:
+**Items** stay the caller's until all of the message has left. Then they are closed:
 
-- a `Descriptor` is *borrowed*: one that is moved by one call alone, so that of many threads that
-  move it, one does; one that is shared, for the length of one system call.
-- a file, a socket, any object with ``fileno()`` and ``close()`` is closed through itself.
-- an int has no owner here. A message that has to wait sends duplicates, so that a number closed and
-  reused while it waits sends no other file, and closes it only if it is the same open file still.
+- a `Descriptor` is *borrowed*. To move it, a call borrows it alone: of many threads that try, one
+  succeeds. To share it, a call borrows it for one system call.
+- a file, a socket, any object with ``fileno()`` and ``close()`` is closed by its own ``close()``.
+- an int has no owner here, and may be closed and reused while the message waits. So the message
+  sends a duplicate, and at the end closes the int only if it is still the same open file.
 
 **Exceptions.** What a user's object raises becomes an `Error`, unless a signal handler raised it
-(`errors.from_handler`). Python code runs only before anything has left, and after all that is
-closed in C was closed.
+(`errors.from_handler`). Python code runs only before the first byte leaves, and after everything
+that C closes is closed.
 """
 
 import socket
@@ -53,15 +53,15 @@ globals()["PAUSE"], globals()["QUEUED"] = PAUSE, QUEUED
 
 
 cdef enum:
-    # How an item of a message is closed once it was sent: not by this message, by its number,
-    # through its object; a Descriptor that is moved; one that is shared, which is only returned.
+    # How an item is closed once it was sent: not by this message; by its number; by its object's
+    # close(); a Descriptor that is moved; a Descriptor that is shared, which is only given back.
     NOT, AS_INT, AS_OBJECT, MOVED, SHARED
     # The most bytes that receive_exactly() makes room for at once.
     PIECE = 1 << 18
 
 
 cdef int fd_from(object value, str call) except -1:
-    """The descriptor an int argument of a call stands for; only ints are (1.5 and True are not)."""
+    """Return an int argument of a call as a descriptor; 1.5 and True are refused."""
     cdef int overflow = 0
     cdef long long number
     if not PyLong_Check(value) or PyBool_Check(value):
@@ -73,7 +73,7 @@ cdef int fd_from(object value, str call) except -1:
 
 
 cdef int fd_of(object obj) except -1:
-    """The descriptor an object has right now."""
+    """Return what an object's ``fileno()`` says now."""
     try:
         return PyObject_AsFileDescriptor(obj)
     except Exception as exc:
@@ -83,7 +83,7 @@ cdef int fd_of(object obj) except -1:
 
 
 cdef object close_owner(object owner):
-    """Close a file or socket that was sent; None, or the exception to raise for it."""
+    """Close a file or socket that was sent; return None, or the exception to raise."""
     try:
         owner.close()
     except BaseException as exc:
@@ -91,7 +91,7 @@ cdef object close_owner(object owner):
 
 
 cdef int close_all(const int *fds, int count) noexcept:
-    """Close what `give_back` returned, but -1; 0 or the first failure."""
+    """Close what `give_back` returned, skipping -1; return 0 or the first failure."""
     with nogil:
         return close_fds(fds, count)
 
@@ -101,7 +101,7 @@ cdef int close_now(int fd) noexcept:
 
 
 cdef object open_raw(int fd, mode, buffering, owner):
-    """Make a raw file on an fd, and let it own that or not; the last step runs in C."""
+    """Make a raw file on an fd; ``owner`` says whether it owns it. The last step runs in C."""
     cdef int flags = <int>conduit_result(fcntl(fd, F_GETFL))
     if flags < 0:
         raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
@@ -118,13 +118,13 @@ cdef object open_raw(int fd, mode, buffering, owner):
 cdef class Descriptor(FdHolder):
     """One descriptor that this object owns, as `Conduit.receive` returns it.
 
-    Close it (or leave it, as a context manager), give it to a file (`to_file`) or a socket
-    (`to_conn`), or take the number out (`detach`). One that is dropped still open is closed too,
-    with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
-    again. What needs it open raises `Error` (``NO_FD``).
+    Close it (or use ``with``), turn it into a file (`to_file`) or a socket (`to_conn`), or take the
+    number out (`detach`). If it is dropped while open, it is closed with a `ResourceWarning`.
+    While a call moves it, it looks closed; if that call fails, it is open again. A method that
+    needs it open raises `Error` (``NO_FD``) if it is closed.
 
-    Descriptor(fd, name="") takes ownership of a number, and makes it close-on-exec.
-    `DescriptorTypeError` for anything but an int.
+    Descriptor(fd, name="") takes ownership of the number and sets close-on-exec. Anything but an
+    int is a `DescriptorTypeError`.
     """
 
     __reduce__, __enter__, __exit__ = Closing.__reduce__, Closing.__enter__, Closing.__exit__
@@ -134,7 +134,7 @@ cdef class Descriptor(FdHolder):
 
     def __init__(self, fd: int, name: str = "") -> None:
         cdef int number = fd_from(fd, "Descriptor")
-        # No Python code, and so no handler that raises, in between for what is a plain str.
+        # For a plain str no Python code runs here, so no signal handler can raise.
         cdef str text = name if PyUnicode_CheckExact(name) else mistakes.name_from(name)
         cdef bint fresh
         with cython.critical_section(self):
@@ -146,13 +146,13 @@ cdef class Descriptor(FdHolder):
         fcntl(number, F_SETFD, <int>FD_CLOEXEC)
 
     def __dealloc__(self):
-        # No call uses it: one that does holds this object. But in a forked child...
+        # No call uses it: a call holds this object. But a forked child may have its parent's calls.
         if self.fd >= 0:
             self.sync()
             release_fds(&self.node)
         if self.fd >= 0:
             close_now(self.fd)
-            # Without a source: a reference to this object must not outlive it.
+            # No source: it would be a reference to this object that outlives it.
             warn_unclosed(f"<conduit.Descriptor {self.fd}>", NULL, 1)
 
     def __repr__(self) -> str:
@@ -161,26 +161,26 @@ cdef class Descriptor(FdHolder):
         return f"<conduit.Descriptor{name} {'closed' if fd < 0 else fd}>"
 
     def is_same_file(self, other: HasFileno) -> bool:
-        """Whether another has the same open file description: a duplicate, not a path opened twice.
+        """Whether both refer to one open file description, as duplicates do (two opens do not).
 
-        Where the system cannot tell (Linux before 6.10 in a sandbox without kcmp(2), or another
-        system), the inode decides.
+        Where the system cannot tell, the inode decides: on Linux before 6.10 in a sandbox without
+        kcmp(2), and on other systems.
         """
         cdef int other_fd = fd_of(other)
         cdef bint same = conduit_same_file(self.fileno(), other_fd)
-        # Owned still, it was so all the time, and no other file's.
+        # Raises if it was closed meanwhile: the number may have been another file's.
         self.fileno()
         return same
 
     def fileno(self) -> int:
-        """Return the number, which stays owned by this object."""
+        """Return the number; this object still owns it."""
         cdef int fd = self.number()
         if fd < 0:
             raise Error(UNAVAILABLE, ErrType.NO_FD)
         return fd
 
     def detach(self) -> int:
-        """Return the number and forget it: the caller owns it. Not while another call uses it."""
+        """Return the number, which the caller now owns. `Error` while another call uses it."""
         cdef int fd = self.borrow(True)
         if fd < 0:
             raise Error(UNAVAILABLE, ErrType.NO_FD)
@@ -188,7 +188,7 @@ cdef class Descriptor(FdHolder):
         return fd
 
     def close(self) -> None:
-        """Close it; a second time does nothing. `Error` (``FAILED_CLOSE``) as `Conduit.close`."""
+        """Close it; a second `close` does nothing. Raises ``FAILED_CLOSE`` as `Conduit.close`."""
         cdef int fd = self.give_back(True, False), err = close_now(fd)
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
@@ -199,7 +199,7 @@ cdef class Descriptor(FdHolder):
     to_conn = objects.to_conn
 
     cpdef object _open_as(self, tuple arguments, bint close):
-        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
+        """Turn it into a file, or for None a socket; on failure ``close`` it or leave it open."""
         cdef HeldFds node
         made = objects.blank_socket() if arguments is None else None
         cdef int fd = self.borrow(True)
@@ -214,7 +214,7 @@ cdef class Descriptor(FdHolder):
                 raw = open_raw(fd, arguments[0], arguments[1], False)
                 made = objects.open_file(raw, *arguments)
                 if fd < 0:
-                    # The child of a handler that forked just now: the parent's fd was closed in it.
+                    # A handler forked just now. This is the child, which closed the fd.
                     raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
                 FileIO.__init__(raw, fd, raw.mode)
                 if arguments[5] is not None:
@@ -233,7 +233,7 @@ cdef class Descriptor(FdHolder):
 
 @cython.final
 cdef class Message:
-    """What one message brought; as a context manager, it closes what was not taken out of it."""
+    """A received message; as a context manager, it closes the descriptors not taken out of it."""
 
     cdef bytes _data
     cdef tuple _fds
@@ -264,15 +264,15 @@ cdef class Message:
 
     @property
     def fds(self) -> tuple[Descriptor, ...]:
-        """A `Descriptor` for each one that came, in the order they were sent."""
+        """The received descriptors, in the order they were sent."""
         return self._fds
 
     @property
     def sender(self) -> Peer | None:
-        """Who sent it, where the socket passes credentials, as one of `Conduit.bind` does.
+        """The process that sent it, where the socket passes credentials, as `Conduit.bind`'s does.
 
-        The system tells it of each message, so that a datagram's sender is known. A user that is
-        not mapped in this user namespace has the overflow uid, 65534, which says nothing.
+        The kernel attaches it to each message (``SCM_CREDENTIALS``), so datagrams have it too. A
+        user not mapped in this user namespace shows as the overflow uid, 65534: it may be anyone.
         """
         return self._sender
 
@@ -280,7 +280,7 @@ cdef class Message:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
 
     def close(self) -> None:
-        """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
+        """Close the descriptors not taken out; then raise the first failure, if any."""
         cdef int fds[SLOTS]
         cdef int count = 0, err = 0
         cdef Descriptor descriptor
@@ -297,15 +297,15 @@ cdef class Message:
 @cython.final
 @cython.no_gc_clear
 cdef class Send(Waiter):
-    """One message on its way out: Send(conduit, items, data, keep), as `Conduit.transfer`."""
+    """A message being sent. Send(conduit, items, data, keep) takes what `Conduit.transfer` does."""
 
     cdef Handle handle
     cdef tuple items
     cdef Py_buffer view
     cdef const char *data
     cdef size_t size, bytes_sent
-    # What each item resolved to, how it is closed, and what this object itself holds for it: what
-    # is sent, once it ``waited``. The descriptors are pending until the first byte has left.
+    # For each item: the fd it resolved to, how to close it, and the fd that this object holds for
+    # it, which is sent once it ``waited``. ``fds_pending`` until the first byte has left.
     cdef int count
     cdef int fds[SLOTS]
     cdef char closing[SLOTS]
@@ -323,14 +323,14 @@ cdef class Send(Waiter):
         self._end(False)
 
     cdef int _load(self, Handle handle, tuple items, object data, bint keep) except -1:
-        """Pin the buffer and resolve the items; what fails is undone as this object goes."""
+        """Pin the buffer and resolve the items; on failure ``__dealloc__`` undoes it."""
         handle.enter()
         self.handle = handle
         self.items = items
         self.data = b"\0"
         self.size = 1
         if data is not None:
-            # First: its __buffer__() may run anything, as nothing must once fds are known.
+            # First: its __buffer__() may run any code, and none may run once the fds are known.
             PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
             self.viewed = True
             self.data = <const char *>self.view.buf
@@ -343,7 +343,7 @@ cdef class Send(Waiter):
         return 0
 
     cdef int _resolve(self, bint keep) except -1:
-        """Make the items ready to leave, and find the fd of each."""
+        """Prepare each item and find its fd."""
         cdef Py_ssize_t count = len(self.items)
         cdef int i = 0, fd = -1, highest = -1
         cdef char how = NOT
@@ -368,7 +368,7 @@ cdef class Send(Waiter):
                     fd, how = -1, NOT if keep else AS_OBJECT
                 self.fds[i], self.closing[i], self.own[i] = fd, how, fd if how == MOVED else -1
                 self.count = self.node.count = i + 1
-            # Only now that nothing runs any more which could close or reopen one.
+            # Only now: from here on no Python code runs that could close or reopen one.
             for i in range(self.count):
                 if self.fds[i] < 0:
                     self.fds[i] = fd_of(self.items[i])
@@ -387,7 +387,7 @@ cdef class Send(Waiter):
         return 0
 
     cdef int _borrow(self, Descriptor descriptor, bint keep, char *how) except -1:
-        """Borrow a Descriptor, unless an earlier item has it already."""
+        """Borrow a Descriptor, unless it is an earlier item too."""
         cdef int i, fd = descriptor.borrow(not keep)
         how[0] = SHARED if keep else MOVED
         for i in range(self.count if fd < 0 else 0):
@@ -398,7 +398,7 @@ cdef class Send(Waiter):
         return fd
 
     cdef void _close_once(self, int last) noexcept:
-        """Of those with the fd of the last, let one be closed: through an object, if it can be."""
+        """Close only one of the items that have the last one's fd, an object rather than an int."""
         cdef int i
         for i in range(last):
             if self.fds[i] != self.fds[last]:
@@ -416,19 +416,19 @@ cdef class Send(Waiter):
         return self.bytes_sent
 
     def step(self, wake: Callable[[], object] | None = None) -> int:
-        """Send what the socket takes at once; 0 once all has left, and the items are closed.
+        """Send what the socket takes now; return 0 once all has left and the items are closed.
 
-        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn, of which
-        ``wake()`` tells, in whatever thread. Raises as `Conduit.transfer`, and is then cancelled.
+        Otherwise return what to wait for: ``POLLOUT``; `PAUSE`, a moment; `QUEUED`, the turn to
+        send, until any thread calls ``wake()``. Raises as `Conduit.transfer`; then it is cancelled.
         """
         if wake is not None:
             self.wake = wake
         return self._run(NULL, wake is not None)
 
     def cancel(self) -> None:
-        """Give up, unless all has left. If some of it has, the conduit sends no more.
+        """Give up, unless all has left. If only a part has left, the conduit sends no more.
 
-        From anywhere: a step under way, in another thread or under a signal handler, ends with it.
+        May be called in another thread or a signal handler: a step under way ends the send then.
         """
         cdef bint running
         with cython.critical_section(self):
@@ -437,7 +437,7 @@ cdef class Send(Waiter):
             self._end(False)
 
     cdef int _run(self, Limit *limit, bint join) except -1:
-        """Send what the socket takes, or within a limit all; 0, or what to wait for."""
+        """Send what the socket takes, or with a limit all; return 0 or what to wait for."""
         cdef int events = 0
         cdef str why
         self.running = True
@@ -464,7 +464,7 @@ cdef class Send(Waiter):
         return events
 
     cdef int _step(self, bint join) except -1:
-        """Send what the socket takes; 0 once all has left, else what to wait for."""
+        """Send what the socket takes; return 0 once all has left, else what to wait for."""
         cdef Handle handle = self.handle
         cdef int turn = handle.acquire_send(self, False, join)
         cdef ssize_t sent
@@ -482,18 +482,18 @@ cdef class Send(Waiter):
                 )
             if sent >= 0:
                 self.bytes_sent += sent
-                # They went with the first byte, and go no second time.
+                # The descriptors left with the first byte.
                 self.fds_pending = False
                 if self.bytes_sent == self.size:
                     return 0
-                # Not to be sent, but to compare the numbers with in the end.
+                # These duplicates are not sent: `_end` compares the ints with them.
                 self._hold()
             elif sent == -EAGAIN or sent == -ENOBUFS:
                 self._hold()
                 if handle.acquire_send(self, True, join) == BUSY:
                     # Another thread was faster to wait for room on a packet socket.
                     return QUEUED  # pragma: no cover
-                # BSDs run out of buffers without poll() knowing when they are back.
+                # ENOBUFS on BSDs: poll() does not tell when there are buffers again.
                 return POLLOUT if sent == -EAGAIN else PAUSE
             elif sent == -EINTR:
                 PyErr_CheckSignals()
@@ -502,7 +502,7 @@ cdef class Send(Waiter):
                 self._raise(<int>-sent)
 
     cdef int _hold(self) except -1:
-        """Before the first wait: duplicate what others may close, and return what is shared."""
+        """Before the first wait, duplicate what others may close and give back what is shared."""
         cdef int i
         if self.waited:
             return 0
@@ -520,7 +520,7 @@ cdef class Send(Waiter):
         return 0
 
     cdef int _raise(self, int err) except -1:
-        """Raise what a system call failed with, naming the item that it is about."""
+        """Raise the error of a send; for EBADF it names the item."""
         cdef int i
         cdef str why = None
         for i in range(self.count if self.fds_pending and err == EBADF else 0):
@@ -530,14 +530,14 @@ cdef class Send(Waiter):
         raise self.handle.error("sending", err, why, ErrType.FAILED_TRANSFER, self.bytes_sent)
 
     cdef int _end(self, bint sent) except -1:
-        """The end, once: pass the turn on, close or give back what is held; if sent, the items."""
+        """End it, once: pass on the turn, close or give back what is held; if sent, close items."""
         cdef Descriptor descriptor
         cdef int i, err, failed = 0, lost = -1
         if self.over or self.handle is None:
             return 0
         self.over = True
         release_fds(&self.node)
-        # Before an item is closed: the memory may be its own, as a mapping's.
+        # Before an item is closed: data may be that item's memory, such as an mmap's.
         if self.viewed:
             PyBuffer_Release(&self.view)
         failure = self.handle.end_send(
@@ -566,7 +566,7 @@ cdef class Send(Waiter):
         for i in range(self.count if sent else 0):
             if self.closing[i] == AS_OBJECT:
                 exc = close_owner(self.items[i])
-                # An interrupt is raised too, once nothing is left open.
+                # A handler's exception comes first, but only once nothing is left open.
                 if exc is not None and (failure is None or not isinstance(exc, Error)):
                     failure = exc
         if failure is not None:
@@ -580,27 +580,27 @@ cdef class Conduit:
     """One end of a Unix socket that carries open descriptors to and from another process.
 
     Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
-    other constructors say what is owned. The name appears in the `repr` and in every error.
+    other constructors say what they own. The name appears in the `repr` and in every error.
 
-    What a call sends is moved: closed here once the system has taken the message, and open and the
-    caller's if that fails. With ``keep`` it is shared: it stays open here too. A call that receives
-    returns exactly what was sent, or raises with everything closed that had arrived. What is
-    received is close-on-exec and never 0, 1 or 2.
+    Sending moves a descriptor: once the system has taken the message, it is closed here; if the
+    send fails, it is open and the caller's. With ``keep`` it is shared, and stays open here too.
+    Receiving returns exactly what was sent, or closes all that arrived and raises. Received
+    descriptors are close-on-exec and never 0, 1 or 2.
 
-    Calls wait no longer than `timeout`; while they wait, signal handlers run, and may raise;
+    Calls wait no longer than `timeout`. While they wait, signal handlers run and may raise, and
     `close` in another thread ends them at once. Several threads may call; those that wait to send
-    are served first in, first out. Whether the socket is blocking makes no difference, and is not
-    changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
+    are served first in, first out. ``O_NONBLOCK`` makes no difference and is left as it is. A
+    stream socket gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
-    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
-    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` if the system call fails:
+    Every call raises `Error`: ``NO_FD`` if the conduit is closed or an argument has no descriptor
+    (`DescriptorTypeError` if its type never has one); ``FAILED_TRANSFER`` if the system call fails:
     `PeerClosedError`, `TransferTimeoutError`, `WouldBlockError`, or another with an errno.
     """
 
     cdef readonly Handle _handle
     cdef double seconds
-    # The object it was borrowed of; the place it is bound at; the messages that came before a
-    # receive_exactly() ended without the rest.
+    # The object whose fd it borrows; the path it is bound at; the messages that an interrupted
+    # receive_exactly() had received.
     cdef object source, place
     cdef list early
     cdef object __weakref__
@@ -629,7 +629,7 @@ cdef class Conduit:
         handle: Handle, timeout: float | None = None, source: object = None,
         place: Place | None = None,
     ) -> Conduit:
-        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
+        """Return a conduit over a handle; source: whose fd it borrows; place: where it is bound."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
         conduit.seconds = mistakes.seconds_from(timeout)
         conduit.source, conduit.place, conduit._handle = source, place, handle
@@ -679,9 +679,9 @@ cdef class Conduit:
         return self._handle.number() < 0
 
     cdef Limit _limit(self, object deadline=None) except *:
-        """How long a call may wait; one of several steps, until a time of `monotonic` at most."""
+        """How long a call may wait: its timeout, or until a time of `monotonic`."""
         cdef Limit limit
-        # More would not fit.
+        # 9e9 seconds are the most that fit in nanoseconds.
         limit.deadline = 0 if deadline is None else <long long>(min(<double>deadline, 9e9) * 1e9)
         with cython.critical_section(self):
             limit.seconds = self.seconds
@@ -691,8 +691,8 @@ cdef class Conduit:
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
-        with the next call. A negative number or NaN is a `ValueError`.
+        They count from its first wait; then `TransferTimeoutError`. A new value holds from the next
+        call on. A negative number or NaN is a `ValueError`.
         """
         cdef double seconds = self._limit().seconds
         return None if seconds < 0 else seconds
@@ -705,7 +705,7 @@ cdef class Conduit:
 
     @property
     def peer(self) -> Peer:
-        """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
+        """The `Peer` (pid, uid, gid) as of connect(2) (``SO_PEERCRED``); `Error` without one."""
         cdef conduit_sender peer
         cdef int err = peer_of(self._handle.enter(), &peer)
         self._handle.leave()
@@ -714,15 +714,15 @@ cdef class Conduit:
         return Peer(peer.pid, peer.uid, peer.gid)
 
     def fileno(self) -> int:
-        """Return the number of the socket, which stays the conduit's."""
+        """Return the number of the socket; the conduit still owns it."""
         return self._handle.fileno()
 
     def close(self) -> None:
-        """Close what the conduit made itself, and end the calls that wait in other threads.
+        """Close what the conduit owns, and end the calls that wait in other threads.
 
-        Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
-        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if the
-        system reports a failure, or the number was closed elsewhere (what has it then is left
+        Those calls raise `Error` (``NO_FD``), and the last one to end closes the socket. A borrowed
+        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if
+        close(2) fails, or if other code has closed the number (a file that has it now is left
         alone); the conduit is closed all the same.
         """
         with cython.critical_section(self):
@@ -738,13 +738,13 @@ cdef class Conduit:
             finally:
                 for message in early or ():
                     message.close()
-                # Only here: to forget an object may run anything.
+                # Last: dropping an object may run any code.
                 del source
 
     def shutdown(self, how: int = socket.SHUT_WR) -> None:
-        """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
+        """Shut down sending, so that the peer reads the end; or ``SHUT_RD``, ``SHUT_RDWR``.
 
-        See ``shutdown(2)``. All processes that share the socket are affected.
+        See ``shutdown(2)``. It affects all processes that share the socket.
         """
         cdef int err, direction = index(how)
         if direction not in (socket.SHUT_RD, socket.SHUT_WR, socket.SHUT_RDWR):
@@ -755,27 +755,27 @@ cdef class Conduit:
             raise self._handle.error("shutting down", -err)
 
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
-        """Send one descriptor by its number, which no other object may own. See `transfer`."""
+        """Send one descriptor by number; no object may own the number. See `transfer`."""
         self._transfer_one(fd_from(fd, "transfer_fd"), fd, keep)
 
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; on success its ``close()`` is called. See `transfer`.
 
-        What it has not written yet is flushed first, and the receiver reads on where the program
-        stopped reading, not where the buffer did. With ``keep``, both have one offset.
+        It is flushed first, and its offset is set to where the program stopped reading, not to
+        where the buffer did. With ``keep``, both processes share that offset.
 
-        What was read ahead and cannot be put back (of a pipe, in the middle of what an encoding
-        decodes at once) is refused (``FAILED_TRANSFER``), with the file open and where it was; so
-        is any reader that may have a buffer of its own, but those of `io` over a file or a socket.
+        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``), open and unmoved: a
+        pipe's, or one in the middle of what an encoding decodes at once. So is any reader that may
+        have a buffer of its own, except those of `io` over a file or a socket.
         """
         self._transfer_object(file, keep)
 
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
-        Take a socket out of its event loop first, which goes on watching it otherwise; one of a
-        transport of asyncio or uvloop is only shared. A TLS socket is refused, since its state
-        cannot travel. See `transfer`.
+        Remove a socket from its event loop first, or the loop goes on watching the number. A
+        socket of an asyncio or uvloop transport can only be shared. A TLS socket is refused: its
+        state cannot travel. See `transfer`.
         """
         self._transfer_object(conn, keep)
 
@@ -785,26 +785,26 @@ cdef class Conduit:
         """Send a message: bytes, and any number of descriptors with them.
 
         Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
-        ``close()``; files are prepared as by `transfer_file`. On success each is closed through
-        its own object, an int by its number; what stands twice is sent twice and closed once.
+        ``close()``; files are prepared as by `transfer_file`. On success each is closed by its own
+        ``close()``, an int by close(2). An item given twice is sent twice and closed once.
 
-        ``data`` is any bytes-like object, sent whole however long it is, on a stream with the
-        descriptors at its first byte; without it, that is one NUL. An empty one is sent as it is
-        where the socket keeps messages apart.
+        ``data`` is any bytes-like object of any length, by default one NUL byte. All of it is sent;
+        on a stream the descriptors go with its first byte. It may be empty where the socket keeps
+        messages apart.
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
-        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
-        not sent, or only ``sent`` bytes of it: then the conduit sends no more, since the stream is
-        broken there. ``FAILED_CLOSE`` if all was sent, but something was not closed well here, or a
-        number that had to wait may be another file's (another thread closed it), which is left
-        alone. `DescriptorTypeError` also for what cannot be closed and is not to be kept;
-        `ValueError` for nothing to send, or an empty ``data`` on a stream; `TypeError` or
-        `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared or the message was
+        not sent. If only ``sent`` bytes of it were, the stream is broken there and the conduit
+        sends no more. ``FAILED_CLOSE`` if all was sent but a close failed here, or if another
+        thread closed an int while it waited: the number may be another file's, and is left alone.
+        `DescriptorTypeError` also for an object without ``close()``, unless ``keep``; `ValueError`
+        for nothing to send or empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
+        that is not bytes-like or not contiguous.
         """
         self._send(items, data, keep, None)
 
     cpdef int _send(self, tuple items, data, bint keep, deadline) except -1:
-        """Send as `transfer`, until a deadline as that of `_receive_by`."""
+        """Send as `transfer`, with a deadline as in `_receive_by`."""
         cdef Send send = Send.__new__(Send)
         cdef Limit limit = self._limit(deadline)
         send._load(self._handle, items, data, keep)
@@ -817,7 +817,7 @@ cdef class Conduit:
         return self._transfer_one(fd_of(obj), obj, keep)
 
     cdef int _transfer_one(self, int fd, object item, bint keep) except -1:
-        """Send one descriptor with a NUL byte: at once, or as a `Send` does."""
+        """Send one descriptor with a NUL byte: at once if possible, else by a `Send`."""
         cdef Handle handle = self._handle
         cdef Limit limit
         cdef int own = handle.enter(), turn = BUSY, err = 0
@@ -837,7 +837,7 @@ cdef class Conduit:
                 limit = self._limit()
                 if sent == -EAGAIN and limit.seconds == 0 and turn != BUSY:
                     raise handle.error("sending", EAGAIN)
-                # In the turn that this call has: those that came since then come after it.
+                # The Send takes over this call's turn, so nobody in the queue gets ahead of it.
                 send = Send.__new__(Send)
                 if turn == TURN:
                     with cython.critical_section(handle):
@@ -863,9 +863,9 @@ cdef class Conduit:
     def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
-        A signal handler that raises just as this returns loses it, as any int. Raises `Error`
-        (``BAD_CTRL_MESG``), with all that came closed, for a message without one, with several, or
-        with more than a byte, and if this process has no room for it (``EMFILE``).
+        If a signal handler raises just as this returns, the number is lost and stays open. Raises
+        `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message with no descriptor,
+        with several, or with more than one byte, and if this process has no room (``EMFILE``).
         """
         cdef int fd = self._receive_one()
         try:
@@ -880,7 +880,8 @@ cdef class Conduit:
     ) -> IO[Any]:
         """Receive one descriptor and return a file that owns it, as `Descriptor.to_file` makes it.
 
-        The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
+        The arguments are checked before anything is received. Raises as `receive_fd` and
+        `Descriptor.to_file`, with the descriptor closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         raw = None
@@ -899,7 +900,7 @@ cdef class Conduit:
     def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` does.
 
-        Raises as `receive_fd` and that; the descriptor is closed.
+        Raises as `receive_fd` and `Descriptor.to_conn`, with the descriptor closed.
         """
         cdef Descriptor descriptor = Descriptor.__new__(Descriptor)
         descriptor.fd = self._receive_one()
@@ -909,11 +910,11 @@ cdef class Conduit:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
-        Packets come as they were sent. A stream has no boundaries: what comes is what has arrived,
-        up to the descriptors of one message; bytes sent before may stand in front of it, and a
-        long payload comes in pieces.
+        Packets come as they were sent. A stream has no boundaries: this returns the bytes that have
+        arrived, with the descriptors of at most one message. Bytes sent earlier may come in front
+        of that message's, and a long payload comes in pieces.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and can be called again: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
@@ -921,7 +922,7 @@ cdef class Conduit:
         return self._message(max_data, max_fds, &limit)
 
     def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
-        """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
+        """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
         cdef Limit limit = self._limit(deadline)
         return self._message(max_data, max_fds, &limit)
 
@@ -956,15 +957,15 @@ cdef class Conduit:
         return message
 
     def receive_exactly(self, size: int, max_fds: int = CONDUIT_MAX_FDS) -> Message:
-        """Receive so many bytes, never one more, and the descriptors that came with them.
+        """Receive exactly ``size`` bytes, and the descriptors that came with them.
 
-        Where a protocol says how long what follows is, this keeps the descriptors of one message
-        apart from the next's. What had come when a deadline, a signal handler or a cancellation
-        ends this stays, for the next call of it; until then no other call receives. Of packets,
-        as many as make up the size.
+        For protocols that say the length of what follows: it keeps the descriptors of one message
+        apart from those of the next. If a deadline, a signal handler or a cancellation ends it, the
+        next call continues with what had come; until then other receiving calls raise. On packets,
+        it receives as many as make up the size.
 
-        Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
-        and with more than ``max_fds`` descriptors, all that came is lost and closed.
+        Raises as `receive`. `PeerClosedError` says how many bytes came before the end. On that, and
+        on more than ``max_fds`` descriptors, all that had come is closed and lost.
         """
         cdef list early
         cdef Py_ssize_t wanted = mistakes.size_from(size), left = wanted, count = 0
@@ -987,7 +988,7 @@ cdef class Conduit:
                 left -= len(message._data)
                 count += len(message._fds)
                 if not message._data:
-                    # An empty packet: were there any number of them, the deadline holds.
+                    # An empty packet: the deadline must hold however many of them come.
                     self._handle.enter()
                     try:
                         self._handle.wait(POLLIN, None, &limit, "receiving")
@@ -1021,7 +1022,7 @@ cdef class Conduit:
             return
 
     cdef int _receive_one(self) except -1:
-        """Receive a plain transfer; the fd is the caller's."""
+        """Receive one fd, which the caller owns, with one byte."""
         cdef char nul = 0
         cdef RecvResult result
         cdef Limit limit = self._limit()
@@ -1031,7 +1032,7 @@ cdef class Conduit:
     cdef ssize_t _receive(
         self, void *data, size_t size, int least, int most, RecvResult *result, Limit *limit
     ) except -1:
-        """Receive a message of at most ``size`` >= 1 bytes; how many came."""
+        """Receive a message of at most ``size`` >= 1 bytes; return how many came."""
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
         cdef int fd = handle.enter()
@@ -1044,9 +1045,9 @@ cdef class Conduit:
                     with nogil:
                         got = recv_message(fd, handle.kind, data, size, result)
                 else:
-                    # Python forks with the GIL held, so no child is made before all are
-                    # close-on-exec. Only for vfork(), which it uses on Linux alone, it gives it
-                    # up. Without a GIL, os.fork() stops all threads, but not subprocess.
+                    # Python forks with the GIL held, so all are close-on-exec before there is a
+                    # child. It releases the GIL only for vfork(), which it uses on Linux alone.
+                    # In a free-threaded Python os.fork() stops all threads; subprocess does not.
                     got = recv_message(fd, handle.kind, data, size, result)  # pragma: no cover
                 if got >= 0:
                     break

@@ -1,36 +1,36 @@
 # cython: language_level=3, freethreading_compatible=True, auto_pickle=False, autotestdict=False
 # cython: annotation_typing=False
-"""One descriptor that several calls use: in use, closed, waited for, forked, sent on in turn.
+"""One descriptor that several calls use: borrowing, closing, waiting, turns to send, forks.
 
 Theory of operation
 ===================
 
-**Use.** Every call borrows the fd and gives it back. Closing marks the object, and the last call to
-end closes the fd, which is so never another file's under a call. What is closed stays closed.
+**Use.** Every call borrows the fd and gives it back. ``close()`` marks the object, and the last
+call to end closes the fd. So no call uses an fd that is another file's. A closed object stays so.
 
-**One lock.** Every field is read and written in ``critical_section(self)``, a lock where there is
-no GIL. No Python code runs inside, and no two are nested. Exempt are ``fd`` and what `Handle.open`
-wrote while a call has borrowed the fd, and every field once the last has ended.
+**One lock.** Every field is read and written in ``critical_section(self)``, which without a GIL is
+a lock. No Python code runs inside, and no two are nested. Two exceptions: while a call has borrowed
+the fd, ``fd`` and what `Handle.open` wrote; and, once the last call has ended, every field.
 
-**Waiting** is ``poll(2)`` on the fd and on a waker that ``close()`` writes to, or for a turn, on a
-lock. Signals run when that ends: at once if the signal struck this thread, within SIGNAL_SLICE if
-it struck another. Without a descriptor for a waker, every BLIND_SLICE is a look at what happened.
+**Waiting** is ``poll(2)`` on the fd and on a waker that ``close()`` writes to; for a turn, it is a
+lock. Signal handlers run when the wait ends: at once if the signal struck this thread, within
+SIGNAL_SLICE if it struck another. With no descriptor left for a waker, it looks every BLIND_SLICE.
 
-**Turns.** A payload on a stream may take many calls, and no other may come between. Whoever sends
-is the ``sender``, the others stand in ``queue``, first in, first out; a sender that is done makes
-the first of them the sender. (A lock that is released and taken again let one thread send 46,786
-messages and five others one each.) A packet leaves in one call; there the queue orders only those
-for which the socket had no room. A thread that would wait for itself, such as a signal handler that
+**Turns.** A payload on a stream may take many calls, and no other may come between. The call that
+sends is the ``sender``; the others stand in ``queue``, first in, first out. A sender that is done
+makes the first of them the sender. (A lock that is released and taken again let one thread send
+46,786 messages and five others one each.) A packet leaves in one call, so only packets that found
+no room in the socket queue. A thread that would wait for itself, such as a signal handler that
 sends on the conduit it interrupted, gets an Error.
 
-**Fork.** A child has the fds of its parent and none of its threads. What an open object holds is
-the child's object's to close. What only a call under way holds (an fd closed under it, a waker, the
-descriptors and duplicates of a message that waits) nobody would close: each such row of fds stands
-in the list ``held_fds``, and the child closes them. Linking allocates nothing, and the order of
-writes keeps the list whole at any instant. The fields of an object are put right when the child
-first uses it (``sync``); a call that a signal handler interrupted to fork ends in the child with an
-Error. Not covered is the instant in which another thread is inside close(2) or recvmsg(2): who
-forks a program with threads has the child exec, which closes all of these.
+**Fork.** A child has the fds of its parent and none of its threads. Its copy of an open object
+closes what the object holds. But no object would close what only a call under way holds: an fd
+closed under it, a waker, the descriptors and duplicates of a message that waits. Each such row of
+fds stands in the list ``held_fds``, and the child closes them. Linking allocates nothing, and the
+order of writes keeps the list whole at any instant. ``sync`` corrects an object's fields when the
+child first uses it. A call that a signal handler interrupted to fork ends in the child with an
+Error. Not covered: a fork while another thread is inside close(2) or recvmsg(2). In a program with
+threads the child must exec, which closes these.
 """
 
 import os
@@ -57,7 +57,7 @@ if held_lock == NULL:
 
 
 cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept:
-    """Let a forked child close a row of fds, until `release_fds`; a node that has fds is linked."""
+    """Let a forked child close a row of fds until `release_fds`; no-op if the node is linked."""
     if node.fds != NULL:
         return
     node.fds = fds
@@ -71,7 +71,7 @@ cdef void hold_fds(HeldFds *node, int *fds, int count) noexcept:
 
 
 cdef void release_fds(HeldFds *node) noexcept:
-    """Take a row out of the list. Its fds are closed after that: a number may be reused then."""
+    """Take a row out of the list; close its fds only after that, as a number may be reused."""
     if node.fds == NULL:
         return
     PyThread_acquire_lock(held_lock, WAIT_LOCK)
@@ -93,7 +93,7 @@ def _close_in_child():
         node.fds = NULL
         node = node.next
     held_fds.next = held_fds.previous = &held_fds
-    # Where there is no GIL, a thread that is not here may have had it.
+    # Without a GIL, a thread that does not exist here may hold the old one.
     held_lock = PyThread_allocate_lock()
 
 
@@ -104,16 +104,16 @@ cdef void warn_unclosed(str what, PyObject *source, Py_ssize_t level) noexcept:
     """Warn that an object was dropped while open, also at exit, when modules are gone already."""
     if PyErr_ResourceWarning(source, level, "unclosed %U", <PyObject *>what) < 0:
         if PyErr_ExceptionMatches(Warning):
-            # One that is an error cannot be raised from where objects end.
+            # A deallocator cannot raise a warning that was turned into an error.
             PyErr_WriteUnraisable(what)
         else:
-            # The interpreter has not enough left to warn with.
+            # At exit, the interpreter can no longer warn.
             PyErr_Clear()  # pragma: no cover - coverage has ended by then
 
 
 @cython.freelist(256)
 cdef class FdHolder:
-    """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
+    """An fd that calls borrow: the base of `Handle` and `Descriptor`. See the module."""
 
     def __cinit__(self):
         self.fd = FRESH
@@ -122,7 +122,7 @@ cdef class FdHolder:
 
     @property
     def name(self) -> str:
-        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        """The name it was given by the program, by systemd or over a `Channel`; else ""."""
         cdef str name
         with cython.critical_section(self):
             name = self.label
@@ -130,11 +130,11 @@ cdef class FdHolder:
 
     @property
     def closed(self) -> bool:
-        """Whether it owns nothing any more: closed, detached, or made into another object."""
+        """Whether it was closed, detached, or made into another object."""
         return self.number() < 0
 
     cdef int number(self) noexcept:
-        """The fd; less than 0 if it is closed or one call has it alone."""
+        """Return the fd; less than 0 if it is closed or one call has it alone."""
         cdef int fd
         with cython.critical_section(self):
             fd = -1 if self.close_pending or self.users == ALONE else self.fd
@@ -142,7 +142,7 @@ cdef class FdHolder:
 
     @cython.final
     cdef int borrow(self, bint alone) noexcept:
-        """The fd, for a call that will `give_back`, without others if ``alone``; or less than 0."""
+        """Return the fd until `give_back`, to one call only if ``alone``; less than 0 if in use."""
         cdef int fd = -1
         with cython.critical_section(self):
             if self.forks != forks:
@@ -155,7 +155,7 @@ cdef class FdHolder:
 
     @cython.final
     cdef int give_back(self, bint gone, bint borrowed) noexcept:
-        """End what `borrow` began; the fd, for the caller to close, if it is ``gone`` for all."""
+        """End what `borrow` began; return the fd if the caller must close it. ``gone``: for all."""
         cdef int fd = -1
         with cython.critical_section(self):
             if self.forks != forks:
@@ -173,7 +173,7 @@ cdef class FdHolder:
         return fd
 
     cdef void sync(self) noexcept:
-        """In a child, forget the parent's calls; what they held was closed as the child began."""
+        """In a child, forget the parent's calls; `_close_in_child` closed what they held."""
         if self.forks != forks:
             self.forks = forks
             if self.close_pending or self.users == ALONE:
@@ -183,7 +183,7 @@ cdef class FdHolder:
 
 
 cdef class Waiter:
-    """Who may wait for the turn to send: a thread sleeps on ``lock``, for a task is ``wake``."""
+    """A call that may wait for the turn to send: a thread on ``lock``, a task until ``wake()``."""
 
     def __cinit__(self):
         self.thread = PyThread_get_thread_ident()
@@ -193,7 +193,7 @@ cdef class Waiter:
             PyThread_free_lock(self.lock)
 
     cdef object wake_up(self):
-        """Wake it. None; what a signal handler raised over it; False if its loop has ended."""
+        """Wake it; return None, what a signal handler raised, or False if its loop has ended."""
         if self.lock != NULL:
             PyThread_release_lock(self.lock)
             return None
@@ -218,7 +218,7 @@ cdef class Handle(FdHolder):
         self.queue = []
 
     def __dealloc__(self):
-        # Whoever is in a call, or waits for a turn, holds this object. But in a forked child...
+        # A call, or one that waits, holds this object. But a child may have its parent's calls.
         self.sync()
         if self.fd >= 0:
             self._release(self.fd)
@@ -244,13 +244,13 @@ cdef class Handle(FdHolder):
             raise from_errno(-own, ErrType.NO_FD, "making a socket")
         handle.open(own, what, name, True)
         if own == fd:
-            # Of the C class, in which no signal handler runs. Without memory for what it returns,
-            # it has let go of the fd all the same.
+            # The C class's: no signal handler runs in it. If it has no memory for its result, it
+            # has let go of the fd all the same.
             socket.detach(sock)
         return handle
 
     cpdef int open(self, int fd, str what, str name, bint owned) except -1:
-        """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
+        """Use a descriptor from now on; only once. If ``owned``, it is closed with the handle."""
         cdef int kind = 0, unfit
         cdef FileId known
         cdef bint fresh
@@ -275,7 +275,7 @@ cdef class Handle(FdHolder):
         self, str doing, int err=0, str why=None, object type=ErrType.FAILED_TRANSFER,
         ssize_t sent=0,
     ):
-        """The `Error` of a call: for an errno, or for none, where ``doing`` says it all."""
+        """Return the `Error` of a call; without an errno, ``doing`` is all of its message."""
         cdef str what = f"{self!r}: {doing}"
         if err:
             return from_errno(err, type, what, why, sent=sent)
@@ -295,7 +295,7 @@ cdef class Handle(FdHolder):
         return fd
 
     cpdef int enter(self) except -1:
-        """Begin a call, which must `leave`; the fd, which is nobody else's until then."""
+        """Begin a call; return the fd, which stays this file's until `leave`."""
         cdef int fd = self.borrow(False)
         if fd < 0:
             raise self.error("it is closed", 0, None, ErrType.NO_FD)
@@ -305,12 +305,12 @@ cdef class Handle(FdHolder):
         return fd
 
     cpdef int leave(self) noexcept:
-        """End a call; the last one out of a closed handle closes the fd: 0 or the failure."""
+        """End a call; the last one out of a closed handle closes the fd. 0 or the failure."""
         cdef int fd = self.give_back(False, True)
         return self._release(fd) if fd >= 0 else 0
 
     def close(self) -> None:
-        """Close it once no call is under way, and wake all that wait. As `Conduit.close`."""
+        """Close it once no call is under way, and wake all that wait. See `Conduit.close`."""
         cdef int err
         cdef list queue
         cdef Waiter waiter
@@ -318,7 +318,7 @@ cdef class Handle(FdHolder):
         cdef object woken, failure = None
         if self.borrow(False) < 0:
             return
-        # Now nobody else comes in, and a child closes it, which what is woken may make.
+        # From here no call can begin. What is woken may fork; the child closes the fd, too.
         self.give_back(True, False)
         with cython.critical_section(self):
             queue, self.queue = self.queue, []
@@ -335,12 +335,12 @@ cdef class Handle(FdHolder):
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"{described}: closing")
 
     def warn_unclosed(self, source: object, level: int = 1) -> None:
-        """Warn that an object over this handle was dropped open, so many frames of Python up."""
+        """Warn that an object over this handle was dropped open; level as `warnings.warn`."""
         if self.owned and self.number() >= 0:
             warn_unclosed(repr(source), <PyObject *>source, level)
 
     cdef int _release(self, int fd) noexcept:
-        """Close the descriptor, if owned, and the waker; for the last one out."""
+        """Close the descriptor, if owned, and the waker; called by the last call to end."""
         cdef int err = 0
         release_fds(&self.waker_node)
         with nogil:
@@ -357,7 +357,7 @@ cdef class Handle(FdHolder):
         FdHolder.sync(self)
 
     cdef int check(self, str doing, ssize_t sent=0, bint to_send=False) except -1:
-        """Raise if a call that is under way has lost what it uses, or may not send any more."""
+        """Raise if the fd was closed under this call, or if it may not send any more."""
         cdef str why = None
         cdef bint broken
         with cython.critical_section(self):
@@ -380,7 +380,7 @@ cdef class Handle(FdHolder):
     ) except -1:
         """Wait until the socket may be ready, or the waiter has the turn, or just a moment.
 
-        ``why`` says what for. Raises if it is closed, at the limit, and what a handler raises.
+        ``why`` tells what it waits for. Raises on close, at the limit, and what a handler raises.
         """
         cdef pollfd watched[2]
         cdef long long left
@@ -393,17 +393,17 @@ cdef class Handle(FdHolder):
         if seconds == 0:
             raise self.error(doing, EAGAIN, why, type, sent)
         if not limit.deadline:
-            # More would not fit; it is 285 years.
+            # 9e9 seconds, 285 years, are the most that fit in nanoseconds.
             limit.deadline = now() + <long long>(seconds * 1e9) if 0 < seconds < 9e9 else NEVER
         with cython.critical_section(self):
             if self.waker[0] < 0 and not self.close_pending and events != QUEUED:
-                # A waker, but not of the last room, which belongs to what is waited for.
+                # A waker, but not in the last free slots: the message needs those.
                 spare = dup_fd(self.fd)
                 if spare >= 0:
                     if conduit_waker(self.waker) == 0:
                         hold_fds(&self.waker_node, self.waker, 2)
                     close_fd(spare)
-            # Not for a moment's rest, which POLLHUP would end.
+            # A PAUSE does not watch the fd: POLLHUP would end it at once.
             watched[0].fd = self.fd if events != PAUSE else -1
             watched[0].events = <short>(events & 0xFFFF)
             watched[1].fd = self.waker[0]
@@ -434,7 +434,7 @@ cdef class Handle(FdHolder):
         self, ssize_t result, Limit *limit, str doing, str why=None,
         object type=ErrType.FAILED_TRANSFER,
     ) except -1:
-        """After a call that failed to receive: wait until it may be made again, or raise."""
+        """After a receive or accept that failed, wait until it may be retried, or raise."""
         if result == -EAGAIN:
             self.wait(POLLIN, None, limit, doing, why, type)
         elif result == -EINTR:
@@ -445,10 +445,10 @@ cdef class Handle(FdHolder):
         return 0
 
     cdef int acquire_send(self, Waiter waiter, bint for_room, bint join) except -1:
-        """Whether one may send: TURN, until `end_send`; FREE, for a packet in one call; or BUSY.
+        """Ask to send: TURN, until `end_send`; FREE, a packet needs no turn; or BUSY.
 
-        A packet needs the turn ``for_room``, to wait until there is some. With ``join`` it stands
-        in the queue if it is BUSY, and is woken when it has the turn.
+        A packet needs the turn only to wait ``for_room``. With ``join``, a BUSY waiter enters the
+        queue and is woken once it has the turn.
         """
         cdef int turn = BUSY
         cdef Waiter other
@@ -460,10 +460,10 @@ cdef class Handle(FdHolder):
             PyThread_acquire_lock(waiter.lock, NOWAIT_LOCK)
         with cython.critical_section(self):
             if self.sender is waiter:
-                # But ``single`` is everybody's: then it is another call that has the turn.
+                # All calls share ``single``: if it is the sender, another call has the turn.
                 turn = TURN if waiter is not self.single else BUSY
             elif self.sender is None:
-                # What waits is told by `check` that nothing is sent any more.
+                # Broken: `check` tells a call that waits that nothing is sent any more.
                 if not self.broken or waiter is not self.single:
                     turn = TURN if for_room or self.kind == SOCK_STREAM else FREE
                 if turn == TURN:
@@ -481,10 +481,10 @@ cdef class Handle(FdHolder):
         return turn
 
     cdef object end_send(self, Waiter waiter, bint broken):
-        """Give up the turn, which the first in the queue gets, or the place in the queue.
+        """Pass the turn to the first in the queue, or leave the queue.
 
-        Nothing is sent any more if a message is ``broken``, having left in part. None, or what a
-        signal handler raised over it, for the caller to raise once all else is done.
+        If a message left in part, it is ``broken``, and nothing is sent any more. Returns None, or
+        what a signal handler raised, for the caller to raise once all else is done.
         """
         cdef object woken = False
         cdef Py_ssize_t i
@@ -493,10 +493,10 @@ cdef class Handle(FdHolder):
                 self.sync()
                 self.broken = self.broken or broken
                 if self.sender is waiter:
-                    # The next; and the one after that, if the loop of that one has ended.
+                    # The next waiter; or the one after it, if its loop has ended.
                     self.sender = waiter = self.queue.pop(0) if self.queue else None
                 else:
-                    # In place: there may be no memory for another list.
+                    # In place: there may be no memory for a new list.
                     for i in range(len(self.queue)):
                         if self.queue[i] is waiter:
                             del self.queue[i]

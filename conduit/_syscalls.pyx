@@ -2,12 +2,11 @@
 # cython: annotation_typing=False
 """The system calls, one function each: no state, no policy, no Python object.
 
-Each returns a value, or minus the errno. None waits. All run without the GIL, in any number of
+Each returns a value or minus the errno. None waits. All run without the GIL, in any number of
 threads.
 
-Each descriptor that is made here is close-on-exec from the first instant (where the system can do
-that in one step), and above 2: where a program has closed its standard streams, what it prints must
-not go to a peer.
+A descriptor made here is close-on-exec from the first instant, where the system can do that in one
+step. It is above 2: if a program has closed its standard streams, its output must not go to a peer.
 """
 
 import os
@@ -18,7 +17,7 @@ MAX_FDS = CONDUIT_MAX_FDS
 
 
 cdef long long now() noexcept nogil:
-    """The monotonic clock in nanoseconds. Not Python's, which a test may have frozen."""
+    """Return the monotonic clock in nanoseconds. Not Python's, which a test may have frozen."""
     cdef timespec at
     clock_gettime(CLOCK_MONOTONIC, &at)
     return <long long>at.tv_sec * 1000000000 + at.tv_nsec
@@ -30,13 +29,13 @@ def monotonic() -> float:
 
 
 cdef int close_fd(int fd) noexcept nogil:
-    """Close once. Interrupted, it is closed all the same (close(2))."""
+    """Close once. After EINTR, too, it is closed (close(2))."""
     cdef int err = <int>conduit_result(close(fd))
     return 0 if err == -EINTR else err
 
 
 cdef int close_fds(const int *fds, int count) noexcept nogil:
-    """Close each once, but for those that are -1; 0 or the first failure."""
+    """Close each once, skipping -1; return 0 or the first failure."""
     cdef int i, err, first = 0
     for i in range(count):
         err = close_fd(fds[i]) if fds[i] >= 0 else 0
@@ -50,7 +49,7 @@ cdef int dup_fd(int fd) noexcept nogil:
 
 
 cdef int move_up(int fd) noexcept nogil:
-    """The same open file above standard error; a failure is passed on, with ``fd`` closed."""
+    """Move an fd above standard error; ``fd`` is closed, also on failure. Passes an errno on."""
     cdef int moved
     if fd < 0 or fd >= LOWEST:
         return fd
@@ -60,7 +59,7 @@ cdef int move_up(int fd) noexcept nogil:
 
 
 cdef int identify(int fd, FileId *found) noexcept nogil:
-    """What tells a socket from every other file while it is open."""
+    """Get device and inode, which tell a socket from every other file while it is open."""
     cdef struct_stat status
     cdef int err = <int>conduit_result(fstat(fd, &status))
     if err:
@@ -70,7 +69,7 @@ cdef int identify(int fd, FileId *found) noexcept nogil:
 
 
 cdef int close_known(int fd, const FileId *known) noexcept nogil:
-    """Close a socket, unless other code has closed it and the fd is another file's by now."""
+    """Close a socket; EBADF if other code has closed it and the fd is another file's."""
     cdef FileId found
     cdef int err = identify(fd, &found)
     if err:
@@ -91,7 +90,7 @@ cdef void set_header(msghdr *msg, iovec *part, const void *data, size_t size) no
 cdef ssize_t send_message(
     int fd, const void *data, size_t size, const int *fds, int count
 ) noexcept nogil:
-    """Send bytes and descriptors in one message; how many bytes were taken."""
+    """Send bytes and descriptors in one message; return how many bytes were taken."""
     cdef msghdr msg
     cdef iovec part
     cdef conduit_control control
@@ -106,13 +105,13 @@ cdef ssize_t send_message(
         head.cmsg_type = SCM_RIGHTS
         head.cmsg_len = CMSG_LEN(sizeof(int) * count)
         memcpy(CMSG_DATA(head), fds, sizeof(int) * count)
-        # The exact length: macOS takes no other, and the padding would hold stack bytes.
+        # Exact, without padding: macOS takes no other length, and padding would leak stack bytes.
         msg.msg_controllen = head.cmsg_len
     return conduit_result(conduit_sendmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_NOSIGNAL))
 
 
 cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
-    """Take every descriptor, and who sent it, out of every control message."""
+    """Take every descriptor, and the sender's credentials, out of all control messages."""
     cdef cmsghdr *head = CMSG_FIRSTHDR(msg)
     cdef const int *fds
     cdef int i, fd
@@ -122,7 +121,7 @@ cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
             for i in range(<int>(conduit_cmsg_size(msg, head) // sizeof(int))):
                 fd = fds[i]
                 if fd < 0:
-                    # Where a descriptor was withheld, Linux 7.3 and a pidfd say why.
+                    # An errno: Linux 7.3 puts it in place of a withheld descriptor, or of a pidfd.
                     if head.cmsg_type == SCM_RIGHTS:
                         result.flaw = WITHHELD
                 elif head.cmsg_type != SCM_RIGHTS or result.count == SLOTS:
@@ -148,7 +147,7 @@ cdef void collect(msghdr *msg, RecvResult *result) noexcept nogil:
 cdef ssize_t recv_message(
     int fd, int kind, void *data, size_t size, RecvResult *result
 ) noexcept nogil:
-    """Receive one message, with all its descriptors and its flaw, if any; how many bytes came."""
+    """Receive one message, its descriptors and its flaw, if any; return how many bytes came."""
     cdef msghdr msg
     cdef iovec part
     cdef conduit_control control
@@ -160,7 +159,7 @@ cdef ssize_t recv_message(
     msg.msg_controllen = sizeof(control)
     got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
     if got == -ECONNRESET:
-        # A packet socket says this once before it gives what is still queued.
+        # A packet socket reports this once, before what is still queued.
         got = conduit_result(recvmsg(fd, &msg, MSG_DONTWAIT | CONDUIT_CMSG_CLOEXEC))
         if got == -EAGAIN:
             got = -ECONNRESET
@@ -168,12 +167,12 @@ cdef ssize_t recv_message(
         conduit_unmark_packets(fd, marked)
     if got < 0:
         if got == -EAGAIN and kind == SOCK_DGRAM and conduit_at_end(fd):
-            # This end was shut for reading, and poll() calls it readable for ever.
+            # This end was shut down for reading; poll() reports it readable for ever.
             result.flaw = ENDED
             return 0
         if got == -EMSGSIZE:
-            # BSDs say so where there is no room for the descriptors, and leave the payload,
-            # which is not to be taken for a message that has none.
+            # A BSD had no room for the descriptors, and keeps the payload queued. Discard it, or
+            # it would pass for a message without descriptors.
             recv_message(fd, kind, data, size, result)
             close_fds(result.fds, result.count)
             return -EMFILE
@@ -185,8 +184,8 @@ cdef ssize_t recv_message(
     if msg.msg_controllen:
         collect(&msg, result)
     if result.flaw == WITHHELD:
-        # The buffer always has room. Whether the table had is looked at here and now: before
-        # this thread has the GIL again, others may have closed something.
+        # The control buffer always has room. Look now whether the fd table had: by the time this
+        # thread has the GIL again, others may have closed something.
         probe = dup_fd(fd)
         if probe < 0:
             result.err = EMFILE
@@ -197,7 +196,7 @@ cdef ssize_t recv_message(
     elif result.flaw == TRUNCATED:
         result.err = EMSGSIZE
     elif got == 0 and not result.count and not result.flaw:
-        # The end, or an empty packet; of a datagram socket always the latter.
+        # The end, or an empty packet; on a datagram socket always an empty packet.
         if kind == SOCK_STREAM or (kind == SOCK_SEQPACKET and (
             not msg.msg_controllen if marked else conduit_at_end(fd)
         )):
@@ -210,12 +209,12 @@ cdef int accept_fd(int fd) noexcept nogil:
 
 
 cdef int peer_of(int fd, conduit_sender *peer) noexcept nogil:
-    """The process that a Unix socket is connected to, as it was then (``SO_PEERCRED``)."""
+    """Get the process that a Unix socket is connected to, as of connect(2) (``SO_PEERCRED``)."""
     return <int>conduit_result(conduit_peer(fd, &peer.pid, &peer.uid, &peer.gid))
 
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
-    """Return family, type, protocol (-1 where not told), and whether a socket waits, or raise."""
+    """Return family, type, protocol (-1 if unknown), and whether a socket blocks, or raise."""
     cdef int family = -1, kind = 0, protocol = -1
     cdef ssize_t flags = conduit_result(conduit_socket_options(fd, &family, &kind, &protocol))
     if flags < 0:
@@ -224,5 +223,5 @@ def socket_options(fd: int) -> tuple[int, int, int, bool]:
 
 
 def offset_of(fd: int) -> int:
-    """Return the offset of a descriptor, or minus the errno: ``ESPIPE``, if it has none."""
+    """Return the offset of a descriptor, or minus the errno: ``ESPIPE`` if it has none."""
     return conduit_offset(fd)

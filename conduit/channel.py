@@ -1,19 +1,20 @@
-"""Objects with descriptors in them, there and back: for protocols of one's own.
+"""`Channel`: sends and receives objects with descriptors in them.
 
-`codec` makes bytes and a list of descriptors of an object, `wire` makes frames of those, and a
-`Conduit` moves them. None but this file knows all three, and only the last does input or output.
+`codec` turns an object into bytes and a list of descriptors, `wire` turns those into frames, and a
+`Conduit` moves the frames. Only this file knows all three, and only the conduit does input or
+output.
 
-**Sending** needs no lock: a message is one frame, which the conduit sends whole and in its turn; of
-a message of several frames each has its number, and others may stand between them. Such a message
-is shared frame by frame, and its items are closed once the last has left, so that what fails
-leaves everything open. The peer is then told to close what it has: at once if the socket has room,
-else ahead of the next message.
+**Sending** needs no lock. A message is usually one frame, which the conduit sends whole and in its
+turn. The frames of a longer message carry its number, so other frames may come between them. They
+share the descriptors, and the items are closed once the last frame has left, so a failure leaves
+everything open. The peer is then told to close what it has: at once if the socket has room, else
+ahead of the next message.
 
-**Receiving** is done by one thread at a time, since the bytes of a stream come in an order. It has
-the lock while it waits in the conduit, which ends that at the deadline or when it is closed. What
-has come of a message stays in the `Assembler`, and whichever call ends it returns it. An RLock,
-since a signal handler that receives on the channel it interrupted would wait for itself: it is
-told so instead. Decoding, which runs code of others, is done without it.
+**Receiving** is done by one thread at a time, since the bytes of a stream come in order. The thread
+has the lock while it waits in the conduit; the wait ends at the deadline, or when the conduit is
+closed. What has come of a message stays in the `Assembler`; the call that receives the rest returns
+it. The lock is an RLock: a signal handler that receives on the channel it interrupted would
+deadlock, and gets an Error instead. Decoding runs foreign code, so it is done without the lock.
 """
 
 from __future__ import annotations
@@ -54,16 +55,16 @@ from conduit.wire import (
 )
 
 MAX_SIZE = 16 * 1024 * 1024
-"""The most bytes of a message, unless a channel is told otherwise."""
+"""The default for the most bytes of a message."""
 
 _STRIDE = 8
-"""How often one call receives before it lets others have their turn."""
+"""How many times one call receives before it releases the lock for others."""
 
 
 def close_descriptors(obj: Any) -> None:
-    """Close every `Descriptor` in an object, as `Channel.receive` returns it, that is still open.
+    """Close every open `Descriptor` in an object that `Channel.receive` returned.
 
-    It looks into dicts, lists and tuples. Raises, at the end, as `Message.close`.
+    It looks into dicts, lists and tuples. It closes all, then raises as `Message.close`.
     """
     found: list[Descriptor] = []
     rest, seen = [obj], set()
@@ -80,21 +81,22 @@ def close_descriptors(obj: Any) -> None:
 class Channel(Closing):
     """Sends and receives objects with descriptors in them, over a `Conduit` of its own.
 
-    Channel(conduit) speaks JSON. ``dumps`` and ``loads`` make it speak anything else: a function
-    from an object to bytes, and one back, as those of msgspec and msgpack. ``max_size`` is the most
-    bytes and ``max_fds`` the most descriptors of one message, sent or received; what is longer is
-    refused before there is memory for it.
+    Channel(conduit) speaks JSON. For another encoding, give ``dumps``, a function from an object to
+    bytes, and ``loads``, the reverse, such as msgspec's or msgpack's. ``max_size`` is the most
+    bytes and ``max_fds`` the most descriptors of one message, sent or received. A longer message is
+    refused before memory is allocated for it.
 
     An object is made of dicts, lists and what the codec knows. Tuples arrive as lists, and
     dataclasses as dicts of their fields. Files, sockets, Descriptors and whatever else has a
     ``fileno()`` may stand anywhere in them, and arrive as a `Descriptor` each.
 
-    On ``SOCK_SEQPACKET`` a message is a packet. It may have any number of descriptors, and be
-    longer than a packet. The peer may be any program that speaks the format of docs/channel.md.
+    A message may have any number of descriptors. On ``SOCK_SEQPACKET`` it is a packet, and may be
+    longer than the system's packets. The peer may be any program that speaks the format of
+    docs/channel.md.
 
-    The conduit is the channel's from then on, to use and to close; its ``timeout`` holds for `send`
-    and `receive`. Several threads may call either. `ValueError` for a conduit of datagrams, which
-    has no end and may have many senders, and for an impossible limit.
+    The channel owns the conduit from then on: only the channel may use and close it. The conduit's
+    ``timeout`` holds for `send` and `receive`. Several threads may call either. `ValueError` for a
+    datagram socket, which has no end and may have many senders, and for an impossible limit.
     """
 
     def __init__(
@@ -133,19 +135,19 @@ class Channel(Closing):
         self._max_size = max_size
         self._max_fds = max_fds
         self._packets = kind == socket.SOCK_SEQPACKET
-        # What makes a message of one frame.
+        # The most that fits in one frame.
         self._one_size = min(max_size, MAX_PACKET - HEADER_SIZE) if self._packets else max_size
         self._one_count = min(max_fds, MAX_FDS)
-        # Frames that tell the peer of messages that were given up; they go ahead of the next one.
+        # Frames that tell the peer which messages were given up; sent ahead of the next message.
         self._owed: set[bytes] = set()
         self._assembler = Assembler(stream=not self._packets, max_size=max_size, max_fds=max_fds)
         self._renew_lock()
         _channels.add(self)
 
     def _renew_lock(self) -> None:
-        """Make a lock; a new one in a forked child, where a thread that had it is not."""
+        """Make a lock; a forked child needs a new one, as the thread that held it is not there."""
         self._lock = threading.RLock()
-        # As `threading.Condition` asks it.
+        # `threading.Condition` uses the same method.
         self._is_mine: Callable[[], bool] = self._lock._is_owned  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
@@ -153,7 +155,7 @@ class Channel(Closing):
 
     @property
     def conduit(self) -> Conduit:
-        """What it sends and receives on: for its ``timeout``, ``peer`` and ``name``."""
+        """The conduit it sends and receives on: for ``timeout``, ``peer`` and ``name``."""
         return self._conduit
 
     @property
@@ -162,15 +164,16 @@ class Channel(Closing):
         return self._conduit.closed
 
     def fileno(self) -> int:
-        """Return the number of the socket, to wait for; nothing is received ahead of it."""
+        """Return the number of the socket, to poll; the channel reads nothing ahead."""
         return self._conduit.fileno()
 
     def close(self) -> None:
-        """Close the conduit, which ends the calls of other threads, and what came of a message."""
+        """Close the conduit, end other threads' calls, and close a partly received message."""
         try:
             self._conduit.close()
         finally:
-            # A call that a signal handler interrupted to close it here is in the middle of that.
+            # If this thread has the lock, this is a signal handler, which interrupted a receive
+            # that is using the assembler.
             if not self._is_mine():
                 try:
                     self._lock.acquire()
@@ -184,8 +187,8 @@ class Channel(Closing):
     def send(self, obj: Any, *, keep: bool = False) -> None:
         """Send an object, and move the descriptors in it, or share them with ``keep``.
 
-        What stands in it twice is sent twice and closed once. On success, all are closed here, as
-        by `Conduit.transfer`.
+        On success, all are closed here, as by `Conduit.transfer`. One that is in the object twice
+        is sent twice and closed once.
 
         Raises `Error`, with everything open and the caller's, as `Conduit.transfer`; also
         ``BAD_CTRL_MESG`` for a message beyond ``max_size`` or ``max_fds``. `ValueError` for an
@@ -199,8 +202,8 @@ class Channel(Closing):
                     *items, data=message_frame(body, len(items)), keep=keep
                 )
             except Error as exc:
-                # A body for which the socket is too small, though it is no longer than a packet may
-                # be, goes in a file.
+                # EMSGSIZE: the body would fit in a packet, but not in this socket's buffer. It goes
+                # in a file.
                 if exc.errno != errno.EMSGSIZE or exc.sent:
                     raise
         deadline = self._deadline()
@@ -210,32 +213,32 @@ class Channel(Closing):
         return None
 
     def receive(self) -> Any:
-        """Receive an object, with a `Descriptor` of the caller's in each place of one.
+        """Receive an object, with a `Descriptor`, which the caller owns, in each place of one.
 
-        Raises `Error` as `Conduit.receive`. ``BAD_CTRL_MESG``, with all closed that came with it:
-        for a message that does not decode, is beyond ``max_size`` or ``max_fds``, or does not have
-        the descriptors that it says. The next one can be received then; only a stream may be out of
-        step, if the peer does not speak the format, and says so from then on. `PeerClosedError` at
-        the end, also in the middle of a message.
+        Raises `Error` as `Conduit.receive`. ``BAD_CTRL_MESG``, with all that came with it closed,
+        for a message that does not decode, exceeds ``max_size`` or ``max_fds``, or does not have
+        the descriptors it announces. The next message can be received then, unless the peer does
+        not speak the format: a stream is out of step then, and every further call says so.
+        `PeerClosedError` at the end, also in the middle of a message.
 
-        What has come of a message when this is interrupted, by a deadline or a signal handler,
-        stays for the next call.
+        If a deadline or a signal handler interrupts it, what has come of a message stays for the
+        next call.
         """
         return self._receive_with_fds()[0]
 
     @contextmanager
     def receiving(self) -> Iterator[Any]:
-        """Receive an object as `receive` does, and close at the end what was not taken out of it.
+        """Receive an object as `receive` does; after the block, close what was not taken out.
 
-        That is each of its Descriptors that is still open then: not made into a file or a socket,
-        moved, or detached.
+        That is each of its Descriptors that is still open: not made into a file or a socket, moved,
+        or detached.
         """
         obj, fds = self._receive_with_fds()
         with Message(b"", fds):
             yield obj
 
     def __iter__(self) -> Iterator[Any]:
-        """Receive objects until the peer closes; raises if it does in the middle of one."""
+        """Receive objects until the peer closes; raise if it closes in the middle of one."""
         while True:
             try:
                 obj = self.receive()
@@ -250,7 +253,7 @@ class Channel(Closing):
         return len(body) <= self._one_size and len(items) <= self._one_count and not self._owed
 
     def _deadline(self) -> float | None:
-        """Until when a call of several steps waits, as `Conduit._receive_by` takes it."""
+        """Return the deadline of a call of several steps, as `Conduit._receive_by` takes it."""
         timeout = self._conduit.timeout
         return monotonic() + timeout if timeout else None
 
@@ -310,7 +313,7 @@ class Channel(Closing):
                 try:
                     if assembler.broken:
                         raise self._out_of_step()
-                    # One call, of C alone: no signal handler can run while what came is nobody's.
+                    # One call, all in C: no signal handler can run while nothing owns what came.
                     pieces.extend(
                         map(self._receive_one, (assembler.wanted,), (MAX_FDS,), (deadline,))
                     )
@@ -324,8 +327,8 @@ class Channel(Closing):
                         assembler.break_off("descriptors did not arrive whole")
                     raise
         finally:
-            # No call comes between, in which a handler could raise; and not by a with statement,
-            # since from Python 3.14 on one can raise between what acquires and the block.
+            # Not by a with statement: from Python 3.14 on, a handler can raise between its acquire
+            # and its block. And no call comes before this one, in which a handler could raise.
             try:  # noqa: SIM105
                 self._lock.release()
             except RuntimeError:  # pragma: no cover - raised before the lock was acquired
@@ -335,7 +338,7 @@ class Channel(Closing):
     def _out_of_step(self) -> Error:
         return Error(
             f"{self._what!r}: receiving: the stream is out of step, since this came before: "
-            f"{self._assembler.broken}; close it and connect anew",
+            f"{self._assembler.broken}; close and reconnect",
             ErrType.FAILED_TRANSFER,
         )
 
@@ -351,8 +354,8 @@ class Channel(Closing):
 class Parts:
     """A message that needs more than one frame, or a file for its body.
 
-    Iterating gives the frames to send, each with what to attach and to share. Leaving the block
-    closes the items, or, after a failure, tells the peer to close what it has of them.
+    Iterating yields the frames to send, each with the items to attach and share. Leaving the block
+    closes the items; after a failure it tells the peer to close those it has, instead.
     """
 
     def __init__(self, channel: Channel, body: bytes, items: Sequence[Any], keep: bool) -> None:
@@ -360,7 +363,7 @@ class Parts:
         self._body = body
         self._items = items
         self._keep = keep
-        # No other of this process, or of one that it forked and that has the socket too.
+        # Random: a forked child that shares the socket must not use the same one.
         self._number = int.from_bytes(os.urandom(8), "little") or 1
         self._file: io.FileIO | None = None
         self._begun = False
@@ -378,7 +381,7 @@ class Parts:
                     ErrType.BAD_CTRL_MESG,
                 )
         if not self._keep:
-            # All that refuses to be moved does so here: frame by frame, it is only shared.
+            # What cannot be moved is refused here: the frames only share it.
             for item in self._items:
                 if not isinstance(item, Descriptor):
                     prepare(item, False)
@@ -445,8 +448,7 @@ class Parts:
         if from_handler(failure):
             raise failure
         raise Error(
-            f"{self._channel._what!r}: the message was sent, but not all in it was closed here: "
-            f"{failure}",
+            f"{self._channel._what!r}: the message was sent, but closing it here failed: {failure}",
             ErrType.FAILED_CLOSE,
             failure.errno if isinstance(failure, OSError) else None,
         ) from failure

@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 class Closing:
-    """What ``with`` closes at the end. The compiled classes take over its methods."""
+    """What ``with`` closes at the end. The compiled classes copy these methods."""
 
     __slots__ = ()
 
     def close(self) -> None:
-        """Close what this has; each class does it in its own way."""
+        """Close what this object owns; each class overrides it."""
 
     def __reduce__(self) -> str:
         raise not_picklable(self)

@@ -1,12 +1,12 @@
 """Objects with descriptors in them, as bytes and a list: the body of a `Channel`'s message.
 
-In the bytes, a map with the one key ``$fd`` stands for a descriptor, and its value is the place of
-that in the list, or a list of the place and the name of one that has a name. A map of the program's
-own that has just one key, ``$fd`` with any number of dollars, gets one dollar more on the way, so
-that every object arrives as it was.
+In the bytes, a map with the single key ``$fd`` stands for a descriptor. Its value is an index into
+the list, or for a descriptor with a name, a list of index and name. If the program's object has a
+map with such a single key itself (``$fd``, ``$$fd`` and so on), the key gets one more dollar on the
+way, and loses it on arrival.
 
-`Codec` does this for any pair of functions, by a walk over the object. `JsonCodec` lets the
-encoder and the decoder of `json` find the places instead, which takes a fraction of that.
+`Codec` does this for any pair of functions, by a walk over the object. `JsonCodec` lets the encoder
+and decoder of `json` find the places, which takes a fraction of the time.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _SCALARS = frozenset([str, int, float, bool, type(None), bytes])
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 
 _NAME_OF_NO_STR = re.compile(r'"(?:-?[0-9][0-9.e+-]*|true|false|null)":')
-"""What JSON makes of a key that is a number, a bool or None; or of a str that looks so."""
+"""A key in JSON that may have been a number, a bool or None."""
 
 
 def fields_of(obj: object) -> dict[str, Any] | None:
     """Return the fields of an instance of a dataclass by name; None for any other object."""
     if not hasattr(type(obj), "__dataclass_fields__"):
         return None
-    # Here, since it takes long to import, and is there if there is such a class.
+    # Here, since it takes long to import; a program with a dataclass has imported it.
     import dataclasses
 
     return {field.name: getattr(obj, field.name) for field in dataclasses.fields(obj)}  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def marked(obj: Any, items: list[Any]) -> Any:
         return copy
     if isinstance(obj, list | tuple):
         return [marked(value, items) for value in obj]
-    # Of a subclass of those, JSON does not ask either.
+    # Subclasses of these are scalars for `json`, too, whatever methods they have.
     if hasattr(obj, "fileno") and not isinstance(obj, str | int | float):
         return mark_for(obj, items)
     fields = fields_of(obj)
@@ -85,7 +85,7 @@ def take(fds: list[Descriptor], left: list[Descriptor | None], place: object) ->
         ValueError: there is none, or it was taken.
     """
     index, name = place, ""
-    # Of an int, which most are, nothing more is asked.
+    # Most are ints: the quick way.
     if type(place) is not int and (
         isinstance(place, list | tuple) and len(place) == 2 and isinstance(place[1], str)
     ):
@@ -94,16 +94,16 @@ def take(fds: list[Descriptor], left: list[Descriptor | None], place: object) ->
         fd, left[index] = left[index], None
         if fd is not None:
             if name:
-                # In one step: signal handlers run between those of Python.
+                # One call, all in C: no signal handler can run while nothing owns the number.
                 fds[index : index + 1] = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))
             return fds[index]
     raise ValueError(
-        f"{place!r:.60} is the place of none of its {len(left)} descriptors, or of one twice"
+        f"{place!r:.60} is not the place of one of its {len(left)} descriptors, or is used twice"
     )
 
 
 def check_all_taken(left: list[Descriptor | None]) -> None:
-    """Check that each descriptor had its place, once all that have one were taken."""
+    """Raise `ValueError` if a descriptor was not taken, since it had no place in the object."""
     unused = len(left) - left.count(None)
     if unused:
         raise ValueError(f"{unused} of its {len(left)} descriptors have no place in it")
@@ -163,11 +163,11 @@ class Codec:
     def decode(self, body: bytes, fds: list[Descriptor]) -> Any:
         """Return the object that bytes stand for, with its descriptors in their places.
 
-        The list stays that of all descriptors: one that gets a name is another object.
+        A descriptor that gets a name is replaced in the list by a new object.
 
         Raises:
             Exception: what ``loads`` raises; `ValueError` if a descriptor has no place, or two, or
-                a place no descriptor. The descriptors are all the caller's, then.
+                a place has no descriptor. The caller still owns all descriptors.
         """
         left: list[Descriptor | None] = [*fds]
         obj = unmarked(self._loads(body), partial(take, fds, left))
@@ -179,8 +179,8 @@ class JsonCodec:
     """JSON: RFC 8259, in UTF-8, without NaN and infinities. See `Codec`."""
 
     def __init__(self) -> None:
-        # To make one takes longer than to use it, and each is used by one call at a time: a list
-        # gives an object to one thread only, and to a signal handler another.
+        # Making one takes longer than using it. Each is used by one call at a time: list.pop() is
+        # atomic, so another thread, or a signal handler, gets another object.
         self._encoders: list[_Encoder] = []
         self._decoders: list[_Decoder] = []
 
@@ -195,7 +195,7 @@ class JsonCodec:
         try:
             text = encoder.encode(obj)
             body = text.encode()
-            # Whether a key may have been no str, in a fraction of the time that a search takes.
+            # A quick test whether a key may not have been a str; the search takes much longer.
             if (
                 body.translate(_DIGITS).find(b'0":') >= 0
                 or '"true":' in text
@@ -207,7 +207,7 @@ class JsonCodec:
             raise _too_deep(exc) from None
         encoder.items = []
         self._encoders.append(encoder)
-        # Keys that end so are marks, unless the object has such keys itself.
+        # More such keys than marks: the object has some itself, which must be escaped.
         if text.count('$fd":') != len(items):
             return encode(obj, _Encoder().dumps)
         return body, items
@@ -227,14 +227,14 @@ class JsonCodec:
         decoder.left = []
         self._decoders.append(decoder)
         if end != len(text):
-            raise ValueError(f"what begins with character {end} is more than one object")
+            raise ValueError(f"more than one object: another begins at character {end}")
         if left:
             check_all_taken(left)
         return obj
 
 
 def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object of JSON, if each name stands in it once."""
+    """Return a JSON object as a dict; `ValueError` if a name is in it twice."""
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name stands twice in an object")
@@ -242,9 +242,9 @@ def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_names(text: str) -> None:
-    """Check that no two keys of a dict have become one name, as 1 and "1" do.
+    """Check that no two keys of a dict became one name, as 1 and "1" do.
 
-    Who receives that would have to refuse it, with all that was moved.
+    The receiver would refuse such a message, and close the descriptors that were moved with it.
     """
     if _NAME_OF_NO_STR.search(text):
         json.loads(text, object_pairs_hook=distinct)
@@ -289,12 +289,12 @@ class _Decoder:
                 return take(self.fds, self.left, value)
             if is_mark(key):
                 return {key[1:]: value}
-        # A value that is dropped might hold a descriptor.
+        # A duplicate name would drop the first value, and a descriptor that may be in it.
         return distinct(pairs)
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _too_deep(exc: RecursionError) -> Exception:

@@ -1,7 +1,7 @@
 """How a `Conduit` comes to its socket: borrowed, duplicated, one of a pair, bound, connected.
 
-Methods of the class that need nothing compiled. A signal handler may raise at any line: until a
-`Conduit` is returned, a socket or a handle owns the descriptor, and closes it as it is dropped.
+These are the methods of `Conduit` that need no C. A signal handler may raise at any line: until a
+`Conduit` is returned, a socket or a handle owns the descriptor, and closes it when it is dropped.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from conduit._conduit import Conduit
 
 _LOOK = 0.01
-"""Seconds between two looks at whether a listener is there and has room, which nothing tells."""
+"""Seconds between two attempts to connect: nothing signals that a listener is there or has room."""
 
 
 def from_file(cls: type[Conduit], file: HasFileno, *, name: str | None = None) -> Conduit:
-    """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
+    """Borrow the descriptor of any object with ``fileno()``, and keep a reference to the object.
 
-    `close` drops that and leaves it open. Without a name, it has the file's.
+    `close` drops the reference and leaves the descriptor open. The default name is the file's.
     """
     text = mistakes.name_from(objects.name_of(file) if name is None else name)
     handle = Handle()
@@ -40,10 +40,10 @@ def from_file(cls: type[Conduit], file: HasFileno, *, name: str | None = None) -
 
 
 def from_conn(cls: type[Conduit], conn: HasFileno, *, name: str = "") -> Conduit:
-    """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
+    """Duplicate the descriptor of any object with ``fileno()``; the object stays as it is.
 
-    The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-    ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
+    The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the conduit
+    gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
     """
     text = mistakes.name_from(name)
     fd = objects.fd_of(conn, "Conduit")
@@ -58,10 +58,10 @@ def pair(cls: type[Conduit], *, type: int = socket.SOCK_STREAM) -> tuple[Conduit
     """
     ends: tuple[_socket.socket, ...] = ()
     try:
-        # Not of the socket module, where gevent and others put their own.
+        # Not socket.socketpair, which gevent and others replace.
         ends = _socket.socketpair(socket.AF_UNIX, type)
         for end in ends:
-            # Whatever the default timeout.
+            # socket.setdefaulttimeout() may have made it non-blocking.
             end.setblocking(True)
         one, other = [Handle.adopt(end, "conduit", "") for end in ends]
         return cls._over(one), cls._over(other)
@@ -75,10 +75,10 @@ def pair(cls: type[Conduit], *, type: int = socket.SOCK_STREAM) -> tuple[Conduit
 
 
 def bind(cls: type[Conduit], path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
-    """Return a datagram socket bound at a path, which `close` removes, to receive on.
+    """Return a datagram socket to receive on, bound at a path, which `close` removes.
 
-    The path is made and removed as a `Listener`'s; without a name it is the name. What comes
-    tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
+    The path is made and removed as a `Listener`'s, and is the default name. Each message has its
+    `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
     """
     text = mistakes.name_from(name)
     place = paths.Place(path)
@@ -100,9 +100,9 @@ def connect(
 ) -> Conduit:
     """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-    ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-    conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
-    listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+    ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0 not
+    at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a socket to
+    listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
     ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
     ``ENAMETOOLONG`` (over 107 bytes).
     """
@@ -114,7 +114,7 @@ def connect(
         paths.check_length(address.removeprefix(b"\0"))
         sock = _socket.socket(socket.AF_UNIX, type)
         try:
-            # It would wait otherwise for room in the backlog.
+            # A blocking connect(2) would wait for room in the backlog, whatever the timeout.
             sock.setblocking(False)
             _connect(sock, address, seconds, wait, doing)
             sock.setblocking(True)
@@ -128,7 +128,7 @@ def connect(
 
 
 def _connect(sock: _socket.socket, address: bytes, seconds: float, wait: bool, doing: str) -> None:
-    """Connect, or wait until that can be done; the seconds count from then on."""
+    """Connect, or wait until that can be done; the seconds count from the first failure."""
     deadline = None
     while code := sock.connect_ex(address):
         if code == errno.EAGAIN:

@@ -13,7 +13,7 @@ class ErrType(enum.IntEnum):
     UNKNOWN = 0
     """Nothing more is known."""
     NO_FD = 1
-    """No descriptor can be had from an argument, or the conduit is closed."""
+    """An argument has no descriptor, or the conduit is closed."""
     FAILED_TRANSFER = 2
     """The message could not be sent or received."""
     FAILED_CLOSE = 3
@@ -25,20 +25,20 @@ class ErrType(enum.IntEnum):
 
 
 class Error(OSError):
-    """A transfer, or what belongs to one, failed.
+    """A call of this library failed.
 
-    Every failure that a call of this library meets is raised as an `Error`; only an argument
-    with an impossible value (a negative timeout, an unknown file mode) is a `ValueError`, as
-    it is in the standard library, and an exception that a signal handler raises stays itself.
+    There are two exceptions to that. An argument with an impossible value (a negative timeout, an
+    unknown file mode) is a `ValueError`, as in the standard library. An exception that a signal
+    handler raises stays itself.
 
     Attributes:
         type: the kind of failure, an `ErrType`.
         errno: the system's number, or None where the system reported nothing.
         strerror: the same in words.
-        sent: how many bytes of the payload had left when the failure came. Where it is 0,
-            nothing was transferred, and the caller still owns everything.
+        sent: how many bytes of the payload had left before the failure. If it is 0, nothing was
+            transferred, and the caller still owns everything.
 
-    ``str()`` of it is a sentence: which conduit, what failed, and what can be done.
+    ``str()`` of it is a sentence: which conduit, what failed, what to do.
     """
 
     type: ErrType
@@ -80,14 +80,14 @@ class WouldBlockError(Error, BlockingIOError):
 
 
 class TakeoverError(Error):
-    """A predecessor does not hand over, or a successor does not take over."""
+    """The predecessor does not hand over, or the successor does not take over."""
 
 
 class DescriptorTypeError(Error, TypeError):
-    """An argument is of a kind that has no descriptor to give. Its type is ``NO_FD``."""
+    """An argument is of a type that has no descriptor. The error's ``type`` is ``NO_FD``."""
 
 
-# The class, why it waited unless the caller knows better, and what ended the wait.
+# The class; why it waited, unless the caller gives a reason; what ended the wait.
 _WAITING: dict[int, tuple[type[Error], str, str]] = {
     codes.EAGAIN: (WouldBlockError, "it is not ready", "the timeout is 0"),
     codes.ETIMEDOUT: (TransferTimeoutError, "nothing was transferred", "the deadline passed"),
@@ -100,17 +100,17 @@ _SENTENCES = {
     codes.ENOTSOCK: "it is not a socket",
 }
 
-# What a transfer says when the peer is gone; a datagram socket in two ways.
+# A transfer to a peer that is gone; ECONNREFUSED and ENOTCONN are a datagram socket's.
 _PEER_GONE = {
     codes.EPIPE: "the peer is gone",
-    codes.ECONNRESET: "the peer is gone, and left unread what was sent to it",
+    codes.ECONNRESET: "the peer is gone, and did not read all that was sent to it",
     codes.ECONNREFUSED: "the peer is gone",
     codes.ENOTCONN: "it has no peer, or no longer",
 }
 
 _TRANSFER_SENTENCES = {
-    codes.ETOOMANYREFS: "too many descriptors of this user are on their way, unreceived; let the "
-    "receivers catch up, or raise RLIMIT_NOFILE (ulimit -n)",
+    codes.ETOOMANYREFS: "this user has too many descriptors on their way, unread; let the "
+    "receivers read, or raise RLIMIT_NOFILE (ulimit -n)",
     codes.EMSGSIZE: "the message is longer than the socket can take at once; send less, or use "
     "a stream",
     codes.EPERM: "the peer takes no descriptors (SO_PASSRIGHTS), or a security policy forbids them",
@@ -134,7 +134,7 @@ _MESSAGE_SENTENCES = {
 
 
 def prefix_message(error: Error, prefix: str) -> None:
-    """Let an error's sentence begin with what it is about, such as one item of several."""
+    """Put what an error is about, such as one item of several, in front of its sentence."""
     error._message = f"{prefix}: {error._message}"
 
 
@@ -142,8 +142,8 @@ def from_handler(exc: BaseException) -> bool:
     """Whether an exception was raised by a signal handler, and not by the code it interrupted.
 
     Such an exception stays itself, wherever it strikes; what a user's object raises becomes an
-    `Error`. A handler is told by its frame: it alone is called with the frame that called it.
-    What is no `Exception` is a handler's word in any case.
+    `Error`. A handler is recognised by its frame: only a handler has the frame below its own as an
+    argument. What is not an `Exception`, such as KeyboardInterrupt, counts as a handler's.
     """
     if not isinstance(exc, Exception):
         return True
@@ -161,7 +161,7 @@ def from_handler(exc: BaseException) -> bool:
 
 
 class Ignoring:
-    """What to leave unsaid: as `contextlib.suppress`, but what a handler raises stays itself."""
+    """`contextlib.suppress`, except that what a signal handler raises is not suppressed."""
 
     def __init__(self, *types: type[Exception]) -> None:
         self._types = types
@@ -174,9 +174,9 @@ class Ignoring:
 
 
 class Doing:
-    """What is done, which an `OSError` in it becomes an `Error` (``NO_FD``) about.
+    """Turn an `OSError` of the block into an `Error` (``NO_FD``) that says what was being done.
 
-    An `Error`, and what a handler raises, stays itself.
+    An `Error`, and what a signal handler raises, stays itself.
     """
 
     def __init__(self, what: str) -> None:
@@ -193,16 +193,16 @@ class Doing:
 def refusal(
     what: str, size: int, least: int, most: int, count: int, err: int, ended: bool, withheld: bool
 ) -> Error:
-    """Make the `Error` for a message that came, and is not what a call can return.
+    """Make the `Error` for a message that a call received and cannot return.
 
     Args:
         what: which conduit.
         size: how many bytes the call had room for.
-        least: how few descriptors it took.
-        most: how many.
+        least: the fewest descriptors it accepts.
+        most: the most.
         count: how many came; they are closed.
-        err: what this process had no room for, as an errno, or 0.
-        ended: whether it is no message, but the end.
+        err: why the message is not whole, as an errno, or 0.
+        ended: whether it is not a message but the end.
         withheld: whether the system withheld a descriptor.
     """
     what = f"{what}: receiving"
@@ -237,14 +237,14 @@ def from_errno(
     """Make the `Error` for a system call that failed.
 
     Args:
-        errno: what the call left there; decides the class.
+        errno: the errno of the call; it decides the class.
         type: the kind of failure.
-        what: whose failure: which conduit and what it was doing.
+        what: which conduit failed, and at what.
         why: a sentence that says more than the usual one for this errno.
         sent: how many bytes of the payload had left.
 
     Returns:
-        the error, to be raised by the caller.
+        the error, for the caller to raise.
     """
     cls = Error
     if errno in _WAITING:

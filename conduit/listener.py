@@ -25,33 +25,32 @@ if TYPE_CHECKING:
 
 
 SHORTAGES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""Of what a process or the system runs out while somebody goes on waiting to be accepted."""
+"""The errnos of accept(2) for a lack of resources, after which the peer stays in the backlog."""
 
 REST = 0.1
-"""Seconds to rest after that."""
+"""Seconds to wait after one of them."""
 
 
 class Listener(Closing):
     """A Unix socket that listens at a path, or at an abstract name, for conduits.
 
     Listener(path, mode=0o600, backlog=128, type=SOCK_STREAM, allow=None) binds and listens.
-    The socket appears at ``path`` complete, listening and with its mode, so that at no instant
-    another user can connect whom the mode keeps out. What is found there is replaced if it is a
-    socket that nobody listens on any more. ``"@name"`` is an abstract address on Linux, which
-    has no mode: there ``allow`` alone decides.
+    The path never has more permissions than ``mode``, so a user whom the mode keeps out cannot
+    connect at any instant. A socket that nobody listens on any more is replaced. ``"@name"`` is an
+    abstract address on Linux, which has no mode: there ``allow`` alone decides.
 
     To hand it to another process, transfer it with ``keep=True``, then ``close(unlink=False)``;
-    the other makes a listener of it again with `from_conn`. A server of an event loop that was
-    made of it may remove the path when it closes: asyncio's do from Python 3.13 on, without
+    the other process makes a listener of it with `from_conn`. An event loop's server on the same
+    socket may remove the path when it closes: asyncio's do from Python 3.13 on, unless
     ``cleanup_socket=False``.
 
     Args:
         path: where to listen; up to 107 bytes.
         mode: the permission bits of the socket; who may write may connect.
-        backlog: how many connections wait to be accepted.
+        backlog: how many connections may wait to be accepted.
         type: ``SOCK_STREAM``, or ``SOCK_SEQPACKET``, which keeps messages apart.
-        allow: whether a `Peer` is admitted, answered at once: a coroutine function is a `TypeError`
-            when somebody comes. Without it: this process's user, and root.
+        allow: a function that says whether a `Peer` is admitted; by default this process's user and
+            root are. A coroutine function is a `TypeError` at the first connection.
 
     Raises:
         Error: ``NO_FD``, with the errno: ``EADDRINUSE`` if something else is at the path or
@@ -75,7 +74,7 @@ class Listener(Closing):
         try:
             self._handle = self._place.bind("listener", "", type, mode, backlog)
         except BaseException:
-            # An interrupt, too, leaves nothing behind that no object removes.
+            # Also when a signal handler raises: no other object would remove the path.
             self._place.release()
             raise
 
@@ -87,13 +86,13 @@ class Listener(Closing):
         *,
         allow: Callable[[Peer], bool] | None = None,
     ) -> Self:
-        """Listen on a socket that listens at a path already: one received, or inherited.
+        """Make a listener of a socket that listens at a path already, received or inherited.
 
-        Its descriptor is duplicated. It becomes non-blocking. `close` removes the path if the
-        socket is bound there.
+        Its descriptor is duplicated. The socket becomes non-blocking, for all who share it. `close`
+        removes the path if the socket is bound there.
 
         Raises:
-            Error: as `Conduit.from_conn`, and ``BAD_CLONE`` if it is no Unix socket that listens.
+            Error: as `Conduit.from_conn`; ``BAD_CLONE`` if it is not a listening Unix socket.
         """
         self = cls.__new__(cls)
         self.path = path_from(path)
@@ -110,7 +109,7 @@ class Listener(Closing):
         return self
 
     def __del__(self) -> None:
-        # There is no handle if it could not be made.
+        # There is no handle if __init__ raised.
         if handle := getattr(self, "_handle", None):
             handle.warn_unclosed(self, 2)
 
@@ -123,34 +122,34 @@ class Listener(Closing):
         return self._handle.closed
 
     def fileno(self) -> int:
-        """Return the number of the listening socket, which stays the listener's.
+        """Return the number of the listening socket, which the listener still owns.
 
-        It is readable when somebody waits to be accepted. `Error` (``NO_FD``) if closed.
+        It is readable when a connection is pending. `Error` (``NO_FD``) if closed.
         """
         return self._handle.fileno()
 
     def accept(self, timeout: float | None = None) -> Conduit:
         """Wait for a connection from a peer that is allowed, and return its conduit.
 
-        A peer that is not is closed before a byte of it is read, and logged (logger
-        ``conduit``, level WARNING), also if ``allow`` raises; the wait goes on.
+        If the peer is not allowed, or ``allow`` raises, its connection is closed before a byte of
+        it is read, and logged (logger ``conduit``, level WARNING); the wait goes on.
 
         Args:
             timeout: seconds to wait in all; None for ever, 0 not at all.
 
         Raises:
-            TransferTimeoutError, WouldBlockError: nobody came in time.
-            Error: ``NO_FD`` if the listener is or gets closed, or, with the errno, if the
-                system gives no connection: ``EMFILE`` means that this process has no room; the
-                peer goes on waiting, so close something before the next call. This comes 0.1
-                seconds late, so that a loop does not spin.
+            TransferTimeoutError, WouldBlockError: no allowed peer came in time.
+            Error: ``NO_FD`` if the listener is or gets closed; with an errno, if accept(2) fails.
+                ``EMFILE`` means that this process has no room; the peer goes on waiting, so close
+                something before the next call. Such an error comes 0.1 seconds late, so that a
+                loop does not spin.
         """
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             try:
                 conduit = self.admit(timeout)
             except Error as exc:
-                # Who accepts in a loop is not to spin, and what is closed meanwhile makes room.
+                # So that a loop does not spin; what is closed meanwhile makes room.
                 if exc.errno in SHORTAGES and timeout != 0:
                     time.sleep(REST if timeout is None else min(REST, timeout))
                 raise
@@ -163,7 +162,7 @@ class Listener(Closing):
                         errno.ETIMEDOUT,
                         ErrType.NO_FD,
                         f"{self!r}: accepting",
-                        "all who came were refused",
+                        "every peer that connected was refused",
                     )
 
     def __iter__(self) -> Iterator[Conduit]:
@@ -172,7 +171,7 @@ class Listener(Closing):
             yield self.accept()
 
     def admit(self, timeout: float | None = None) -> Conduit | None:
-        """Wait for a connection; None if its peer was refused. Otherwise as `accept`."""
+        """Wait for one connection; return None if its peer was refused. Raises as `accept`."""
         conduit = Conduit._accept(self._handle, timeout)
         try:
             if admits(self._allow, conduit.peer, self):
@@ -186,9 +185,9 @@ class Listener(Closing):
     def close(self, *, unlink: bool = True) -> None:
         """Stop listening, end the calls that wait in `accept`, and remove the path.
 
-        Only the socket that this listener made is removed, and only by the process that made
-        it: one that has replaced it, and a forked child, leave it alone. Without ``unlink`` it
-        stays, for another process that listens on the same socket. A second `close` does
+        Only the process that made the socket removes the path, and only if it still is that socket:
+        a forked child does not, nor is a newer socket at the path removed. Without ``unlink`` the
+        path stays, for another process that listens on the same socket. A second `close` does
         nothing.
 
         Raises:

@@ -14,7 +14,7 @@ TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to imp
 if TYPE_CHECKING:
     from _typeshed import StrOrBytesPath
 
-# By the call, and by the kind of what it was given.
+# By the call, and the kind of argument that it was given.
 _INSTEAD = {
     ("Conduit", "socket"): "for a socket, use Conduit.from_conn",
     ("Conduit", "file"): "for a file, use Conduit.from_file",
@@ -77,7 +77,7 @@ def not_an_object(call: str, value: object) -> DescriptorTypeError:
 
 
 def not_picklable(value: object) -> TypeError:
-    """Return the error for what owns or uses a descriptor, and is to be pickled or copied."""
+    """Return the error for pickling or copying an object that has a descriptor."""
     return TypeError(
         f"cannot pickle or copy {value!r}, which has a descriptor; conduit.multiprocessing lets a "
         "Conduit, Descriptor or Listener go to another process"
@@ -85,7 +85,7 @@ def not_picklable(value: object) -> TypeError:
 
 
 def path_from(path: StrOrBytesPath) -> str | bytes:
-    """Return a path as ``os.fspath()`` does; a `TypeError` tells where TCP belongs."""
+    """Return a path as ``os.fspath()`` does; the `TypeError` says how to make a TCP socket."""
     try:
         return os.fspath(path)
     except TypeError:
@@ -96,7 +96,7 @@ def path_from(path: StrOrBytesPath) -> str | bytes:
 
 
 def name_from(name: object) -> str:
-    """Return a name as an exact str, also of a subclass."""
+    """Return a name as a plain str, also from a subclass of str."""
     if not isinstance(name, str):
         raise TypeError(f"a name is a str, not {type(name).__name__}")
     return str.__str__(name)
@@ -106,7 +106,7 @@ def seconds_from(timeout: float | None) -> float:
     """Return a timeout in seconds; -1 for None."""
     if timeout is None:
         return -1.0
-    # Not by float(), which would take a string.
+    # Not float(), which would accept a string.
     seconds = math.ldexp(timeout, 0)
     if not seconds >= 0:
         raise ValueError(f"timeout must be None or at least 0 seconds, not {timeout!r}")
@@ -114,14 +114,14 @@ def seconds_from(timeout: float | None) -> float:
 
 
 def size_from(size: int) -> int:
-    """Return how many bytes are to be received; `ValueError` if no message has so many."""
+    """Return a size to receive, in bytes; `ValueError` if no message can have it."""
     if not 0 <= operator.index(size) <= sys.maxsize:
         raise ValueError(f"size must be 0 to {sys.maxsize} bytes, not {size}")
     return size
 
 
 def not_a_limit(max_data: int, max_fds: int) -> ValueError:
-    """Return the error for the limits of a receive, of which one is impossible."""
+    """Return the error for the impossible one of a receive's two limits."""
     if max_data < 1:
         return ValueError(f"max_data must be at least 1 byte, not {max_data}")
     if max_fds < 0:

@@ -1,4 +1,4 @@
-"""Let what owns a descriptor go through `multiprocessing`: to import this module is enough.
+"""Send objects with descriptors through `multiprocessing`: importing this module is enough.
 
 From then on, `Conduit`, `Descriptor`, `Listener`, binary files and sockets go wherever
 `multiprocessing` pickles: ``Process(args=...)``, queues, pipes, managers, pools and
@@ -7,25 +7,26 @@ moved: it stays open here, and what arrives is another descriptor of the same op
 
 A pickle is bytes, and bytes carry no descriptor. There are two ways round that:
 
-- A process that is being spawned inherits it, as `multiprocessing` itself does it.
-- Otherwise the pickle holds a ticket: the address of a socket at which this process waits, a key,
-  and a proof. Who unpickles it connects, tells the key, and gets the proof with the descriptor. The
-  key keeps out who does not have the pickle; the proof, who has bound an address that was left.
+- A process that is being spawned inherits it, as in `multiprocessing` itself.
+- Otherwise the pickle holds a ticket: the address of a socket on which this process listens, a key,
+  and a proof. The process that unpickles it connects, sends the key, and receives the proof with
+  the descriptor. The key keeps out processes without the pickle. The proof exposes a process that
+  has bound the address after this one left it.
 
-Until then a duplicate is open here. It is closed when it was fetched, once; when its lifetime is
-over; when this process ends; and at once in a forked child. Nothing tells that a ticket got lost,
-say with a worker that was killed, so the lifetime is the only bound, and it is long: a ticket that
-waits behind long tasks must not be void when its turn comes, for what then fails is the pool.
+Until then a duplicate is open here. It is closed when it was fetched (once), when its lifetime is
+over, when this process ends, and at once in a forked child. Nothing tells that a ticket is lost,
+say with a worker that was killed, so only the lifetime bounds it. The lifetime is long: a ticket
+that waits behind long tasks must still be valid when its turn comes, or the pool fails.
 
-``multiprocessing.resource_sharer`` is simpler, and what went wrong with it is why this exists: a
-descriptor that nobody fetches stays open for ever, one whose sender has returned cannot be had,
-what arrives is inherited by every child, and its thread and its socket are never given up.
+``multiprocessing.resource_sharer`` is simpler, but has faults, which are why this exists. A
+descriptor that nobody fetches stays open for ever. If the sender has ended, it cannot be fetched.
+Every child inherits what arrives. Its thread and its socket never end.
 
-Shared are ``_shelves``, one for each lifetime in use, with all that they hold; ``_lock`` protects
+Threads share ``_shelves``, one for each lifetime in use, and all that they hold; ``_lock`` protects
 them. It is held while the process forks, so that the child finds them whole. The thread of a shelf
-waits without the lock, and ends with the last thing on it, so a program with nothing on its way has
-no thread, which `os.fork` would warn of, and no socket. The lock is reentrant, since a signal
-handler may pickle as well.
+waits without the lock, and ends with the last item on the shelf. So a program with nothing on its
+way has no socket and no thread, which `os.fork` would warn about. The lock is reentrant, since a
+signal handler may pickle, too.
 """
 
 from __future__ import annotations
@@ -62,21 +63,21 @@ from conduit.peer import Peer
 __all__ = ["register"]
 
 LIFETIME = 3600.0
-"""Seconds for which a descriptor that was pickled can be unpickled, unless `register` was told."""
+"""The default for how many seconds a pickled descriptor can be unpickled."""
 
 LINGER = 10.0
-"""Seconds that a worker waits at its end for what it sent to be fetched."""
+"""Seconds that a worker waits at its exit until what it sent is fetched."""
 
 _PATIENCE = 60.0
 """Seconds to wait for the process that sent something, which may be stopped."""
 
 _PAUSE = 0.1
-"""Seconds after which to accept again when the system had no room."""
+"""Seconds after which to accept again if there was no room for a connection."""
 
 _KEY_SIZE = 16
 
 _INHERITABLE = 128
-"""How many descriptors a process may inherit by the fork server, whose message takes 253."""
+"""The most descriptors that a process inherits; the fork server's message takes 253 in all."""
 
 _SIGNALS = signal.valid_signals()
 
@@ -88,17 +89,17 @@ _shelves: list[_Shelf] = []
 def register(*, lifetime: float = LIFETIME) -> None:
     """Let descriptors go through `multiprocessing` from now on, in this process.
 
-    To import the module has done it already. To call it is for another lifetime, or to put back
-    what somebody else has registered since. Nothing changes for `pickle` and `copy`. A process that
-    unpickles something of this library has it registered, too, with the usual lifetime.
+    Importing the module does this. Call it to set another lifetime, or if other code has replaced
+    the registration since. It does not affect `pickle` and `copy`. A process that unpickles
+    something of this library is registered, too, with the default lifetime.
 
     Args:
         lifetime: for how many seconds something sent from now on can be unpickled; then its
-            duplicate is closed, and unpickling it raises `Error`. Longer than anything waits in a
-            queue: to a pool, a task that does not unpickle is a worker that fails.
+            duplicate is closed, and unpickling it raises `Error`. It must be longer than anything
+            waits in a queue: a pool worker fails if its task does not unpickle.
 
     Raises:
-        ValueError: it is not more than 0.
+        ValueError: ``lifetime`` is not more than 0.
     """
     global _lifetime  # noqa: PLW0603
     if not lifetime > 0:
@@ -115,7 +116,7 @@ class _Inherited(Protocol):
 
 
 class _Ticket(NamedTuple):
-    """Where to fetch a descriptor, and how each side knows the other."""
+    """Where to fetch a descriptor, and how each side recognises the other."""
 
     address: str
     key: bytes
@@ -131,9 +132,9 @@ class _Item(NamedTuple):
 
 
 class _Shelf:
-    """What waits to be fetched and has one lifetime, so that what came first expires first.
+    """The items of one lifetime that wait to be fetched: the oldest expires first.
 
-    All of it is used with ``_lock`` held, but for the wait in `_run`.
+    All of it is used with ``_lock`` held, except for the wait in `_run`.
     """
 
     def __init__(self, lifetime: float) -> None:
@@ -146,7 +147,7 @@ class _Shelf:
         self.ended = threading.Event()
         _shelves.append(self)
         try:
-            # Not a Thread, whose start() a signal handler that raises leaves in disorder.
+            # Not a Thread: if a signal handler raises in its start(), the object is inconsistent.
             _thread.start_new_thread(self._run, ())
         except BaseException as exc:
             # The thread may run all the same, and ends when it sees this.
@@ -156,19 +157,19 @@ class _Shelf:
             raise
 
     def close(self) -> None:
-        """Close all that waits, the listener, and whoever is connected."""
+        """Close all items, the listener, and the connections."""
         if self._closed:
             return
         self._closed = True
         _shelves.remove(self)
         waiting: list[Any] = [item.descriptor for item in self.items.values()]
         for each in [*waiting, *self._guests.values(), self._listener]:
-            # That closing a duplicate fails is nobody's concern: the program has its own.
+            # A failure to close a duplicate does not matter: the program has its own descriptor.
             with contextlib.suppress(Error):
                 each.close()
 
     def _run(self) -> None:
-        # A signal that this thread got would not interrupt what the main thread waits in.
+        # A signal that this thread takes would not interrupt a system call of the main thread.
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         ready: set[int] = set()
         try:
@@ -179,7 +180,7 @@ class _Shelf:
                     has_room = self._serve(ready)
                     self._drop_expired()
                     if not self.items:
-                        # Before anybody lays another item on it.
+                        # With the lock held, so that nobody adds an item to a closed shelf.
                         self.close()
                         return
                     poll = select.poll()
@@ -196,7 +197,7 @@ class _Shelf:
             self.ended.set()
 
     def _serve(self, ready: set[int]) -> bool:
-        """Answer those who ask, and let in one who comes; False if there was no room for it."""
+        """Answer the guests that sent a key, and accept one more; False if there is no room."""
         for fd in ready & self._guests.keys():
             with contextlib.suppress(Error), self._guests.pop(fd) as guest:
                 self._answer(guest)
@@ -211,7 +212,7 @@ class _Shelf:
         return True
 
     def _answer(self, guest: Conduit) -> None:
-        """Hand over what a guest has the key to, and close it: nobody else is going to ask."""
+        """Send a guest what its key is for, and close it here: a key works once."""
         item = self.items.pop(guest.receive(_KEY_SIZE, 0).data, None)
         if item is not None:
             with item.descriptor:
@@ -229,12 +230,12 @@ class _Shelf:
 
 def _new_address() -> str:
     name = f"conduit-{os.getpid()}-{os.urandom(8).hex()}"
-    # On Linux, a name that goes with the process, even one that is killed.
+    # An abstract name goes when the process ends, even if it is killed.
     return f"@{name}" if sys.platform == "linux" else os.path.join(util.get_temp_dir(), name)
 
 
 def _share(fd: int) -> _Ticket:
-    """Keep a duplicate of a descriptor until somebody fetches it."""
+    """Keep a duplicate of a descriptor until it is fetched; return its ticket."""
     key, proof = os.urandom(_KEY_SIZE), os.urandom(_KEY_SIZE)
     try:
         _lock.acquire()
@@ -249,8 +250,8 @@ def _share(fd: int) -> _Ticket:
             descriptor.close()
             raise
     finally:
-        # Not by a with statement: from Python 3.14 on, a signal handler can raise between what
-        # acquires and the block, and so leave it locked for ever.
+        # Not by a with statement: from Python 3.14 on, a signal handler can raise between its
+        # acquire and its block, and leave it locked for ever.
         try:  # noqa: SIM105 - a call in which a handler could raise
             _lock.release()
         except RuntimeError:  # pragma: no cover - a signal handler's
@@ -259,9 +260,9 @@ def _share(fd: int) -> _Ticket:
 
 
 def _duplicate(fd: int) -> Descriptor:
-    """Return a duplicate that has been on its way once: what cannot be sent fails here.
+    """Return a duplicate, made by sending it once: a descriptor that cannot be sent fails here.
 
-    And it has an owner from the first instant, whenever a signal handler raises.
+    The duplicate has an owner from the first instant, even if a signal handler raises.
     """
     one, other = Conduit.pair()
     with one, other:
@@ -272,7 +273,7 @@ def _duplicate(fd: int) -> Descriptor:
 def _carry(fd: int) -> _Inherited | _Ticket:
     """Return what stands for a descriptor in the pickle that is being made."""
     popen: Any = get_spawning_popen()
-    # One number cannot be inherited for two objects, nor as a standard stream, which is replaced.
+    # Two objects cannot inherit one number; and standard streams are replaced in the child.
     if popen and fd > 2 and fd not in popen._fds and len(popen._fds) < _INHERITABLE:
         inherited: _Inherited = popen.DupFd(popen.duplicate_for_child(fd))
         return inherited
@@ -301,9 +302,9 @@ def _take(carried: _Inherited | _Ticket, what: str) -> Descriptor:
 
 def _void(what: str, code: int | None) -> Error:
     return Error(
-        f"unpickling {what}: its descriptor is gone. It was unpickled before (once is all), or not "
-        "in time (see conduit.multiprocessing.register), or the process that pickled it has ended, "
-        "or runs as another user",
+        f"unpickling {what}: its descriptor is gone. It was unpickled before (only once is "
+        "possible), or not in time (see conduit.multiprocessing.register), or the process that "
+        "pickled it has ended, or runs as another user",
         ErrType.FAILED_TRANSFER,
         code,
     )
@@ -314,7 +315,7 @@ def _reduce_descriptor(descriptor: Descriptor) -> tuple[Any, ...]:
 
 
 def _rebuild_descriptor(carried: _Inherited | _Ticket, name: str) -> Descriptor:
-    # Renamed in one step: signal handlers run between those of Python.
+    # One call, all in C: no signal handler can run while nothing owns the number.
     taken = [_take(carried, f"a Descriptor {name!r}")]
     [descriptor] = map(Descriptor, map(Descriptor.detach, taken), [name]) if name else taken
     return descriptor
@@ -333,7 +334,7 @@ def _rebuild_conduit(carried: _Inherited | _Ticket, name: str, timeout: float | 
 
 def _reduce_listener(listener: Listener) -> tuple[Any, ...]:
     allow = listener._allow
-    # Before there is a descriptor on its way.
+    # First: if allow cannot be pickled, no duplicate is made.
     reduction.ForkingPickler.dumps(allow)
     return _rebuild_listener, (_carry(listener.fileno()), listener.path, allow)
 
@@ -355,7 +356,7 @@ def _reduce_socket(sock: socket.socket) -> tuple[Any, ...]:
 def _rebuild_socket(carried: _Inherited | _Ticket, timeout: float | None) -> socket.socket:
     with _take(carried, "a socket") as descriptor:
         sock = descriptor.to_conn()
-    # Whether it waits at all is told by the descriptor, for all who share it.
+    # Not if O_NONBLOCK is set, which all who share the socket have: it stays non-blocking.
     if timeout and sock.gettimeout() is not None:
         sock.settimeout(timeout)
     return sock
@@ -393,20 +394,20 @@ def _rebuild_file(
         offset = offset_of(descriptor.fileno())
         file: IO[bytes] = descriptor.to_file(mode, buffering, name=name or None)
     if mode in ("ab+", "a+b") and offset >= 0:
-        # To open it for appending went to the end, and where it reads is the sender's, too.
+        # Opening it for appending went to the end; put the offset back, which the sender shares.
         file.seek(offset)
     return file
 
 
 def _reduce_temporary(wrapper: Any) -> tuple[Any, ...]:
-    # The name stays the sender's to remove, so what arrives is the file alone.
+    # The sender removes the name, so only the file inside is sent.
     file = wrapper.file
     return _REDUCERS[type(file)](file)
 
 
 def _refuse_text(file: io.TextIOWrapper) -> tuple[Any, ...]:
     raise TypeError(
-        f"cannot pickle {file!r}: nothing tells the newline argument that it was opened with; "
+        f"cannot pickle {file!r}: the newline argument that it was opened with is not known; "
         "flush it, send its buffer (file.buffer), and make an io.TextIOWrapper of that again"
     )
 
@@ -432,10 +433,10 @@ def _close_all() -> None:
 
 
 def _finish() -> None:
-    """Wait, at the end of a worker, until others have fetched what it sent; then close the rest.
+    """At the exit of a worker, wait until what it sent is fetched; then close the rest.
 
-    Who waits for a result of this process has read it by now, but may not have unpickled it. At the
-    end of the main process all its children have ended, and nobody is left.
+    A process that waits for a result has read it by now, but may not have unpickled it. The main
+    process does not wait: when it exits, all its children have ended.
     """
     deadline = monotonic() + (LINGER if parent_process() else 0)
     for shelf in _shelves[:]:
@@ -445,23 +446,23 @@ def _finish() -> None:
 
 
 def _finish_at_exit(_: object = None) -> None:
-    # After the queues, at -5, have pickled what was put in them; before the temporary directory, at
-    # -100, is removed.
+    # After the queues have pickled what was put in them (-5); before the temporary directory is
+    # removed (-100).
     util.Finalize(None, _finish, exitpriority=-50)
 
 
 def _close_in_child() -> None:
-    # The threads do not exist here, and the parent goes on with what they serve.
+    # The threads do not exist here; the parent's go on serving.
     _close_all()
     _lock.release()
-    # What is done at the end is done by the process that asked for it.
+    # A Finalize runs only in the process that registered it.
     _finish_at_exit()
 
 
 os.register_at_fork(
     before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_close_in_child
 )
-# A process that multiprocessing starts first forgets what is to be done at its end.
+# A process that multiprocessing starts clears its finalizers first.
 util.register_after_fork(_finish_at_exit, _finish_at_exit)
 _finish_at_exit()
 register()

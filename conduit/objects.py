@@ -1,29 +1,29 @@
 """Where Python's file and socket objects meet descriptors.
 
-A descriptor carries one thing of an open file: the kernel's offset. What a Python object holds
-besides stays behind, so each object is asked, before anything is sent, what that is:
+A descriptor carries only the kernel's offset. What a Python object buffers stays behind, so before
+anything is sent, each object is asked what it buffers:
 
-- Written and not flushed: it is flushed.
-- Read ahead from a file with an offset: it is dropped, and the offset set to where the program
-  has read to. The object reads the same bytes again, should the transfer fail.
-- Read ahead from a pipe, a socket, a terminal: it cannot be put back, and the object is refused.
+- Bytes written and not flushed are flushed.
+- Bytes read ahead from a file with an offset are dropped, and the offset is set to where the
+  program stopped reading. If the transfer fails, the object reads the same bytes again.
+- Bytes read ahead from a pipe, a socket or a terminal cannot be put back: the object is refused.
 
 So we must know how much an object has read ahead. The classes of `io` tell, over a `FileIO` or
-what ``socket.makefile()`` makes. Their ``tell()`` is exact where the file has an offset. Where it
-has none, the raw file says for a moment that nothing has come, and ``peek()`` returns what is
-there already (`_read_ahead`). Every other reader (`codecs.open`, `fileinput`, `gzip`, a response
-of `http.client`, a third party's) may have a buffer that no method shows, so it is refused; a
-subclass of an `io` class is trusted as long as it leaves reading, writing and positioning alone.
-An object that neither reads nor writes is taken to hold nothing.
+what ``socket.makefile()`` makes. If the file has an offset, their ``tell()`` is exact. If not, the
+raw file is made to report for a moment that no bytes are available, and ``peek()`` returns what is
+in the buffer (`_read_ahead`). Every other reader (`codecs.open`, `fileinput`, `gzip`, a response of
+`http.client`, a third party's) may have a buffer that no method shows, so it is refused. A subclass
+of an `io` class is trusted if it does not override reading, writing and positioning. An object that
+neither reads nor writes is taken to buffer nothing.
 
-A text file also has a decoder, and is sent only where a new decoder reads the same.
+A text file also has a decoder. It is sent only if a new decoder would read the same.
 
-A signal handler may raise at any call here. What it raises is told from what the call raised by
-`errors.from_handler`, and after it the object's ``tell()`` is what it was: nothing is changed in
-more than one step, save in `_drop_read_ahead`, which undoes its own first step.
+A signal handler may raise at any call here. `errors.from_handler` tells its exception from the
+call's. Afterwards the object's ``tell()`` is what it was: every change is one step, except in
+`_drop_read_ahead`, which undoes its own first step.
 
-Arriving, or made of a `Descriptor`, a file has the mode that the descriptor allows, and a socket
-its family, type, protocol and timeout. Nothing here owns a descriptor or closes an fd.
+A received file has the mode that the descriptor allows, and a received socket its own family, type,
+protocol and timeout. Nothing here owns a descriptor or closes an fd.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ _BUFFERING = frozenset(
         *("__next__", "__iter__", "__getattribute__", "__getattr__", "buffer", "raw"),
     ]
 )
-"""What a subclass of an `io` class leaves alone if it can be trusted as its base is."""
+"""The methods that a subclass of an `io` class must not override to be trusted as its base is."""
 
 _TLS = ("do_handshake", "getpeercert", "selected_alpn_protocol")
-"""Methods of the TLS sockets of `ssl`, pyOpenSSL, gevent and urllib3, of which one is enough."""
+"""An object with one of these methods is a TLS socket: of `ssl`, pyOpenSSL, gevent or urllib3."""
 
 _LOOP_SOCKETS = frozenset([("asyncio", "TransportSocket"), ("uvloop", "PseudoSocket")])
-"""Socket objects that an event loop gives out and does not let anyone close."""
+"""Socket objects of an event loop's transports, which only the loop may close."""
 
 _KINDS = {
     stat.S_IFREG: "regular file",
@@ -97,12 +97,12 @@ def fd_of(obj: object, call: str = "transfer") -> int:
 
     Args:
         obj: the object.
-        call: for what, if it has none: `mistakes` tells what takes it instead.
+        call: the call that wants it, for the hint in the error (see `mistakes`).
 
     Raises:
         Error: ``NO_FD``, if it is closed or never had one.
-        DescriptorTypeError: ``NO_FD`` as well, if objects of its kind have none, or one that is
-            of no use to another process (TLS).
+        DescriptorTypeError: also ``NO_FD``, if objects of its type have none, or one that is of no
+            use to another process (TLS).
     """
     if _has_any(obj, _TLS):
         raise DescriptorTypeError(
@@ -126,24 +126,24 @@ def fd_of(obj: object, call: str = "transfer") -> int:
         )
     if not 0 <= fd < 1 << 31:
         raise Error(
-            f"{obj!r} has no descriptor: its fileno() is {fd}, as of something closed",
+            f"{obj!r} has no descriptor: its fileno() is {fd}, as of a closed object",
             ErrType.NO_FD,
         )
     return fd
 
 
 def prepare(obj: Any, keep: bool) -> None:
-    """Make an object ready to be sent: flushed, and the kernel's offset where it has read to.
+    """Prepare an object to be sent: flush it, and set the kernel's offset to where it has read to.
 
-    There is nothing to undo should the sending fail: the object tells the position that it told
-    before, and reads on from there.
+    If sending fails, there is nothing to undo: the object's ``tell()`` is what it was, and it reads
+    on from there.
 
     Raises:
         Error: as `fd_of`; ``FAILED_TRANSFER``, if it holds what would be lost, or if flushing or
-            setting the offset failed. The object is open and as it was, but for what could be
+            setting the offset failed. The object is open and as it was, except that it may be
             flushed.
-        DescriptorTypeError: also if the object is to be moved (not ``keep``) and has no
-            ``close()``, which alone may close its descriptor, or one that an event loop denies.
+        DescriptorTypeError: also, without ``keep``, for an object that has no ``close()``, or that
+            only its event loop may close.
     """
     if type(obj) is _socket_class:
         return
@@ -166,7 +166,7 @@ def prepare(obj: Any, keep: bool) -> None:
 def may_wait(obj: Any) -> bool:
     """Whether `prepare` may have to wait for another process, to flush what was written.
 
-    A regular file takes what it is given, as far as anything tells; a pipe, say, when it is read.
+    A regular file takes all that is written to it; a pipe, say, only when it is read.
     """
     cls = type(obj)
     if cls is _FileIO or cls is io.BufferedReader or not callable(getattr(obj, "flush", None)):
@@ -184,7 +184,7 @@ def may_wait(obj: Any) -> bool:
 
 
 def _recognise(obj: Any, keep: bool) -> tuple[Any, Callable[[Any], None]]:
-    """Return what to prepare of an object of no common class, and the function that does it."""
+    """Return what to prepare of an object of an unusual class, and the function that does it."""
     fd_of(obj)
     cls = type(obj)
     if not keep:
@@ -215,7 +215,7 @@ def _recognise(obj: Any, keep: bool) -> tuple[Any, Callable[[Any], None]]:
 
 
 def _known(cls: type) -> Callable[[Any], None] | None:
-    """Return what prepares the files of a class, if it is known how much they hold."""
+    """Return the function that prepares files of a class; None if their buffers are unknown."""
     for base in cls.__mro__:  # pragma: no branch - `object` has such a name, too
         if base in _PREPARE or not _BUFFERING.isdisjoint(vars(base)):
             break
@@ -252,7 +252,7 @@ def _prepare_raw(raw: Any) -> None:
 
 
 def _known_raw(raw: Any) -> Any:
-    """Return the raw file under a buffer, if it is known to hold nothing."""
+    """Return the raw file under a buffer, if it is known to buffer nothing itself."""
     if _known(type(raw)) is not _prepare_raw:
         raise _unknown(raw)
     _prepare_raw(raw)
@@ -280,7 +280,7 @@ def _prepare_reader(reader: Any) -> None:
 
 def _prepare_random(file: Any) -> None:
     raw = _known_raw(file.raw)
-    # It also sets the offset to where the program is.
+    # flush() also sets the kernel's offset to where the program has read to.
     file.flush()
     position, offset = file.tell(), raw.tell()
     if position != offset:  # pragma: no cover - not in any CPython of today
@@ -308,7 +308,7 @@ def _prepare_text(text: Any) -> None:
         if offset and text.readable():
             _check_nothing_decoded(text, buffer, raw)
         return
-    # It flushes; under iteration it refuses, and once flushed it would tell a wrong position.
+    # tell() flushes. During iteration it raises, as it must: after a flush() it would be wrong.
     try:
         position = text.tell()
     except OverflowError as exc:
@@ -331,13 +331,13 @@ def _prepare_text(text: Any) -> None:
 def _drop_read_ahead(file: Any, buffer: Any, raw: Any, position: int, offset: int) -> None:
     """Set the kernel's offset to where a file has read to.
 
-    A seek inside the buffer moves no offset, so the way there leads out of it.
+    A seek inside the buffer does not move the offset, so it seeks out of the buffer first.
     """
     try:
         _leave_buffer(buffer, offset)
         reached = file.seek(position)
     except BaseException:
-        # Handlers run after a call, so none can run before this one.
+        # Handlers run after a call, so none can run before this line.
         file.seek(position)
         raise
     if file is not buffer:
@@ -347,14 +347,14 @@ def _drop_read_ahead(file: Any, buffer: Any, raw: Any, position: int, offset: in
 
 
 def _leave_buffer(buffer: Any, offset: int) -> None:
-    """Seek to somewhere outside of what a buffer holds, which ends at an offset."""
+    """Seek to somewhere outside of a buffer that ends at an offset."""
     try:
         # Not to the end: a file of /proc has none to seek to.
         buffer.seek(offset + 1)
     except OSError as exc:
         if from_handler(exc):
             raise
-        # A block device has nothing behind its end.
+        # A block device cannot seek beyond its end.
         buffer.seek(0, os.SEEK_END)
 
 
@@ -362,7 +362,7 @@ def _decodes_from(text: Any, position: int) -> bool:
     """Whether a new decoder reads from a position what the text file's own would."""
     state = position >> 64
     if state >> 32:
-        # What it has decoded and the program has not read is no whole number of bytes.
+        # The program has stopped inside what was decoded at once, which is not at a byte offset.
         return False
     offset = position & _POSITION
     if not offset or not text.readable():
@@ -372,7 +372,7 @@ def _decodes_from(text: Any, position: int) -> bool:
         return state in (0, 2) and offset == os.fstat(text.fileno()).st_size
     if not state:
         return True
-    # A decoder that shifts has a number for its start; under one for newlines, a bit to the left.
+    # A stateful decoder has a number for its initial state, shifted by one under a newline decoder.
     start: int = codecs.getincrementaldecoder(text.encoding)().getstate()[1]
     return start > 2 and state in (start, start << 1)
 
@@ -384,8 +384,8 @@ class _WouldReadError(Exception):
 def _read_ahead(reader: Any, raw: Any) -> bytes:
     """Return what a reader has read ahead, and leave it there.
 
-    ``peek()`` reads only if there is nothing; then the raw file says that nothing has come. To
-    anybody else (another thread, a signal handler) it goes on as it is.
+    ``peek()`` reads only if the buffer is empty; then the raw file reports that nothing has come.
+    For other callers (another thread, a signal handler) it reads as usual.
     """
     code = sys._getframe().f_code
 
@@ -400,7 +400,7 @@ def _read_ahead(reader: Any, raw: Any) -> bytes:
         raw.readinto = nothing
         ahead: bytes = reader.peek()
     finally:
-        # No call, after which a handler might run with this undone.
+        # Not a call: a handler could run after it, before the restoring is done.
         del raw.readinto
     return ahead
 
@@ -408,8 +408,8 @@ def _read_ahead(reader: Any, raw: Any) -> bytes:
 def _check_nothing_decoded(text: Any, buffer: Any, raw: Any) -> None:
     """Check that a text file without an offset holds neither bytes nor characters.
 
-    ``readline(0)`` reads only if there are no decoded characters. There may be some of which all
-    were read, but nothing shows how many were.
+    ``readline(0)`` reads only if there are no decoded characters. Where there are some, the program
+    may have read them all, but nothing shows how many it has read.
     """
     code = sys._getframe().f_code
 
@@ -449,7 +449,7 @@ def _check_encoder(text: Any) -> None:
     if encoder is None:
         return
     codec = codecs.lookup(text.encoding)
-    # Of a byte order mark, a text file that is opened in the middle knows.
+    # A text file opened in the middle writes no byte order mark.
     if codec.name in _TOLD_BY_MARK or codec.name == "utf-8-sig":
         return
     if encoder.getstate() != codec.incrementalencoder().getstate():
@@ -469,7 +469,7 @@ def _codec_of(text: Any, method: str) -> Any:
 
 
 def _has_any(obj: object, methods: tuple[str, ...]) -> bool:
-    # Not any() over a generator: where no memory is left to make one, Python 3.12 and 3.13 crash.
+    # Not any() over a generator: without memory to make one, Python 3.12 and 3.13 crash.
     for method in methods:  # noqa: SIM110
         if callable(getattr(obj, method, None)):
             return True
@@ -477,7 +477,7 @@ def _has_any(obj: object, methods: tuple[str, ...]) -> bool:
 
 
 def close_failure(owner: Any, exc: BaseException) -> BaseException:
-    """Return what is to be raised for an exception of the ``close()`` of what was sent."""
+    """Return the exception to raise when the ``close()`` of an object that was sent raised one."""
     if not from_handler(exc):
         failure = Error(
             f"{owner!r} was sent, but closing it here failed: {exc}",
@@ -487,7 +487,7 @@ def close_failure(owner: Any, exc: BaseException) -> BaseException:
         failure.__cause__ = exc
         return failure
     if isinstance(owner, io.IOBase | _socket.socket):
-        # A handler struck in the middle. Python's own may be closed twice.
+        # A signal handler raised in close(). Closing Python's own classes twice is harmless.
         try:  # noqa: SIM105 - contextlib takes long to import
             owner.close()
         except BaseException:  # pragma: no cover - a signal handler's
@@ -496,19 +496,19 @@ def close_failure(owner: Any, exc: BaseException) -> BaseException:
 
 
 def name_of(file: object) -> str:
-    """Return the name of a file; "" for one that has none, or a number."""
+    """Return the name of a file; "" if it has none, or a number for a name."""
     name = getattr(file, "name", "")
     return name if isinstance(name, str) else ""
 
 
 def timeout_of(conn: object) -> float | None:
-    """Return a socket's timeout in seconds; None for an object that has no such thing."""
+    """Return a socket's timeout in seconds; None for an object without ``gettimeout()``."""
     gettimeout = getattr(conn, "gettimeout", None)
     return gettimeout() if callable(gettimeout) else None
 
 
-# What the raw file is opened with. It truncates only what it opens itself, and creates only
-# that, too; for "a" it seeks to the end, as open() does.
+# The mode of the raw file. On an fd it creates and truncates nothing; for "a" it seeks to the end,
+# as open() does.
 _RAW_MODES = {
     "r": "rb",
     "w": "wb",
@@ -528,7 +528,7 @@ for _mode, _raw_mode in _RAW_MODES.items():
             _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
 
 _checked: set[tuple[str, str | None, str | None]] = set()
-"""Encoding, errors and newline of which it is known that a text file takes them."""
+"""Values of encoding, errors and newline that are known to be valid."""
 
 _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 
@@ -542,7 +542,7 @@ def check_file_arguments(
     errors: str | None,
     newline: str | None,
 ) -> None:
-    """Check what `open_file` is going to be asked for, before anything is received.
+    """Check the arguments of `open_file` before anything is received.
 
     Raises:
         TypeError, ValueError, LookupError: as ``open()`` does for the same arguments.
@@ -554,7 +554,7 @@ def check_file_arguments(
             f"invalid mode: {mode!r}; it is one of open()'s, such as 'r' or 'wb', and a name "
             "for the file goes to name="
         )
-    # As open() has it, which takes a C int.
+    # open() takes a C int, too.
     if operator.index(buffering) >= 1 << 31:
         raise ValueError(f"buffering must be less than 2 GiB, not {buffering}")
     text = mode is not None and "b" not in mode
@@ -575,12 +575,12 @@ def check_file_arguments(
 
 
 def raw_file(fd: int, flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
-    """Return what to open a descriptor with, which takes it and a mode: a class, and the mode.
+    """Return the class to make a raw file of a descriptor with, and the mode to give it.
 
     Args:
         fd: the descriptor.
         flags: its access mode and status flags (``F_GETFL``).
-        mode: as for ``open()``; None is what the descriptor allows, in binary.
+        mode: as for ``open()``; None means binary, with what the descriptor allows.
         buffering: as for ``open()``.
 
     Raises:
@@ -618,7 +618,7 @@ def open_file(
     newline: str | None,
     name: str | None,
 ) -> IO[Any]:
-    """Build on a raw file, which owns its descriptor, what ``open()`` would have returned.
+    """Return what ``open()`` would, built on a raw file, which owns its descriptor.
 
     A descriptor that can be read and written but not positioned (a socket, a terminal, a fifo)
     becomes an `io.BufferedRWPair`, as in ``socket.makefile("rwb")``.
@@ -665,10 +665,10 @@ class DuplexFile(io.BufferedRWPair):
 
 
 class WaitingFile(io.FileIO):
-    """A raw file that waits, though its descriptor does not.
+    """A raw file that blocks, though its descriptor is non-blocking.
 
-    ``O_NONBLOCK`` belongs to the sender as well, so it stays; but the buffers of `io` lose data
-    or raise `TypeError` over a raw file that answers None.
+    ``O_NONBLOCK`` is shared with the sender, so it stays. But the buffers of `io` lose data or
+    raise `TypeError` over a raw file that returns None.
     """
 
     def readinto(self, buffer: Any) -> int:
@@ -720,17 +720,17 @@ def blank_socket() -> socket.socket:
 
 
 def fill_socket(sock: socket.socket, fd: int) -> None:
-    """Give a blank socket object its descriptor, and the timeout that this has already.
+    """Give a blank socket object its descriptor, and a timeout that matches ``O_NONBLOCK``.
 
-    On an exception, the object holds the descriptor if its ``fileno()`` says so.
+    After an exception, the object's ``fileno()`` says whether it has the descriptor.
 
     Raises:
-        Error: ``BAD_CLONE``, if the descriptor is no socket.
+        Error: ``BAD_CLONE``, if the descriptor is not a socket.
     """
     try:
         family, kind, protocol, waits = socket_options(fd)
-        # O_NONBLOCK is the sender's too, so the default timeout must not set it: said to be
-        # non-blocking already, a new object leaves its descriptor alone.
+        # O_NONBLOCK is shared with the sender, so a default timeout must not set it. A socket
+        # object that is told SOCK_NONBLOCK leaves the flag alone.
         if waits and socket.getdefaulttimeout() is None:
             sock.__init__(family, kind, protocol, fd)  # type: ignore[misc]
         else:
@@ -758,13 +758,14 @@ def to_file(
 ) -> IO[Any]:
     """Return a file object that owns the descriptor from now on.
 
-    The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
-    and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
+    The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the file
+    is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to the end.
 
-    What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
-    ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
-    ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
-    allow the mode, and what ``open()`` does. The Descriptor is then as it was.
+    A descriptor that reads and writes and has no offset (a socket, a terminal) becomes an
+    `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file blocks
+    all the same; only with ``buffering=0`` does it return None. Raises `Error` (``BAD_CLONE``) if
+    the descriptor does not allow the mode, and what ``open()`` raises. The Descriptor is then
+    unchanged.
     """
     check_file_arguments(mode, buffering, encoding, errors, newline)
     if mode is not None and "b" not in mode:
@@ -776,21 +777,21 @@ def to_file(
 def to_conn(self: Descriptor) -> socket.socket:
     """Return a `socket.socket` that owns the descriptor from now on.
 
-    Family, type and protocol are its own. The timeout says whether it waits (None) or not
-    (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
-    is then as it was.
+    It has the descriptor's family, type and protocol. ``O_NONBLOCK`` stays as it is, and the
+    timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket; the
+    Descriptor is then unchanged.
     """
     return self._open_as(None, False)  # type: ignore[no-any-return]
 
 
 def kind(self: Descriptor) -> str:
-    """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
+    """The type of the open file, as ``fstat(2)`` and, on Linux, ``/proc`` report it.
 
     ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-    ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
-    ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-    ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
-    the system does not tell.
+    ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). For files without a path Linux
+    reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
+    ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``. `Error` (``UNKNOWN``)
+    if fstat(2) fails.
     """
     fd = self.fileno()
     try:
@@ -804,7 +805,7 @@ def kind(self: Descriptor) -> str:
         self.fileno()
         code = exc.errno or errno.EINVAL
         raise from_errno(code, ErrType.UNKNOWN, f"the kind of descriptor {fd}") from exc
-    # Owned still, it was so all the time, and no other file's.
+    # Raises if it was closed meanwhile: the number may have been another file's.
     self.fileno()
     return kind
 

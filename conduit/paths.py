@@ -1,7 +1,6 @@
 """The path of a Unix socket: as an address, bound, known again, removed.
 
-Nothing is imported here later than `conduit` is: who binds may be in a sandbox by then that can
-read no module.
+All imports are at the top: a program may bind in a sandbox, where it can no longer read modules.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _LONGEST = 107
 """Bytes a path may have in ``sun_path``, its closing NUL not counted (unix(7))."""
 
 _LOOKS = 100
-"""How often to look, each millisecond, who has a lock: it is bound a moment before it listens."""
+"""How often to look, each millisecond, who has a lock: its holder binds before it listens."""
 
 
 def address_from(path: StrOrBytesPath) -> bytes:
@@ -39,7 +38,7 @@ def address_from(path: StrOrBytesPath) -> bytes:
 
 
 def absolute(path: str | bytes) -> str | bytes:
-    """Return a path as it is known wherever this process goes.
+    """Return a path that stays valid when this process changes directory.
 
     Raises:
         Error: ``NO_FD``, if it is relative and the current directory is gone.
@@ -55,7 +54,7 @@ def absolute(path: str | bytes) -> str | bytes:
 
 
 def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
-    """Remove a path, if it still is the file of this device and inode."""
+    """Remove a path if it is still the file of this device and inode."""
     try:
         if inode_of(path) == inode:
             os.unlink(path)
@@ -64,7 +63,7 @@ def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
 
 
 def inode_of(path: StrOrBytesPath) -> tuple[int, int] | None:
-    """Return the device and inode of a path, by which to know it again; None if it is gone."""
+    """Return the device and inode of a path, to recognise it later; None if it is gone."""
     try:
         status = os.lstat(path)
     except FileNotFoundError:
@@ -73,7 +72,7 @@ def inode_of(path: StrOrBytesPath) -> tuple[int, int] | None:
 
 
 class Place:
-    """Where a socket is bound: known again, and removed by the process that bound it."""
+    """Where a socket is bound; only the process that bound it removes the path."""
 
     def __init__(self, path: StrOrBytesPath) -> None:
         self.path: str | bytes = path_from(path)
@@ -83,15 +82,15 @@ class Place:
         self._inode: tuple[int, int] | None = None
 
     def adopt(self, handle: Handle) -> None:
-        """Be the place of a socket that listens already; what is here and not its own will stay.
+        """Become the place of a socket that listens already. `release` removes only its path.
 
         Raises:
-            Error: ``BAD_CLONE``, if it does not listen, or is no Unix socket.
+            Error: ``BAD_CLONE``, if it is not a listening Unix socket.
         """
         bound = None
         try:
-            # Made first, and given the fd inside: dropped by a handler that raises, it would close
-            # what is the handle's.
+            # Made first, and given the fd inside the try: if a handler raised in between, the
+            # dropped socket would close the handle's fd.
             sock = socket.socket.__new__(socket.socket)
             try:
                 sock.__init__(fileno=handle.fileno())  # type: ignore[misc]
@@ -117,26 +116,26 @@ class Place:
         """Bind a new socket here, and listen unless it takes datagrams.
 
         Args:
-            what: what the handle is called in errors.
-            name: its name there; without one, the path.
+            what: the kind of object, in errors.
+            name: its name there; by default the path.
             type: the type of the socket.
             mode: the permission bits of the path; an abstract name has none.
-            backlog: how many connections wait to be accepted; None for a socket that takes
-                datagrams, which tell who sent them.
+            backlog: how many connections may wait to be accepted; None for a datagram socket, which
+                then passes credentials.
 
         Returns:
-            the handle that owns the socket, which does not wait. Whoever fails after that, an
-            interrupt say, has the place to `release`.
+            the handle that owns the non-blocking socket. If anything fails after that, a signal
+            handler included, the caller must `release` the place.
 
         Raises:
             Error: ``NO_FD``, with the errno.
-            ValueError: the mode has bits that none has.
+            ValueError: the mode has more than permission bits.
         """
         if not 0 <= mode <= 0o7777:
             raise ValueError(f"mode must be permission bits, such as 0o600, not {mode!r}")
         try:
             with socket.socket(socket.AF_UNIX, type) as sock:
-                # Another process may share it and take first what both were told of.
+                # Non-blocking: a process that shares it may take what poll() reported to both.
                 sock.setblocking(False)
                 if backlog is None:
                     # Before anything can come.
@@ -146,7 +145,7 @@ class Place:
                     raise OSError(errno.EOPNOTSUPP, "datagram sockets take no connections")
                 address = address_from(self.path)
                 absolute = os.fsencode(self._absolute)
-                # As it is known from then on, whoever looks from wherever, if there is room.
+                # Absolute, if that fits: peers see the address, and may have another directory.
                 if not address.startswith(b"\0") and len(absolute) <= _LONGEST:
                     address = absolute
                 self._inode = bind_address(sock, address, mode, backlog or 0)
@@ -160,12 +159,12 @@ class Place:
             raise from_errno(code, ErrType.NO_FD, f"{doing} {self.path!r}", why) from exc
 
     def release(self, *, unlink: bool = True) -> None:
-        """Remove the path, unless another has replaced it, or in a forked child, and forget it.
+        """Remove the path and forget it. In a forked child, or if it was replaced, it stays.
 
         Args:
             unlink: False leaves it there.
 
-        One that this process may not remove any more, having given up its rights, stays.
+        A path that this process may no longer remove, having dropped its privileges, stays.
 
         Raises:
             Error: ``FAILED_CLOSE``, if the system reports another failure.
@@ -190,7 +189,7 @@ def bind_address(
     """Bind at a path or an abstract name, and listen unless for datagrams.
 
     Returns:
-        the device and inode of the path, to know it again; None for an abstract name.
+        the device and inode of the path, to recognise it later; None for an abstract name.
     """
     if not address.startswith(b"\0"):
         return _bind_path(sock, address, mode, backlog)
@@ -202,12 +201,12 @@ def bind_address(
 
 
 def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tuple[int, int]:
-    """Bind at a path, which has its mode from the first instant, and listen unless for datagrams.
+    """Bind at a path, never with more permissions than the mode, and listen unless for datagrams.
 
     A socket that nobody listens on any more is replaced.
 
     Returns:
-        the device and inode of the path, to know it again.
+        the device and inode of the path, to recognise it later.
     """
     check_length(path)
     bound = False
@@ -228,7 +227,7 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tup
                 sock.listen(backlog)
         return status.st_dev, status.st_ino
     except BaseException:
-        # An interrupt comes at any line; the address tells.
+        # A signal handler may have raised at any line; the address tells whether it is bound.
         if bound or sock.getsockname():
             # As traced runs have no handler that raises.
             unlink_own(path, inode_of(path) or (0, 0))  # pragma: no cover
@@ -236,13 +235,13 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tup
 
 
 def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
-    """Bind a socket at a path, whose mode it has at once, less what the umask takes away."""
+    """Bind a socket at a path that has the mode at once, less the umask."""
     if sys.platform == "linux":
         # Linux makes the path with the mode of the socket's own inode (seen from 5.10 to 7.3).
         os.fchmod(sock.fileno(), mode)
         sock.bind(path)
         return
-    # For a moment, what other threads make is theirs alone, too.
+    # The umask is the process's: for a moment it also restricts files that other threads make.
     before = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
@@ -251,7 +250,7 @@ def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
 
 
 def _add_mode(path: bytes, status: os.stat_result, mode: int) -> None:
-    """Give a path the bits that the umask took away, unless something else is there by now."""
+    """Give a path the bits that the umask took away, unless it was replaced meanwhile."""
     fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if os.path.samestat(os.fstat(fd), status):
@@ -269,16 +268,16 @@ def check_length(path: bytes) -> None:
 
 
 class _Alone:
-    """Keep other processes of this user away that would bind at a path; EADDRINUSE for the later.
+    """Let one process of this user at a time bind at a path; the others get EADDRINUSE.
 
-    Of two that found the same stale socket there, the later would remove what the earlier bound;
-    and what is bound and does not listen yet looks stale. Who is first has an abstract name,
-    which the system takes back however this ends: a file would need more rights than bind(2),
-    could be left behind, and be held by any other user. A holder that is another user's does not
-    count, nor does one that does not listen.
+    Without it, if two processes found the same stale socket, the second would remove what the first
+    bound; and a socket that is bound but does not listen yet looks stale. The lock is an abstract
+    name, which the system takes back however this process ends. A lock file would need more
+    permissions than bind(2), could be left behind, and any user could hold it. A holder of another
+    user does not count, nor does one that does not listen.
 
-    Only on Linux are there such names; elsewhere, and for processes of another user or network
-    namespace, the moment between the two calls remains.
+    Only Linux has abstract names. Elsewhere, and between users or network namespaces, the race
+    between the two calls remains.
     """
 
     def __init__(self, path: bytes) -> None:
@@ -313,19 +312,19 @@ class _Alone:
             raise
 
     def __exit__(self, *exc_info: object) -> None:
-        # Not on Linux it fails: nothing was bound.
+        # On systems other than Linux it fails: nothing was bound.
         with self._sock, Ignoring(OSError):
-            # A child that was forked meanwhile has it, too; what does not listen does not count.
+            # A child forked meanwhile has it, too; a holder that does not listen does not count.
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
 def _holder(lock: bytes) -> int | None:
-    """The user of the process that listens at a name; None if none does."""
+    """Return the uid of the process that listens at a name; None if none does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(lock)
         if code == errno.EAGAIN:
-            # So many ask that nobody can; who it is, the next will see.
+            # Its backlog is full, so its user cannot be read: assume this one until the next look.
             return os.geteuid()
         if code:
             return None
@@ -342,12 +341,12 @@ def _remove_stale(path: bytes, type: int) -> None:
             raise OSError(errno.EADDRINUSE, "what is there is not a socket")
         with socket.socket(socket.AF_UNIX, type) as probe:
             probe.setblocking(False)
-            # Anything but a refusal means that somebody is there: a full backlog (EAGAIN), a
+            # Anything but ECONNREFUSED means that somebody is there: a full backlog (EAGAIN), a
             # socket of another type (EPROTOTYPE), or one this user may not connect to (EACCES).
             if probe.connect_ex(path) != errno.ECONNREFUSED:
                 raise OSError(errno.EADDRINUSE, "somebody listens there")
         now = os.lstat(path)
-        # The number of what another removed may be its own socket's now; the time tells.
+        # Another process may have removed it, and its new socket reuse the inode; mtime tells.
         if os.path.samestat(now, found) and now.st_mtime_ns == found.st_mtime_ns:
             os.unlink(path)
     except FileNotFoundError:

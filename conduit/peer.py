@@ -1,4 +1,4 @@
-"""Who is at the other end of a Unix socket."""
+"""The process at the other end of a Unix socket, and whether it is allowed."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ else:
 class Peer(_Fields):
     """The process that a Unix socket is connected to, as it was when it connected.
 
-    A process may connect, then drop its privileges or hand the socket to another: the uid says
-    who asked for the connection, not who writes now (unix(7), ``SO_PEERCRED``). ``pid`` is 0 if
-    the process is outside this pid namespace, or where the system does not tell it.
+    A process may connect, then drop its privileges or pass the socket on. So the uid is that of the
+    process that connected, not of the one that writes now (unix(7), ``SO_PEERCRED``). ``pid`` is 0
+    if the process is outside this pid namespace, or the system does not report it.
     """
 
     __slots__ = ()
 
 
 _OVERFLOW_UID = 65534
-"""What a user reads as who is not mapped in this user namespace (user_namespaces(7))."""
+"""The uid shown for a user that is not mapped in this user namespace (user_namespaces(7))."""
 
 
 def same_user_or_root(peer: Peer) -> bool:
     """Whether a peer is this process's user (the effective one) or root.
 
-    The overflow uid is nobody's, unless all users are mapped, and so nobody reads as it but its
-    owner. Who runs as that user elsewhere, or where ``/proc`` cannot be read, says who is allowed.
+    The overflow uid may be any unmapped user, so it is refused unless all users are mapped. A
+    program that runs as that uid in a user namespace, or cannot read ``/proc``, must pass
+    ``allow``.
     """
     if peer.uid != _OVERFLOW_UID or not sys.platform.startswith("linux"):
         return peer.uid in (0, os.geteuid())
-    # As bytes: a codec would be a module to be read.
+    # As bytes: a codec would be one more module to import.
     with Ignoring(OSError), open("/proc/self/uid_map", "rb") as lines:
         is_whole = lines.read().split() == [b"0", b"0", b"4294967295"]
         return is_whole and peer.uid == os.geteuid()
@@ -57,12 +58,12 @@ def admits(allow: Callable[[Peer], Any], peer: Peer, who: object) -> bool:
     An ``allow`` that raises refuses.
 
     Args:
-        allow: whom to ask.
-        peer: about whom.
-        who: on whose behalf, for the log.
+        allow: the function to ask.
+        peer: its argument.
+        who: the object that asks, for the log.
 
     Raises:
-        TypeError: ``allow`` is a coroutine function, whose answer nobody would await.
+        TypeError: ``allow`` is a coroutine function; nobody would await its answer.
     """
     failure = None
     try:
@@ -82,9 +83,9 @@ def admits(allow: Callable[[Peer], Any], peer: Peer, who: object) -> bool:
 
 def _warn(message: str, *args: object, exc_info: BaseException | None) -> None:
     try:
-        # Not above, since it takes longer to import than all of conduit.
+        # Here, since it takes longer to import than all of conduit.
         import logging
     except ImportError:
-        # In a sandbox that can read no module, and so nobody has set it up.
+        # In a sandbox that cannot read modules. Nobody has configured logging, then.
         return
     logging.getLogger("conduit").warning(message, *args, exc_info=exc_info)

@@ -1,33 +1,32 @@
-"""Reading protocols from a stream: bytes by number or up to a delimiter, and descriptors in order.
+"""Reading protocols from a stream: bytes by count or up to a delimiter, and descriptors in order.
 
 Theory of operation
 ===================
 
-A stream carries bytes, and descriptors tied to places among them. The system does not tell these
-places: one ``recvmsg(2)`` may return the end of one message and the beginning of the next with its
-descriptors. What it does keep is the order, and that no descriptor comes later than the byte it was
-sent with. So what was read ahead is two queues, and the protocol says how many of each a message
-has.
+A stream carries bytes, and descriptors tied to positions among them. The system does not report the
+positions: one ``recvmsg(2)`` may return the end of one message and the beginning of the next with
+its descriptors. It does keep the order, and no descriptor comes later than the byte it was sent
+with. So what was read ahead is two queues, and the protocol says how many of each belong to a
+message.
 
 **`ReadAhead`** is these queues, and does no input or output: `Reader` fills them from a blocking
-conduit, `conduit.aio.AsyncReader` from one that never waits. Bytes lie in two parts. ``_data`` is
-immutable, and a call that finds all it wants there costs one slice and moves ``_start``. What that
-does not answer goes to ``_tail``, a bytearray that grows until it does; what is left of it then is
-the next ``_data``. So each byte is copied a fixed number of times, however small the pieces are
-that it comes in, and is searched once.
+conduit, `conduit.aio.AsyncReader` from one that never waits. The bytes are in two parts. ``_data``
+is immutable; a call that finds all it wants there costs one slice and moves ``_start``. Otherwise
+the bytes go to ``_tail``, a bytearray that grows until the call is satisfied; the rest of it then
+becomes ``_data``. So each byte is copied a fixed number of times, however small the pieces it
+comes in, and is searched once.
 
-**Nothing is lost to an exception**, be it a deadline, a cancellation, or what a signal handler
-raises. CPython runs handlers when a call returns, when a loop goes back and when a function begins,
-and at no other instruction. A message therefore goes from ``recvmsg(2)`` into the list ``arrived``
-within one call, of ``extend(map(...))``: an assignment would come after a call that has returned.
-And what moves something from one place to another is a row of statements without a call or a loop.
-A result is taken out of the queues by the last of them.
+**Nothing is lost to an exception**: a deadline, a cancellation, or one of a signal handler. CPython
+runs handlers when a call returns, when a loop jumps back and when a function begins, and at no
+other instruction. So a message goes from ``recvmsg(2)`` into the list ``arrived`` within one call,
+``extend(map(...))``: a handler could run before an assignment. Data moves from one place to another
+in a row of statements without a call or a loop; the last of them takes the result from the queues.
 
-**Limits.** No more than ``limit`` bytes are read ahead. Descriptors are received only while no more
-than MAX_FDS wait to be taken, so that a whole message of them has room, and a peer cannot fill the
+**Limits.** No more than ``limit`` bytes are read ahead. It receives only while no more than MAX_FDS
+descriptors wait to be taken. So one whole message more has room, and a peer cannot fill the fd
 table of this process.
 
-There is no lock. Two threads that read from one `Reader` at a time may get the same bytes twice.
+There is no lock: if two threads read from one `Reader` at once, both may get the same bytes.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ _CHUNK = 65536
 
 
 class ReadAhead:
-    """What came on a stream and was not consumed. What comes is put into ``arrived``."""
+    """What came on a stream and was not consumed. The caller appends messages to ``arrived``."""
 
     __slots__ = ("_data", "_fds", "_limit", "_merged", "_searched", "_start", "_tail", "arrived")
 
@@ -68,7 +67,7 @@ class ReadAhead:
         self._data = b""
         self._start = 0
         self._tail = bytearray()
-        # For what delimiter ``_tail`` was searched, and up to where in vain.
+        # The delimiter that ``_tail`` was searched for, and up to where there is none.
         self._searched = (b"", 0)
         self._fds: list[Descriptor] = []
 
@@ -90,7 +89,7 @@ class ReadAhead:
         return self._merged + len(self.arrived)
 
     def exactly(self, size: int) -> bytes | None:
-        """Consume so many bytes; None if there are fewer."""
+        """Consume ``size`` bytes; return None if there are fewer."""
         if size < 0:
             raise ValueError(f"a size is at least 0 bytes, not {size}")
         data, start = self._data, self._start
@@ -105,7 +104,7 @@ class ReadAhead:
         return self._cut(size, size)
 
     def until(self, delimiter: bytes) -> bytes | None:
-        """Consume the bytes up to a delimiter, and that; None if they do not end in the limit."""
+        """Consume the bytes up to a delimiter, and it; None if it is not within the limit."""
         if not delimiter:
             raise ValueError("a delimiter is at least one byte")
         data, start = self._data, self._start
@@ -125,13 +124,13 @@ class ReadAhead:
         return None
 
     def room_for(self, wanted: int | bytes) -> int:
-        """How many more bytes may come, where a size or a delimiter is wanted."""
+        """Return how many more bytes to receive for a call that wants a size or a delimiter."""
         if isinstance(wanted, int):
             return max(wanted, self._limit) - self.buffered
         return self._limit + len(wanted) - self.buffered
 
     def take_fds(self, count: int) -> tuple[Descriptor, ...] | None:
-        """Consume so many descriptors; None if there are fewer."""
+        """Consume ``count`` descriptors; return None if there are fewer."""
         if count < 0:
             raise ValueError(f"a count is at least 0 descriptors, not {count}")
         if self.pending < count:
@@ -141,7 +140,7 @@ class ReadAhead:
         return taken
 
     def discard(self) -> None:
-        """Close the descriptors and forget the bytes. Raises as `Message.close`, at the end."""
+        """Close the descriptors and drop the bytes; then raise as `Message.close`."""
         self._merge()
         fds = Message(b"", self._fds)
         try:
@@ -150,7 +149,7 @@ class ReadAhead:
             self._fds, self._data, self._start, self._tail = [], b"", 0, bytearray()
 
     def _merge(self) -> None:
-        """Let what has arrived join what was there."""
+        """Move what has arrived to the queues."""
         while self.arrived:
             tail = self._spilled()
             message = self.arrived[0]
@@ -164,7 +163,7 @@ class ReadAhead:
     def _spilled(self) -> bytearray:
         """Return ``_tail``, with what is left of ``_data`` in it."""
         if self._data:
-            # There is nothing in the tail: what was left of it became the data.
+            # The tail is empty: the rest of it became the data.
             tail = bytearray(self._data[self._start :])
             self._tail = tail
             self._data = b""
@@ -172,7 +171,7 @@ class ReadAhead:
         return self._tail
 
     def _cut(self, end: int, start: int) -> bytes:
-        """Return what is in ``_tail`` up to one place, and go on at another."""
+        """Return ``_tail`` up to ``end``, and continue at ``start``."""
         found, rest, tail = bytes(self._tail[:end]), bytes(self._tail[start:]), bytearray()
         self._data = rest
         self._tail = tail
@@ -183,28 +182,28 @@ class ReadAhead:
 class Reader(Closing):
     """Reads a protocol from the stream of a conduit, which it neither owns nor closes.
 
-    Bytes are received ahead and kept, and so are the descriptors that come with them, in the order
-    in which they were sent. A descriptor is there at the latest with the byte it was sent with, and
-    maybe with an earlier one: the system glues the end of one message to the beginning of the next.
-    So the protocol must say how many belong to a message; take so many once it was read.
+    It reads ahead, and keeps bytes and descriptors in the order in which they were sent. A
+    descriptor has come at the latest with the byte it was sent with, and maybe with an earlier one:
+    the system glues the end of one message to the beginning of the next. So the protocol must say
+    how many descriptors belong to a message. Read the message, then take that many.
 
-    What interrupts a call (a deadline, an exception of a signal handler) loses nothing: what came
-    stays here, and the next call goes on with it. So it is after the end of the stream. A call
+    An interrupted call (a deadline, an exception of a signal handler) loses nothing: what came
+    stays here, and the next call continues with it, also after the end of the stream. A call
     waits no longer than the ``timeout`` of the conduit, in all.
 
-    Nobody else may receive from the conduit meanwhile; sending is free. One thread at a time may
-    use a reader. `close`, or leaving it as a context manager, closes the descriptors that were not
-    taken; without that, each that is dropped gives a `ResourceWarning`.
+    Meanwhile only the reader may receive from the conduit; anyone may send. One thread at a time
+    may use a reader. `close`, or leaving the ``with``, closes the descriptors that were not taken;
+    without that, each one dropped gives a `ResourceWarning`.
 
     Args:
         conduit: a conduit over a stream.
         limit: the most bytes to read ahead, and before a delimiter; at least 1. Descriptors have a
-            limit of their own: no more are received while over `MAX_FDS` were not taken.
+            limit of their own: nothing is received while more than `MAX_FDS` were not taken.
 
     Raises:
-        Error: ``FAILED_TRANSFER`` with ``EPROTOTYPE`` for a socket that keeps messages apart, of
-            which one that is longer than the room left would be lost; `Conduit.receive` is for
-            those. ``NO_FD`` if the conduit is closed.
+        Error: ``FAILED_TRANSFER`` with ``EPROTOTYPE`` for a socket that keeps messages apart: a
+            message longer than the room left would be lost. Use `Conduit.receive` there. ``NO_FD``
+            if the conduit is closed.
     """
 
     def __init__(self, conduit: Conduit, *, limit: int = 65536) -> None:
@@ -238,31 +237,31 @@ class Reader(Closing):
 
     @property
     def buffered(self) -> int:
-        """How many bytes came and were not consumed. At the end of a stream, 0 is a clean end."""
+        """How many bytes came and were not consumed; 0 at the end of a stream is a clean end."""
         return self._ahead.buffered
 
     @property
     def pending(self) -> int:
         """How many descriptors came and were not taken.
 
-        If some are left when nothing is `buffered` and all of a message's were taken, the peer sent
-        more than its messages say.
+        If some are left when nothing is `buffered` and the last message's were taken, the peer sent
+        more than its messages announce.
         """
         return self._ahead.pending
 
     def receive_exactly(self, size: int) -> bytes:
-        """Receive so many bytes.
+        """Receive exactly ``size`` bytes.
 
-        A size may be larger than the limit; if it comes from the peer, check it first. Memory is
-        taken as bytes come.
+        The size may be larger than the limit. If it comes from the peer, check it first. Memory is
+        allocated as bytes come.
 
         Raises:
             PeerClosedError: the stream ends before; it says after how many bytes.
             TransferTimeoutError, WouldBlockError: they did not come in time.
-            Error: ``BAD_CTRL_MESG`` if too many descriptors were not taken (nothing is lost), or
-                this process had no room for one that came: then bytes that came with it are lost,
-                and what is behind them can no longer be received. ``NO_FD`` if the reader or the
-                conduit is closed. Else as `Conduit.receive`.
+            Error: ``BAD_CTRL_MESG`` if too many descriptors were not taken (nothing is lost), or if
+                this process had no room for one that came: the bytes that came with it are lost,
+                and nothing more can be received. ``NO_FD`` if the reader or the conduit is closed.
+                Else as `Conduit.receive`.
             ValueError: a negative size.
         """
         deadline = None
@@ -285,9 +284,9 @@ class Reader(Closing):
         return found
 
     def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
-        """Return so many of the descriptors that came, in their order; they are the caller's.
+        """Return the first ``count`` descriptors that came; the caller owns them.
 
-        This does not receive: read the bytes first that they were sent with.
+        This does not receive: first read the bytes that they were sent with.
 
         Raises:
             Error: ``BAD_CTRL_MESG`` if fewer have come; then none is taken. ``NO_FD`` if the reader
@@ -307,14 +306,14 @@ class Reader(Closing):
     def close(self) -> None:
         """Close the descriptors that were not taken; the conduit stays open.
 
-        Bytes that were read ahead are dropped. A second `close` does nothing. `Error`
-        (``FAILED_CLOSE``) if the system reports a failure, after all were closed.
+        Bytes that were read ahead are dropped. A second `close` does nothing. If close(2) fails, it
+        closes the others and raises `Error` (``FAILED_CLOSE``).
         """
         self._closed = True
         self._ahead.discard()
 
     def _wait_and_receive(self, wanted: int | bytes, deadline: float | None) -> float | None:
-        """Receive once more in a call that waits until a deadline, which the first sets."""
+        """Receive once more, until a deadline; None: set it from the timeout. Return it."""
         if deadline is None and (timeout := self._conduit.timeout):
             deadline = monotonic() + timeout
         self._fetch(wanted, deadline=deadline)
@@ -325,8 +324,8 @@ class Reader(Closing):
     ) -> None:
         """Receive once, for a call that waits for a size or a delimiter.
 
-        ``came`` is how many messages had come when the call looked; if more have since, it is to
-        look again. Without a ``deadline``, the timeout of the conduit holds.
+        ``came`` is how many messages had come when the call looked. If more have come since, this
+        returns, so that it looks again. Without a ``deadline``, the conduit's timeout holds.
         """
         self._check_open()
         ahead = self._ahead

@@ -14,7 +14,7 @@ class class_signature:  # noqa: N801 - a decorator, as `property` is one
     """The ``__signature__`` of a class: what the decorated method takes, less ``self``.
 
     In the ``__init__`` of a compiled class CPython sees only ``*args, **kwargs``. The decorated
-    method repeats its parameters and is never called. They are read when they are asked for:
+    method repeats its parameters and is never called. The signature is made when it is asked for:
     `inspect` takes longer to import than all of conduit.
     """
 

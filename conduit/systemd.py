@@ -1,14 +1,14 @@
-"""A service's side of systemd, or of any manager that speaks its protocols, without its library.
+"""A service's side of the protocols of systemd, without libsystemd.
 
 `listen_fds` takes the sockets and stored descriptors that this process was started with
 (sd_listen_fds(3)). `notify`, `store`, `unstore` and `barrier` send one datagram each to the socket
-that ``NOTIFY_SOCKET`` names (sd_notify(3)), and return False where nobody listens, so that a
+that ``NOTIFY_SOCKET`` names (sd_notify(3)). Without ``NOTIFY_SOCKET`` they return False, so a
 program need not ask whether it is a service. Nothing is kept between the calls: each opens its own
-socket and closes it again, and the kernel tells the manager who sends.
+socket and closes it again, and the kernel tells the manager which process sends.
 
-The descriptors of `listen_fds` are plain numbers from 3 on until then, which nothing owns; the
-environment alone says that they are meant for this process. So the two change together: they are
-taken and the environment is cleared, or both are left as they were.
+Until `listen_fds`, no object owns its descriptors: they are numbers from 3 on, and only the
+environment says that they are meant for this process. So it either takes them and clears the
+environment, or changes neither.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _FIRST = 3
 _VARIABLES = ("LISTEN_PID", "LISTEN_PIDFDID", "LISTEN_FDS", "LISTEN_FDNAMES")
 
 _PATIENCE = 5.0
-"""Seconds that systemd-notify(1) gives a barrier. A datagram leaves at once, unless 512 wait."""
+"""As long as systemd-notify(1) waits for a barrier. A datagram waits only if 512 are queued."""
 
 _MAX_STATE = 4096
 """The most bytes that systemd reads; it ignores a longer message (``PIPE_BUF``)."""
@@ -56,27 +56,26 @@ _MAX_NAME = 255
 def listen_fds() -> tuple[Descriptor, ...]:
     """Take the descriptors that the service manager started this process with.
 
-    The sockets come in the order of their unit, what was stored (`store`) after them; each has the
-    `Descriptor.name` of ``LISTEN_FDNAMES``: ``FileDescriptorName=`` of a socket unit, the name in
-    the store, ``"connection"`` with ``Accept=yes``, ``"unknown"`` where none is given. They are
-    close-on-exec, and the variables are removed from the environment: a second call returns
-    nothing, and no child takes them for its own. Call it once, before other threads run.
+    The sockets come in the order of their unit, then what was stored (`store`). The
+    `Descriptor.name` of each is from ``LISTEN_FDNAMES``: ``FileDescriptorName=`` of a socket unit,
+    the name in the store, ``"connection"`` with ``Accept=yes``, ``"unknown"`` if there is none. All
+    become close-on-exec. The variables are removed from the environment, so a second call returns
+    nothing, and no child takes the descriptors for its own. Call it once, before other threads run.
 
     Returns:
-        the descriptors, which the caller owns; none if there are none, or if they are meant for
-        another process (``LISTEN_PID``, ``LISTEN_PIDFDID``), and then nothing is touched but the
-        environment.
+        the descriptors, which the caller owns. Empty if there are none, or if they are meant for
+        another process (``LISTEN_PID``, ``LISTEN_PIDFDID``); then only the environment is changed.
 
     Raises:
-        Error: the environment lies. ``UNKNOWN`` (``EINVAL``): a variable is no number, or there
-            are more or fewer names than descriptors. ``NO_FD`` (``EBADF``): a descriptor is not
-            open. Nothing was taken, closed or changed, not even the environment.
+        Error: the environment is wrong. ``UNKNOWN`` (``EINVAL``): a variable is not a number, or
+            there are more or fewer names than descriptors. ``NO_FD`` (``EBADF``): a descriptor is
+            not open. Nothing was taken, closed or changed, not even the environment.
     """
     saved = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
     fds, names = _announced()
     taken: list[Descriptor] = []
     try:
-        # In C throughout, so that each is in the list once it owns its number.
+        # All in C: no signal handler can run between the making of one and its entry in the list.
         taken.extend(map(Descriptor, fds, names))
         for name in saved:
             del os.environ[name]
@@ -91,23 +90,23 @@ def listen_fds() -> tuple[Descriptor, ...]:
 def notify(state: str, *items: int | HasFileno, timeout: float | None = _PATIENCE) -> bool:
     r"""Tell the service manager about the state of this service, as sd_notify(3) does.
 
-    The unit needs ``Type=notify`` for ``READY=1`` to count, and ``NotifyAccess=all`` for processes
-    other than its main one to be heard.
+    ``READY=1`` needs ``Type=notify`` in the unit. A process other than the unit's main one needs
+    ``NotifyAccess=all``.
 
     Args:
         state: assignments, one a line, such as ``"READY=1"`` or ``"RELOADING=1\nSTATUS=..."``; at
             most 4096 bytes of UTF-8 (systemd ignores a longer message).
         items: descriptors to send along, as `Conduit.transfer` takes them; they stay open here.
-        timeout: seconds to wait where the manager is behind; None for ever, 0 not at all.
+        timeout: seconds to wait if the manager's queue is full; None for ever, 0 not at all.
 
     Returns:
-        True if it was sent; whether the manager acts on it, it does not tell. False, with nothing
-        done, where ``NOTIFY_SOCKET`` is not set or empty.
+        True if it was sent; the manager does not say whether it acts on it. False, with nothing
+        done, if ``NOTIFY_SOCKET`` is not set or empty.
 
     Raises:
-        Error: ``NO_FD``, if there is no socket at ``NOTIFY_SOCKET``, or it names one of another
-            kind than a Unix socket (``EAFNOSUPPORT``: vsock is not supported); else as
-            `Conduit.transfer`: `TransferTimeoutError` or `WouldBlockError`, and nothing was sent.
+        Error: ``NO_FD``, if there is no socket at ``NOTIFY_SOCKET``, or it does not name a Unix
+            socket (``EAFNOSUPPORT``: vsock is not supported). Otherwise as `Conduit.transfer`;
+            after `TransferTimeoutError` or `WouldBlockError` nothing was sent.
         ValueError: the state is empty, too long or has a NUL in it.
     """
     data = _encoded(state)
@@ -141,8 +140,8 @@ def store(
     Args:
         name: ASCII without control characters and ``:``, up to 255 bytes. Several may share one.
         item: an int, a `Descriptor`, a file or a socket. It is shared: it stays open here.
-        poll: let the manager drop it when it is of no more use (``EPOLLHUP``, ``EPOLLERR``), as
-            the reading end of a pipe without a writer. False keeps it (``FDPOLL=0``).
+        poll: let the manager drop it on ``EPOLLHUP`` or ``EPOLLERR``, such as the reading end of a
+            pipe that has no writer any more. False keeps it (``FDPOLL=0``).
         timeout: as for `notify`.
 
     Returns:
@@ -150,36 +149,36 @@ def store(
 
     Raises:
         Error: as `notify`.
-        ValueError: it is no such name.
+        ValueError: the name is not of that form.
     """
     polled = "" if poll else "\nFDPOLL=0"
     return notify(f"FDSTORE=1\nFDNAME={_checked(name)}{polled}", item, timeout=timeout)
 
 
 def unstore(name: str, *, timeout: float | None = _PATIENCE) -> bool:
-    """Remove from the store every descriptor of that name. As `store`, but nothing is sent along.
+    """Remove every descriptor of a name from the store. Returns and raises as `store`.
 
-    What is stored stays there until then: also what `listen_fds` has handed to this process.
+    Until then a stored descriptor stays there, even after `listen_fds` has returned it.
     """
     return notify(f"FDSTOREREMOVE=1\nFDNAME={_checked(name)}", timeout=timeout)
 
 
 def barrier(timeout: float | None = _PATIENCE) -> bool:
-    """Wait until the service manager has processed all that was sent before.
+    """Wait until the service manager has processed everything sent before.
 
     Args:
         timeout: seconds to wait in all; None for ever, 0 not at all.
 
     Returns:
-        True once it has; False, at once, where ``NOTIFY_SOCKET`` is not set.
+        True once it has; False, at once, if ``NOTIFY_SOCKET`` is not set.
 
     Raises:
-        TransferTimeoutError, WouldBlockError: it has not, in time; what was sent stays sent.
+        TransferTimeoutError, WouldBlockError: it has not, in time; what was sent remains sent.
         Error: as `notify`.
     """
     seconds_from(timeout)
     deadline = None if timeout is None else monotonic() + timeout
-    # Not a pipe: these are owned before any Python code can be interrupted.
+    # Not os.pipe(): objects own these two before a signal handler can run.
     ours, theirs = Conduit.pair()
     with ours, theirs:
         if not notify("BARRIER=1", theirs, timeout=timeout):
@@ -206,15 +205,15 @@ def barrier(timeout: float | None = _PATIENCE) -> bool:
 def watchdog_interval() -> float | None:
     """Return how many seconds this process may be silent before the service manager acts.
 
-    Send ``notify("WATCHDOG=1")`` every half of it (sd_watchdog_enabled(3)).
+    Send ``notify("WATCHDOG=1")`` twice in that time (sd_watchdog_enabled(3)).
 
     Returns:
-        ``WatchdogSec=`` of the unit; None if there is none, or it is another process's
+        ``WatchdogSec=`` of the unit; None if it is not set, or meant for another process
         (``WATCHDOG_PID``).
 
     Raises:
-        Error: ``UNKNOWN`` (``EINVAL``): ``WATCHDOG_USEC`` or ``WATCHDOG_PID`` is no number, or it
-            is no length of time.
+        Error: ``UNKNOWN`` (``EINVAL``): ``WATCHDOG_USEC`` or ``WATCHDOG_PID`` is not a number, or
+            ``WATCHDOG_USEC`` is 0 or systemd's "infinity".
     """
     if _number("WATCHDOG_PID") not in (None, os.getpid()):
         return None
@@ -228,7 +227,7 @@ def watchdog_interval() -> float | None:
 
 
 def _announced() -> tuple[range, list[str]]:
-    """Return the numbers that the environment says are this process's, all open, and their names.
+    """Return the descriptors that the environment announces, all open, and their names.
 
     Raises:
         Error: as `listen_fds`.
@@ -254,9 +253,9 @@ def _announced() -> tuple[range, list[str]]:
 
 
 def _is_own_pidfd() -> bool:
-    """Whether ``LISTEN_PIDFDID``, which tells a process from later ones of its pid, is ours.
+    """Whether ``LISTEN_PIDFDID`` is ours; unlike ``LISTEN_PID``, it is never reused.
 
-    Where it is not set, or the system does not tell, ``LISTEN_PID`` has to do.
+    True if it is not set or cannot be checked: then ``LISTEN_PID`` alone decides.
     """
     wanted = _number("LISTEN_PIDFDID")
     if wanted is None:
@@ -268,7 +267,7 @@ def _is_own_pidfd() -> bool:
         if from_handler(exc):
             raise  # pragma: no cover - traced runs have no handler that raises
         return True
-    # Before pidfs (Linux 6.9), all pidfds have one number, as all that have no name.
+    # Before pidfs (Linux 6.9), all pidfds have the one inode of anonymous files.
     if own.st_dev == anonymous.st_dev:
         return True
     # A 32-bit kernel tells the lower half only.
@@ -280,7 +279,7 @@ def _number(variable: str) -> int | None:
     text = os.environ.get(variable)
     if not text:
         return None
-    # int() takes more than digits, and not any number of them.
+    # int() also takes signs, spaces and underscores, and refuses very long numbers.
     if not re.fullmatch("[0-9]{1,20}", text):
         raise _lie(variable, "which is not a number")
     return int(text)
@@ -293,7 +292,7 @@ def _lie(
 
 
 def _encoded(state: object) -> bytes:
-    """Return the datagram that says a state, if systemd would read it."""
+    """Return a state as the bytes of a datagram; `ValueError` if systemd would not read it."""
     if not isinstance(state, str):
         raise TypeError(f"a state is a str, not {type(state).__name__}")
     data = state.encode()
@@ -307,7 +306,7 @@ def _encoded(state: object) -> bytes:
 
 
 def _checked(name: str) -> str:
-    """Return a name for the store, if it is one."""
+    """Return a name for the store; `ValueError` if systemd would not take it."""
     text = name_from(name)
     if not (text and text.isascii() and text.isprintable() and ":" not in text):
         raise ValueError(

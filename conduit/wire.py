@@ -1,15 +1,15 @@
 """The frames that a `Channel` sends and receives: the format of docs/channel.md, without a socket.
 
-A message is one frame, a header and a body, with the descriptors of the message attached. Two
-things do not fit in one:
+A message is one frame: a header and a body, with the message's descriptors attached. Two things do
+not fit in one frame:
 
-- More descriptors than the system carries at once travel ahead, in frames of their own that have
-  the number of their message. Frames of several senders may so stand between each other, and no
-  sender has to keep others away while it sends several.
-- A body too long for a packet lies in a sealed file in memory, the first descriptor attached.
+- More descriptors than the system carries at once. They go ahead, in frames of their own with the
+  number of their message. So frames of several senders may alternate, and no sender has to lock out
+  the others.
+- A body too long for a packet. It is in a sealed file in memory, the first descriptor attached.
 
-`Assembler` is the receiving end. It is fed what was received, and nobody else: on a stream never
-more than the bytes it wants, so that bytes and descriptors of the next frame stay in the socket.
+`Assembler` is the receiving end. It gets everything that is received; on a stream never more bytes
+than it wants, so that bytes and descriptors of the next frame stay in the socket.
 
 **Signal handlers** may raise between any two lines here. What has come is in ``pieces`` until its
 frame is complete, and every change to that is one step: an append, a slice, a clear. `take` reads
@@ -42,25 +42,25 @@ ABANDON = 3
 """A frame that says that a message will have no end."""
 
 _MAY_IGNORE_KIND = 0x80
-"""Kinds from here on are skipped by who does not know them."""
+"""A receiver skips unknown kinds from here on."""
 
 IN_FILE = 0x01
-"""Flag of a MESSAGE: the body is in the first descriptor attached, and not behind the header."""
+"""Flag of a MESSAGE: the body is in the first descriptor attached, not after the header."""
 
 _MAY_IGNORE_FLAGS = 0xF0
-"""Flags that need not be known."""
+"""A receiver ignores unknown flags among these."""
 
 MAX_PACKET = 65536
 """The most bytes of a frame in a packet. A longer body travels in a file."""
 
 _READ_AT_ONCE = 1 << 26
-"""The most bytes to read of a file in one call, which no signal handler can interrupt.
+"""The most bytes to read from a file in one call, during which no signal handler can run.
 
 What is read in several calls is copied once more.
 """
 
 _PIECE = 1 << 18
-"""The most bytes to ask for at once, for which there must be room."""
+"""The most bytes to receive at once; that much memory is allocated."""
 
 _HEADER = struct.Struct("<IBBHIIQ")
 HEADER_SIZE = _HEADER.size
@@ -81,7 +81,7 @@ def frame(
     Args:
         kind: MESSAGE, FDS or ABANDON.
         count: how many descriptors are attached.
-        total: how many the whole message has; the file of the body is none of them.
+        total: how many the whole message has, without the body's file.
         body: the body, unless it is in a file.
         number: which message it belongs to; 0 for one that has no other frame.
         in_file: how many bytes of body are in the first descriptor attached, or 0.
@@ -208,7 +208,7 @@ def unsealed(file: Descriptor, size: int) -> bytes:
 
 
 def close_fds(fds: Sequence[Descriptor]) -> None:
-    """Close descriptors of which nobody wants to know whether that went well."""
+    """Close descriptors, and ignore failures."""
     with suppress(Error):
         Message(b"", fds).close()
 
@@ -220,13 +220,13 @@ def _bad(why: str) -> Error:
 class Assembler:
     """Makes messages of what is received, a frame at a time.
 
-    What was received is appended to ``pieces``; on a stream, at most as many bytes as ``wanted``.
-    Then `take` says whether that ended a message.
+    The caller appends what it received to ``pieces``, on a stream at most ``wanted`` bytes. Then
+    `take` returns the message, if that completed one.
 
     Attributes:
         pieces: what has come of a frame that is not complete.
         wanted: how many bytes to receive at most.
-        broken: why nothing can be received any more, since a stream is out of step; or "".
+        broken: why the stream is out of step and nothing more can be received; or "".
     """
 
     def __init__(self, *, stream: bool, max_size: int, max_fds: int) -> None:
@@ -236,7 +236,7 @@ class Assembler:
         self._max_size = max_size
         self._max_fds = max_fds
         self.wanted: int = HEADER_SIZE if stream else MAX_PACKET
-        # Of messages whose end is to come, by number: what came with each frame.
+        # What came with each FDS frame of unfinished messages, by number.
         self._ahead: dict[int, tuple[tuple[Descriptor, ...], ...]] = {}
 
     @property
@@ -245,7 +245,7 @@ class Assembler:
         return bool(self.pieces or self._ahead)
 
     def clear(self) -> None:
-        """Forget what has come of messages that are not complete, and close it."""
+        """Drop unfinished messages, and close their descriptors."""
         fds = [fd for piece in self.pieces for fd in piece.fds]
         fds += [fd for parts in self._ahead.values() for part in parts for fd in part]
         try:
@@ -257,16 +257,16 @@ class Assembler:
             close_fds(fds)
 
     def break_off(self, why: str) -> None:
-        """Receive nothing any more: a stream is out of step."""
+        """Receive nothing more: the stream is out of step."""
         self.broken = why
         self.clear()
 
     def take(self) -> tuple[bytes, tuple[Descriptor, ...]] | None:
-        """Return the body and the descriptors of a message, or None if there is more to come.
+        """Return the body and the descriptors of a message, or None if more must come.
 
         Raises:
-            Error: ``BAD_CTRL_MESG``: what came is no frame, or its message is not whole, or beyond
-                the limits. All that came of it is closed.
+            Error: ``BAD_CTRL_MESG``: what came is not a frame, or its message is incomplete or
+                exceeds the limits. All descriptors of it are closed.
         """
         pieces = self.pieces
         data = pieces[0].data
@@ -305,7 +305,7 @@ class Assembler:
                 body = b"".join([piece.data for piece in pieces])[header_size:]
         fds = pieces[0].fds
         if len(pieces) > 1 and any(piece.fds for piece in pieces[1:]):
-            # Still these very objects if a signal handler has this done again.
+            # If a signal handler raises here, the next call finds the same objects.
             pieces[:] = [_joined(pieces)]
             fds = pieces[0].fds
         if self._stream:
@@ -341,7 +341,7 @@ class Assembler:
         parts: tuple[tuple[Descriptor, ...], ...],
         last: tuple[Descriptor, ...],
     ) -> tuple[bytes, tuple[Descriptor, ...]]:
-        """Return a message of which descriptors came ahead, or the body in a file."""
+        """Return a message whose descriptors came ahead, or whose body is in a file."""
         fds = (*[fd for part in parts for fd in part], *last)
         in_file = flags & IN_FILE
         try:
@@ -366,9 +366,9 @@ class Assembler:
         return body, (*[fd for part in parts for fd in part], *last[1:])
 
     def _store(self, fds: tuple[Descriptor, ...], total: int, number: int) -> None:
-        """Keep what came ahead of the end of a message; if that is too much, none of it.
+        """Keep descriptors that came ahead of the end of a message; if too many came, none.
 
-        The end of the message tells, as an error, so that there is only one.
+        Only the end of the message raises the error, so that there is one.
         """
         parts = self._ahead.get(number, ())
         if not fds or (parts and parts[-1] is fds):
@@ -381,7 +381,7 @@ class Assembler:
             close_fds([*fds, *[fd for part in parts for fd in part]])
 
     def _header_size(self, data: bytes) -> int:
-        """Return the size of a header that is not of this very version, if it can be read."""
+        """Return the size of a header that differs from this version's, if it can be read."""
         if data[:2] != _START.to_bytes(4, "little")[:2]:
             raise self._no_frame("what came is not a message of a Channel")
         if data[2] != VERSION:
@@ -393,13 +393,13 @@ class Assembler:
         return data[3]
 
     def _check_count(self, count: int, *, whole: bool) -> None:
-        """Check that a frame has as many descriptors as it says, or no more so far."""
+        """Check that a frame has as many descriptors as it announces; if not ``whole``, no more."""
         came = sum([len(each.fds) for each in self.pieces])
         if came > count or (whole and came < count):
             raise self._no_frame(f"{came} descriptors came, but {count} were announced")
 
     def _no_frame(self, why: str) -> Error:
-        """Return the error for what is no frame, once it is closed; a stream is out of step."""
+        """Close what came and is not a frame; return the error. A stream is then out of step."""
         if self._stream:
             self.break_off(why)
         else:
@@ -411,7 +411,7 @@ class Assembler:
         return _bad(why)
 
     def _compact(self) -> None:
-        """Keep the pieces few, however small they come, and copy each byte seldom."""
+        """Keep the number of pieces small, and copy each byte only a few times."""
         pieces = self.pieces
         while len(pieces) > 8 and len(pieces[-1].data) * 2 >= len(pieces[-2].data):
             pieces[-2:] = [_joined(pieces[-2:])]

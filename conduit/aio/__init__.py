@@ -1,18 +1,18 @@
 """Conduits on an event loop: asyncio, uvloop and trio.
 
-The names and meanings are those of `conduit.Conduit` and `conduit.Listener`; what can wait is a
-coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fail_after``,
+Names and meanings are those of `conduit.Conduit` and `conduit.Listener`; a method that can wait is
+a coroutine. There is no timeout to set: deadlines are the loop's own (``anyio.fail_after``,
 ``asyncio.timeout``).
 
-Nothing here waits inside a system call, and nothing is awaited after one that received: a
-cancelled receive has either not taken the message out of the socket or returned it.
+No system call here waits, and nothing is awaited after a receive: a cancelled receive has either
+left the message in the socket or returned it.
 
 Each file does one thing. Those that wait:
 
 - `waiter` waits on the loop that runs, and is woken from anywhere;
 - `queue` keeps waiters in order;
-- `direction` orders the calls of one direction of a socket, each of which waits with one;
-- `conduit`, `listener`, `reader`, `channel` and `takeover` have the class that is named so;
+- `direction` orders the calls of one direction of a socket, each of which has a waiter;
+- `conduit`, `listener`, `reader`, `channel` and `takeover` have the class of that name;
 - `stream` takes a connection out of asyncio;
 - `closing` is what ``async with`` does at the end.
 """
@@ -48,6 +48,6 @@ for _public in (
     AsyncTakeover,
     detach_stream,
 ):
-    # Users see them, in errors and in pickles, as what they import.
+    # In errors and pickles they have the name that users import.
     _public.__module__ = __name__
 del _public

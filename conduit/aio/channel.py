@@ -19,9 +19,9 @@ from conduit.wire import message_frame
 class AsyncChannel(Closing):
     """Sends and receives objects with descriptors in them: `conduit.Channel`, awaited.
 
-    Takes an `AsyncConduit`, or a blocking `Conduit` as that does, and what `Channel` takes. It
-    raises as that does. A cancelled `receive` loses nothing; a cancelled `send` is as one that
-    failed.
+    It takes an `AsyncConduit`, or a blocking `Conduit`, which it then owns; else it takes and
+    raises what `Channel` does. A cancelled `receive` loses nothing. After a cancelled `send`, as
+    after a failed one, everything is open and the caller's.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class AsyncChannel(Closing):
 
     @property
     def conduit(self) -> AsyncConduit:
-        """What it sends and receives on."""
+        """The conduit it sends and receives on."""
         return self._conduit
 
     @property
@@ -59,7 +59,7 @@ class AsyncChannel(Closing):
         return self._conduit.fileno()
 
     def close(self) -> None:
-        """Close the conduit, and what came of a message; see `Channel.close`."""
+        """Close the conduit, and a partly received message; see `Channel.close`."""
         self._conduit.close()
         self._channel.close()
 
@@ -93,7 +93,10 @@ class AsyncChannel(Closing):
 
     @asynccontextmanager
     async def receiving(self) -> AsyncIterator[Any]:
-        """Receive an object, and close what was not taken out; see `Channel.receiving`."""
+        """Receive an object; after the block, close what was not taken out.
+
+        See `Channel.receiving`.
+        """
         obj, fds = await self._receive_with_fds()
         with Message(b"", fds):
             yield obj

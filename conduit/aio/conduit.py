@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
-    """Make an item ready to be sent, which may wait, in a worker thread."""
+    """Prepare an item to be sent; if that may block, in a worker thread."""
     try:
         await to_thread.run_sync(objects.prepare, item, keep, abandon_on_cancel=True)
     except Error as exc:
@@ -44,17 +44,17 @@ async def _prepare(item: object, keep: bool, place: int, count: int) -> None:
 class AsyncConduit(Closing):
     """One end of a Unix socket that carries open descriptors, for the tasks of an event loop.
 
-    AsyncConduit(conduit) takes over a blocking `Conduit`, which is from then on this one's to use
-    and to close; AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does. Either
-    needs room for one more descriptor while a call waits: what the program has its loop watch is
-    left alone.
+    AsyncConduit(conduit) takes over a blocking `Conduit`: only this object may use and close it
+    from then on. AsyncConduit(fd, name="") borrows a number, as ``Conduit(fd, name)`` does. With
+    either, a call that waits needs one more descriptor, a duplicate to watch: the program's own
+    registration of the number with its loop is left alone.
 
-    Several tasks may receive on it, and send on it: each message goes to one of them, whole.
-    Cancelling a call that receives loses nothing. Cancelling one that sends a long payload in
-    the middle breaks the stream: the conduit then sends no more.
+    Several tasks may send and receive; each message goes to one task, whole. Cancelling a receive
+    loses nothing. Cancelling a send in the middle of a long payload breaks the stream: the conduit
+    then sends no more.
 
-    A call that need not wait returns without letting other tasks run, but now and then one does
-    (every 64th at the latest), and is where cancellation comes.
+    A call that need not wait does not let other tasks run, except every 64th at the latest, which
+    is also where a cancellation takes effect.
     """
 
     def __init__(self, conduit: Conduit | int, name: str = "") -> None:
@@ -64,13 +64,13 @@ class AsyncConduit(Closing):
         self._conduit = conduit
         self._sending = Sending(conduit._handle, shared=True)
         self._receiving = Receiving(conduit._handle, shared=True)
-        # Looked up once: of a call that need not wait, a look-up is a measurable part.
+        # Looked up once: the look-up is a measurable part of a call that need not wait.
         self._transfer_fd = conduit.transfer_fd
         self._receive_fd = conduit.receive_fd
 
     @classmethod
     def _own(cls, conduit: Conduit) -> Self:
-        """Make one of a conduit of which nobody else has the number."""
+        """Make one of a conduit whose number nothing else uses."""
         self = cls(conduit)
         self._sending.shared = self._receiving.shared = False
         return self
@@ -85,7 +85,7 @@ class AsyncConduit(Closing):
         """Duplicate the descriptor of anything with ``fileno()``; see `Conduit.from_conn`.
 
         That may be a socket of asyncio (``writer.get_extra_info("socket")``), anyio or trio. The
-        loop goes on reading what it had; give up that object before using this one.
+        loop goes on reading from it: stop using the original before you use this one.
         """
         return cls._own(Conduit.from_conn(conn, name=name))
 
@@ -111,8 +111,8 @@ class AsyncConduit(Closing):
     ) -> Self:
         """Connect to a listening Unix socket; see `Conduit.connect`.
 
-        Waits for room in the listener's backlog, and with ``wait`` for a listener, as long as the
-        caller's deadline lets it.
+        Waits for room in the listener's backlog, and with ``wait`` for a listener, until the
+        caller's deadline.
         """
         while True:
             await checkpoint()
@@ -144,15 +144,15 @@ class AsyncConduit(Closing):
     def fileno(self) -> int:
         """Return the number of the socket; see `Conduit.fileno`.
 
-        The event loop watches it while calls wait, and watches a number for one only: to have it
-        watched for yourself, duplicate it, or borrow it with another `AsyncConduit`.
+        The event loop watches it while calls wait, and a loop has one callback for each number. To
+        watch it yourself, duplicate it, or borrow it with another `AsyncConduit`.
         """
         return self._conduit.fileno()
 
     def close(self) -> None:
         """Close as `aclose` does, without letting other tasks run before it returns.
 
-        It is there because a transfer closes what it moved, and a conduit can be moved, too.
+        A transfer calls it to close what it moved: a conduit can be moved, too.
         """
         try:
             self._conduit.close()
@@ -162,9 +162,9 @@ class AsyncConduit(Closing):
             self._receiving.wake_all()
 
     async def aclose(self) -> None:
-        """Close what the conduit made, and end the calls of other tasks that wait.
+        """Close what the conduit owns, and end the calls of other tasks that wait.
 
-        Those raise `Error` (``NO_FD``). See `Conduit.close`. It is closed even if this is
+        Those calls raise `Error` (``NO_FD``). See `Conduit.close`. It is closed even if this is
         cancelled.
         """
         self.close()
@@ -173,7 +173,7 @@ class AsyncConduit(Closing):
 
     async def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
         """Send one descriptor by its number; see `Conduit.transfer_fd`."""
-        # As `free`, of which the call is a measurable part of this one, and of `receive_fd`.
+        # `free` written out, as in `receive_fd`: calling it is a measurable part of this.
         sending = self._sending
         sending.passed += 1
         if sending.passed < STRIDE and not sending.waiting:
@@ -181,14 +181,14 @@ class AsyncConduit(Closing):
                 return self._transfer_fd(fd, keep=keep)
             except WouldBlockError:
                 pass
-        # An object, which transfer() takes, is none.
+        # transfer() would accept an object.
         if not isinstance(fd, int):
             raise mistakes.not_an_int("transfer_fd", fd)
         return await self.transfer(fd, keep=keep)
 
     async def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; see `Conduit.transfer_file` and `transfer`."""
-        # A number, which transfer() takes, is none.
+        # transfer() would accept a number.
         objects.fd_of(file)
         await self.transfer(file, keep=keep)
 
@@ -202,8 +202,8 @@ class AsyncConduit(Closing):
     ) -> None:
         """Send a message: bytes, and any number of descriptors; see `Conduit.transfer`.
 
-        What was written to a pipe, a terminal or a socket file is flushed in a worker thread, which
-        goes on with that if the call is cancelled: nothing is sent then, and nothing is lost.
+        Files over a pipe, a terminal or a socket are flushed in a worker thread. If the call is
+        cancelled, the thread goes on flushing, but nothing is sent, and nothing is lost.
         """
         for place, item in enumerate(items, 1):
             if objects.may_wait(item):
@@ -328,7 +328,7 @@ class AsyncConduit(Closing):
         return await self._receiving.call(partial(self._conduit.receive, max_data, max_fds))
 
     async def receive_exactly(self, size: int, max_fds: int = MAX_FDS) -> Message:
-        """Receive so many bytes, with their descriptors; see `Conduit.receive_exactly`."""
+        """Receive ``size`` bytes, with their descriptors; see `Conduit.receive_exactly`."""
         return await self._receiving.call(partial(self._conduit.receive_exactly, size, max_fds))
 
     def __aiter__(self) -> Self:

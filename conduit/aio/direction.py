@@ -1,13 +1,13 @@
-"""One direction of a socket: in which order its calls go, and how one waits.
+"""One direction of a socket: the order of its calls, and how a call waits.
 
 Each direction of a socket has a queue of waiters, one for each call that waits. The first receiver
 registers the socket with its loop; each receiver wakes the next when it returns. The handle orders
 the senders, together with threads. A task, a thread or a signal handler may wake a waiter.
 
-anyio has a lock and waits for a descriptor, but not across loops. Its lock stays locked when a loop
-ends with a task that holds it, and `aclose` then never returns; and it replaces the reader that the
-program registered for the descriptor. Here, a waiter is removed when it is woken after its loop has
-ended, and what it held is released. A descriptor that the program may have registered itself is
+anyio has a lock and can wait for a descriptor, but not across loops. If a loop ends with a task
+that holds its lock, the lock stays locked, and `aclose` never returns. And anyio replaces the
+reader that the program registered for the descriptor. Here, waking a waiter whose loop has ended
+removes it and releases what it held. A descriptor that the program may have registered itself is
 watched through a duplicate.
 """
 
@@ -25,18 +25,18 @@ from conduit.errors import Error, ErrType, WouldBlockError, prefix_message
 _T = TypeVar("_T")
 
 STRIDE = 64
-"""How many calls that need not wait a conduit lets pass before one lets other tasks run."""
+"""After so many calls that need not wait, a call lets other tasks run."""
 
 RETRY = 0.01
-"""Seconds between two looks at what nothing tells of: a full backlog, a system out of buffers."""
+"""Seconds between two tries where nothing signals: a full backlog, a system out of buffers."""
 
 
 class Direction(Queue):
     """The calls of one direction of a socket: when other tasks are due, and how one waits.
 
-    A loop has one callback for a number, and no way to ask for it. Where the program, or another
-    conduit, may have the same number watched, it is ``shared``, and each wait has a duplicate: one
-    that was kept would keep the connection open when the program closes what it lent.
+    A loop has one callback for a number, and no way to ask for it. If the program or another
+    conduit may watch the same number, it is ``shared``, and each wait makes a duplicate. A lasting
+    duplicate would keep the connection open after the program closes the descriptor it lent.
     """
 
     __slots__ = ("_handle", "_writing", "passed", "shared")
@@ -49,12 +49,12 @@ class Direction(Queue):
         self.passed: int = 0
 
     def free(self) -> bool:
-        """Whether a call may go ahead at once: nobody is before it, and no other task is due."""
+        """Whether a call may go ahead at once: none waits before it, and no other task is due."""
         self.passed += 1
         return self.passed < STRIDE and not self.waiting
 
     async def let_others_run(self) -> bool:
-        """Let other tasks run if they are due; whether that was so, and nobody waits since."""
+        """Let other tasks run if they are due; return whether it did and no call waits now."""
         if self.passed < STRIDE or self.waiting:
             return False
         self.passed = 0
@@ -64,7 +64,7 @@ class Direction(Queue):
     async def wait(self, waiter: Waiter, sent: int = 0, limit: float | None = None) -> None:
         """Wait until the socket may be ready; ``sent`` is what has left of a message.
 
-        What is watched is no other file's before the task that was woken runs.
+        The number that is watched stays this file's until the woken task runs.
         """
         self.passed = 0
         handle = self._handle
@@ -93,7 +93,7 @@ class Direction(Queue):
 
 
 class Receiving(Direction):
-    """The calls that receive, or accept: those that wait are served in their order."""
+    """The calls that receive or accept; those that wait are served first in, first out."""
 
     __slots__ = ()
 
@@ -101,7 +101,7 @@ class Receiving(Direction):
         super().__init__(handle, False, shared)
 
     async def call(self, attempt: Callable[[], _T]) -> _T:
-        """Return what ``attempt`` does, once it no longer raises `WouldBlockError`."""
+        """Return what ``attempt`` returns, once it no longer raises `WouldBlockError`."""
         if self.free():
             try:
                 return attempt()
@@ -110,13 +110,13 @@ class Receiving(Direction):
         return await self.queue(attempt)
 
     async def queue(self, attempt: Callable[[], _T]) -> _T:
-        """Go on as `call` does, after an attempt that would block, or behind other waiters."""
+        """The part of `call` that waits: after an attempt that would block, or behind others."""
         if self.passed >= STRIDE and await self.let_others_run():
             try:
                 return attempt()
             except WouldBlockError:
                 pass
-        # Who has nobody before it has just tried in vain.
+        # The first in the queue has just tried in vain.
         tried = not self.waiting
         waiter = self.join()
         try:
@@ -139,7 +139,7 @@ class Receiving(Direction):
                 self._wake_next(waiter.loop)
 
     def _wake_next(self, here: object) -> None:
-        # Of a copy: the loop of the next may run in another thread.
+        # A copy, since other threads may change the list: each waiter may be of another loop.
         for waiter in self.waiting.copy():
             try:
                 return waiter.wake(here)
@@ -149,7 +149,7 @@ class Receiving(Direction):
 
 
 class Sending(Direction):
-    """The calls that send: the handle orders them, together with those of threads."""
+    """The calls that send; the handle orders them, together with those of threads."""
 
     __slots__ = ()
 
@@ -157,7 +157,7 @@ class Sending(Direction):
         super().__init__(handle, True, shared)
 
     async def finish(self, send: Send) -> None:
-        """Send the message, or what has not left of it."""
+        """Send the message, or the rest of it."""
         waiter = self.join()
         waiter.holds.append(send.cancel)
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class AsyncListener(Closing):
     """A Unix socket that listens for conduits, for the tasks of an event loop.
 
-    Takes what `Listener` takes, and raises as that does.
+    It takes and raises what `Listener` does.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class AsyncListener(Closing):
                 raise
             if conduit is not None:
                 return AsyncConduit._own(conduit)
-            # However many come who are refused, other tasks run in between.
+            # Other tasks run in between, however many peers are refused.
             await checkpoint()
 
     def __aiter__(self) -> Self:

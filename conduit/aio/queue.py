@@ -10,18 +10,18 @@ from conduit.aio.waiter import Waiter, checkpoint, new_waiter
 class Queue:
     """Waiters, in the order in which they came.
 
-    They may be of several loops, of which one may end without them; what such a call holds is let
-    go of for it.
+    They may belong to several loops. If a loop ends before its waiters, others remove them and
+    release what they hold.
     """
 
     __slots__ = ("waiting",)
 
     def __init__(self) -> None:
-        # A list, of which a copy can be made while other threads change it, without a GIL, too.
+        # A list, since copying one is atomic, also without a GIL.
         self.waiting: list[Waiter] = []
 
     def join(self) -> Waiter:
-        """Stand in the queue, until `leave`."""
+        """Enter the queue, until `leave`."""
         for waiter in self.waiting.copy():
             if not waiter.has_ended:
                 break
@@ -31,14 +31,14 @@ class Queue:
         return waiter
 
     def leave(self, waiter: Waiter) -> None:
-        """Leave the queue, with what it holds; nothing if that was done for it."""
+        """Leave the queue, and release what the waiter holds; no-op if others have done so."""
         with suppress(ValueError):
             self.waiting.remove(waiter)
         while waiter.holds:
             waiter.holds.pop()()
 
     def wake_all(self) -> None:
-        """Let all who wait look again. May be called from anywhere."""
+        """Wake all waiters. May be called in any thread or signal handler."""
         for waiter in self.waiting.copy():
             try:
                 waiter.wake()
@@ -46,7 +46,7 @@ class Queue:
                 self.leave(waiter)
 
     async def end(self) -> None:
-        """Let the calls of this loop end, once what they wait for is closed and they are woken."""
+        """Wait until the calls of this loop have ended, after a close that woke them."""
         await checkpoint()
         here = new_waiter().loop
         while any(waiter.loop is here for waiter in self.waiting):

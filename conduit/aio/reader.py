@@ -18,8 +18,8 @@ _W = TypeVar("_W", int, bytes)
 class AsyncReader(Closing):
     """Reads a protocol from the stream of an `AsyncConduit`, as `Reader` does of a `Conduit`.
 
-    Takes what `Reader` takes, and raises as that does. A call that is cancelled loses nothing: what
-    came stays in the reader. Several tasks may read lines, say, from one: each gets whole ones.
+    It takes and raises what `Reader` does. A cancelled call loses nothing: what came stays in the
+    reader. Several tasks may use one reader: each call's result is whole.
     """
 
     def __init__(self, conduit: AsyncConduit, *, limit: int = 65536) -> None:
@@ -46,7 +46,7 @@ class AsyncReader(Closing):
         return self._reader.pending
 
     async def receive_exactly(self, size: int) -> bytes:
-        """Receive so many bytes; see `Reader.receive_exactly`."""
+        """Receive exactly ``size`` bytes; see `Reader.receive_exactly`."""
         return await self._read(self._ahead.exactly, size)
 
     async def receive_until(self, delimiter: bytes) -> bytes:
@@ -54,7 +54,7 @@ class AsyncReader(Closing):
         return await self._read(self._ahead.until, delimiter)
 
     def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
-        """Return so many of the descriptors that came; see `Reader.take_fds`."""
+        """Return the first ``count`` descriptors that came; see `Reader.take_fds`."""
         return self._reader.take_fds(count)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""`detach_stream`: takes a connection out of asyncio or uvloop, with what was read of it."""
+"""`detach_stream`: takes a connection out of asyncio or uvloop, with the bytes it has read."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ def detach_stream(
 ) -> tuple[socket.socket, bytes]:
     """Take a connection out of asyncio, or uvloop, to hand it to another process or loop.
 
-    What the writer holds must have left: it is no coroutine, so that nothing comes or goes between
-    the last message that the program has dealt with and this call. Where one may write faster than
-    the peer reads, flush before::
+    The writer must have sent all it holds. This is not a coroutine, so nothing comes or goes
+    between the last message that the program has handled and this call. If the program may write
+    faster than the peer reads, flush first::
 
         writer.transport.set_write_buffer_limits(0)
         await writer.drain()
         sock, unread = conduit.aio.detach_stream(reader, writer)
 
-    Called in the thread of the loop, while no other task reads from the reader. Afterwards the
-    reader is at its end and the writer closed: the loop neither reads nor writes any more, and the
-    connection stays open. If it raises, nothing has changed.
+    Call it in the loop's thread, while no other task reads from the reader. Afterwards the reader
+    is at its end and the writer closed; the loop no longer reads or writes, and the connection
+    stays open. If it raises, nothing has changed.
 
     Args:
-        reader: the `asyncio.StreamReader`; None for a transport with a protocol of the program's
-            own, which has all that was read.
+        reader: the `asyncio.StreamReader`; None if the program's own protocol got the bytes.
         writer: its `asyncio.StreamWriter`, or a transport.
 
     Returns:
-        the socket, a duplicate that is the caller's (close-on-exec; non-blocking, as its timeout
-        says), and the bytes that were read from it and not consumed: they come before whatever is
-        received from it.
+        the socket, a duplicate that the caller owns (close-on-exec; non-blocking, with timeout 0),
+        and the bytes that were read from it and not consumed. They come before any byte that is
+        received from the socket.
 
     Raises:
         Error: ``NO_FD`` if the connection is closing, failed, or has no socket;
             ``FAILED_TRANSFER`` if the writer still holds bytes; ``BAD_CLONE`` if the system gives
-            no duplicate, or it is a pipe's.
-        DescriptorTypeError: ``NO_FD``, if it is TLS, the state of which lives in this process, or
-            if ``writer`` is neither a stream nor a transport.
+            no duplicate, or the transport is a pipe's.
+        DescriptorTypeError: ``NO_FD``, if it is TLS, whose state lives in this process, or if
+            ``writer`` is neither a stream nor a transport.
     """
     transport: Any = getattr(writer, "transport", writer)
     if not hasattr(transport, "get_extra_info"):
@@ -71,7 +70,7 @@ def detach_stream(
             ErrType.FAILED_TRANSFER,
         )
     try:
-        # uvloop's is no socket where the transport is a pipe's.
+        # For a pipe transport, uvloop's "socket" is not one.
         with Descriptor(os.dup(sock.fileno())) as duplicate:
             detached = duplicate.to_conn()
     except OSError as exc:
@@ -83,15 +82,15 @@ def detach_stream(
     except BaseException:
         detached.close()
         raise
-    # It is closed when the loop goes on, and not shut down.
+    # The loop closes it at its next turn, without shutting the connection down.
     transport.abort()
     return detached, unread
 
 
 def _unread(reader: asyncio.StreamReader) -> bytes:
-    """Return what a reader has, after which it is at its end.
+    """Return what a reader has, and leave it at its end.
 
-    ``read()`` returns all until the end, and need not wait for that once it was told.
+    ``read()`` returns all up to the end, and does not wait once the reader was fed the end.
     """
     reader.feed_eof()
     reading = reader.read()

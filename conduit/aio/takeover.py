@@ -1,7 +1,7 @@
 """`AsyncTakeover`: a place in a line of servers, on an event loop.
 
-There is no thread. The steps of a successor wait here as each task does; a task of its own answers
-those who want to follow, since they come at any time.
+There is no thread. The steps of a successor wait in the task that called; a task of its own answers
+successors, since they come at any time.
 """
 
 from __future__ import annotations
@@ -34,14 +34,13 @@ _T = TypeVar("_T")
 class AsyncTakeover(Closing):
     """A zero-downtime restart on an event loop: `conduit.takeover.Takeover`, awaited.
 
-    AsyncTakeover(path, timeout=60.0, allow=None) is entered with ``async with``; then, in this
-    order: `listen`, `ready`, `wait`. Successors are answered by a task on the same loop, which
-    calls ``allow`` and a function that was offered. Nothing runs in a thread but the look-up of a
-    host name.
+    Enter AsyncTakeover(path, timeout=60.0, allow=None) with ``async with``; then call, in this
+    order: `listen`, `ready`, `wait`. A task on the same loop answers successors; it also calls
+    ``allow`` and an offered function. Only the look-up of a host name runs in a thread.
 
-    Each call can be cancelled: what it was about has then not happened, but for a `ready` with
-    which the predecessor has handed over already. That one returns as if it had not been cancelled,
-    without a ``predecessor_line``.
+    Each call can be cancelled, and has then had no effect. The exception is a `ready` that comes
+    too late to cancel, since the predecessor has handed over: it returns as if it had not been
+    cancelled, without a ``predecessor_line``.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class AsyncTakeover(Closing):
     ) -> None:
         self._arguments = (path, timeout, allow)
         self._entered: Takeover | None = None
-        # All that is woken when it is closed, or nothing is left to do.
+        # The waiters to wake when it is closed, or when nothing is left to do.
         self._queue = Queue()
 
     @property
@@ -70,7 +69,7 @@ class AsyncTakeover(Closing):
 
     @property
     def predecessor(self) -> Peer | None:
-        """Whose sockets were received; see `Takeover`."""
+        """The process whose sockets were received; see `Takeover`."""
         return self.takeover.predecessor
 
     @property
@@ -104,7 +103,7 @@ class AsyncTakeover(Closing):
         return self.takeover.names
 
     def adopt(self, sock: socket.socket, name: str) -> socket.socket:
-        """Return the predecessor's socket of a name, else this one; see `Takeover.adopt`."""
+        """Return the predecessor's socket of a name, else ``sock``; see `Takeover.adopt`."""
         return self.takeover.adopt(sock, name)
 
     def keep(self, name: str, item: int | HasFileno | None) -> None:
@@ -144,7 +143,10 @@ class AsyncTakeover(Closing):
         backlog: int = 128,
         mode: int = 0o600,
     ) -> socket.socket:
-        """Return a socket at an address, the predecessor's if it has it; see `Takeover.listen`."""
+        """Return a socket at an address, the predecessor's if there is one.
+
+        See `Takeover.listen`.
+        """
         await checkpoint()
         takeover = self.takeover
         if port is not None and host and not sockets.is_numeric(host):
@@ -196,7 +198,7 @@ class AsyncTakeover(Closing):
         await self._queue.end()
 
     async def _drive(self, steps: Steps[_T]) -> _T:
-        """Do all steps, and wait in between."""
+        """Run all steps, and wait between them."""
         waiter = self._queue.join()
         try:
             wait = next(steps)
@@ -204,7 +206,7 @@ class AsyncTakeover(Closing):
                 try:
                     await _wait(waiter, *wait)
                 except BaseException as exc:
-                    # They may be over all the same.
+                    # The steps may end in spite of it, with a result.
                     wait = steps.throw(exc)
                 else:
                     wait = next(steps)
@@ -215,9 +217,9 @@ class AsyncTakeover(Closing):
             self._queue.leave(waiter)
 
     def _answer(self, takeover: Takeover) -> None:
-        """Answer those who want to follow, until one serves or it is closed."""
+        """Answer successors, until one serves or this is closed."""
         succession = takeover._succession
-        # `close` closes the succession's own at any time, and not before the loop lets go of it.
+        # A duplicate: `close` may close the succession's own while the loop watches it.
         watched = Handle.duplicate(succession.fileno(), "watching successors", "")
         takeover._watched = watched
 

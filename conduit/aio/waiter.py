@@ -1,4 +1,4 @@
-"""Waiting on the loop that runs, asyncio's, uvloop's or trio's, and being woken from anywhere."""
+"""Waiting on the running loop (asyncio, uvloop or trio), and being woken from anywhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from conduit.errors import Error, ErrType, from_handler
 class Waiter(ABC):
     """A call that waits, and is woken from anywhere.
 
-    That is told once: a call woken while it does not wait does not wait the next time.
+    A wake-up is remembered: if the call does not wait when it is woken, its next wait returns.
 
     Attributes:
-        loop: of which there is one at a time.
-        holds: what is to be done once it waits no more, by itself or by whom it would keep waiting.
+        loop: the loop that it waits on.
+        holds: functions that release what it holds; called once, by itself, or by others if its
+            loop has ended.
     """
 
     __slots__ = ("_call_soon", "_refusals", "_woken", "holds", "loop")
@@ -33,13 +34,13 @@ class Waiter(ABC):
     ) -> None:
         self.loop: Any = loop
         self._call_soon = call_soon
-        # What the loop raises that does not watch a descriptor.
+        # What the loop raises if it does not watch a descriptor.
         self._refusals = refusals
         self.holds: list[Callable[[], object]] = []
         self._woken = False
 
     def wake(self, here: object = None) -> None:
-        """Wake it; at once if ``here`` is its loop. RuntimeError if that has ended."""
+        """Wake it; at once if ``here`` is its loop. RuntimeError if the loop has ended."""
         if here is self.loop:
             self._wake()
         else:
@@ -48,7 +49,7 @@ class Waiter(ABC):
     async def wait(
         self, fd: int = -1, *, writing: bool = False, limit: float | None = None
     ) -> None:
-        """Wait until it is woken, a descriptor may be ready, or so many seconds have passed.
+        """Wait until it is woken, a descriptor may be ready, or ``limit`` seconds have passed.
 
         Raises:
             Error: ``FAILED_TRANSFER``, if the loop does not watch the descriptor.
@@ -82,7 +83,7 @@ class _AsyncioWaiter(Waiter):
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
-        # It is a transport's, or there is no room.
+        # RuntimeError: a transport has it. OSError: no room.
         super().__init__(loop, loop.call_soon_threadsafe, OSError, RuntimeError)
         self._future: asyncio.Future[None] | None = None
 
@@ -101,7 +102,7 @@ class _AsyncioWaiter(Waiter):
         remove = loop.remove_writer if writing else loop.remove_reader
 
         def ready() -> None:
-            # Now, or the loop would find it ready once more before the task runs.
+            # At once, or the loop would report it again before the task runs.
             nonlocal watched
             watched = False
             remove(fd)
@@ -119,20 +120,20 @@ class _AsyncioWaiter(Waiter):
             if timer is not None:
                 timer.cancel()
             if watched:
-                # A loop that has ended watches nothing.
+                # If the loop has ended, it watches nothing.
                 with suppress(RuntimeError):
                     remove(fd)
 
 
 class _TrioWaiter(Waiter):
-    """A call that waits on trio, which ends no loop before its tasks."""
+    """A call that waits on trio, whose loop never ends before its tasks."""
 
     __slots__ = ("_scope", "_trio")
 
     def __init__(self) -> None:
         self._trio = trio = sys.modules["trio"]
         loop = trio.lowlevel.current_trio_token()
-        # Another task waits for it, or it was said to be closed.
+        # BusyResourceError: another task waits for it. ClosedResourceError: it was closed.
         refusals = trio.BusyResourceError, trio.ClosedResourceError
         super().__init__(loop, loop.run_sync_soon, OSError, *refusals)
         self._scope: Any = None
@@ -156,18 +157,18 @@ class _TrioWaiter(Waiter):
 
 
 def new_waiter() -> Waiter:
-    """Return one for a call on the loop that runs."""
+    """Return a waiter for a call on the running loop."""
     return _TrioWaiter() if _runs_on_trio() else _AsyncioWaiter()
 
 
 def _runs_on_trio() -> bool:
-    # Asked first, since trio may be a guest of asyncio.
+    # trio first, since it may run as a guest of asyncio.
     trio = sys.modules.get("trio")
     return trio is not None and trio.lowlevel.in_trio_task()
 
 
 async def sleep(seconds: float) -> None:
-    """Sleep on the loop that runs. anyio's own may open files at its first call: it imports."""
+    """Sleep on the running loop. The first call of anyio's own imports, and so may open files."""
     if _runs_on_trio():
         await sys.modules["trio"].sleep(seconds)
     else:
@@ -180,7 +181,7 @@ async def checkpoint() -> None:
 
 
 def spawn(function: Callable[[], Coroutine[Any, Any, None]]) -> object:
-    """Have a task of no nursery on the loop that runs; it goes on as long as what is returned."""
+    """Start a task outside of any nursery on the running loop; keep what this returns alive."""
     if _runs_on_trio():
         return sys.modules["trio"].lowlevel.spawn_system_task(function)
     return asyncio.get_running_loop().create_task(function())

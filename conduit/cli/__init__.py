@@ -1,4 +1,4 @@
-"""The command line: what its words mean, and the command that they ask for."""
+"""The command line: its arguments, and the call of the command they name."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(parser: argparse.ArgumentParser, options: argparse.Namespace, command: list[str]) -> int:
-    """Do what was asked for. Nothing is imported for the other commands."""
+    """Run the command. Nothing is imported for the other commands."""
     if options.what == "run":
         return _run(parser, options, command)
     if options.what == "reload":
@@ -142,7 +142,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
         parser.error("--reload-signal: that one ends it")
     timeout = options.timeout
     if isinstance(options.ready, float):
-        # Not sooner than it is taken for ready.
+        # Not before the SECONDS after which COMMAND counts as ready.
         timeout = max(timeout, options.ready + plan.GRACE)
     asked = Options(
         options.control,
@@ -358,7 +358,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
     return seconds
 
 
@@ -384,7 +384,7 @@ def _mode(text: str) -> int:
 
 
 def _id(text: str) -> int:
-    # The highest is -1, which stands for none.
+    # The highest id is (uid_t)-1, which stands for no user.
     return _whole(text, (1 << 32) - 2)
 
 

@@ -1,4 +1,4 @@
-"""Where ``conduit run`` listens, as it is written on a command line."""
+"""The addresses of ``conduit run --listen``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Address(NamedTuple):
     """Where to listen.
 
     Attributes:
-        key: by which a successor asks for the socket.
-        name: as COMMAND reads it in LISTEN_FDNAMES.
-        host: or a path, if there is no port.
+        key: the name by which a successor asks for the socket.
+        name: the name that COMMAND reads in LISTEN_FDNAMES.
+        host: the host; the path, if there is no port.
         port: None for a Unix socket.
         type: ``SOCK_STREAM`` or ``SOCK_DGRAM``.
     """

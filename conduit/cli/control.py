@@ -1,9 +1,9 @@
-"""What is said at the control socket by those who do not take over: requests, and answers.
+"""Requests at the control socket, from peers that do not take over, and their answers.
 
 Both are messages of a `Channel`: a dict with a ``kind``. A connection is one request, ``reload``,
-``stop`` or ``status``. It is answered by any number of ``progress`` with a ``text``, then ``end``
-with a ``text`` and an exit ``code``; or by ``status`` with what is asked for. `Takeover` hears the
-first message and passes on what is no takeover's; it decides who may speak.
+``stop`` or ``status``. The answer is any number of ``progress`` with a ``text``, then ``end`` with
+a ``text`` and an exit ``code``; or a single ``status``. `Takeover` receives the first message,
+decides whether the peer is allowed, and passes on messages that are not of its own protocol.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _PATIENCE = 30.0
 """Seconds within which an answer begins."""
 
 _ATTEMPTS = 50
-"""How often to try where the one who answers is just being replaced."""
+"""How many times to try, since the process that answers may just be being replaced."""
 
 
 class Guest:
-    """One who asks: Guest(conduit). Its answers never wait; who does not read is forgotten."""
+    """A peer with a request: Guest(conduit). Answering never waits; a slow reader is dropped."""
 
     def __init__(self, conduit: Conduit) -> None:
         conduit.timeout = 0
         self._channel = Channel(conduit)
 
     def say(self, kind: str, **fields: Any) -> None:
-        """Answer; the last answer is not of the kind ``progress``."""
+        """Send an answer; any kind but ``progress`` is the last."""
         if self.closed:
             return
         try:
@@ -49,7 +49,7 @@ class Guest:
 
     @property
     def closed(self) -> bool:
-        """Whether it was answered, or has gone."""
+        """Whether it got its last answer, or closed its end."""
         return self._channel.closed
 
     def close(self) -> None:
@@ -58,10 +58,10 @@ class Guest:
 
 
 def ask(path: str, kind: str, **fields: Any) -> Iterator[dict[str, Any]]:
-    """Ask at a control socket, and yield the answers.
+    """Send a request to a control socket, and yield the answers.
 
     Raises:
-        CommandError: nobody answers there (`NOBODY`), or who does refuses.
+        CommandError: nobody answers there (`NOBODY`), or the request is refused.
         Error: the socket cannot be reached.
     """
     for _ in range(_ATTEMPTS):

@@ -1,11 +1,11 @@
-"""What COMMAND was seen to do with its sockets, as Linux tells in /proc (proc(5)).
+"""What COMMAND does with its sockets, as /proc shows on Linux (proc(5)).
 
-A process *has* a socket if a descriptor of it is that socket, and *waits* on it if it is in an
-epoll set of it, or a thread of it is in accept, poll, select or recv with it. Both are seen from
-outside, without the program's doing.
+A process *has* a socket if one of its descriptors is that socket. It *waits* on the socket if the
+socket is in one of its epoll sets, or a thread is in accept, poll, select or recv on it. Both are
+seen from outside, without the program's help.
 
-What may not be looked at (another user's process, unless this one is root's; a process that has
-changed its user) is unknown, and so is everything where there is no /proc. None says so.
+Some processes may not be inspected (another user's, unless this one is root's; one that has changed
+its user), and without /proc none can be. None stands for unknown.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _WITH_FD = {
     "x86_64": (43, 288, 45, 47, 299),
     "aarch64": (202, 242, 207, 212, 243),
 }
-"""accept, accept4, recvfrom, recvmsg, recvmmsg: system calls that wait for their first argument."""
+"""accept, accept4, recvfrom, recvmsg, recvmmsg: system calls that wait on their first argument."""
 
 _POLL = {"x86_64": (7, 271), "aarch64": (73,)}
 """poll, ppoll."""
@@ -30,7 +30,7 @@ _SELECT = {"x86_64": (23, 270), "aarch64": (72,)}
 """select, pselect6."""
 
 _MANY = 1 << 16
-"""Descriptors of one poll that are read at most."""
+"""The most descriptors of one poll(2) that are read."""
 
 
 class Sight(NamedTuple):
@@ -46,7 +46,7 @@ class Sight(NamedTuple):
 
 
 def family(pid: int, group: int) -> set[int]:
-    """Return a process, its descendants, and those of a group or session, as far as told."""
+    """Return a process, its descendants, and those of a group or session, as far as /proc shows."""
     found = {pid}
     parents: dict[int, int] = {}
     for each, (parent, its_group, session) in _processes():
@@ -59,7 +59,7 @@ def family(pid: int, group: int) -> set[int]:
 
 
 def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
-    """Look which of some sockets, by inode, the processes have and wait on."""
+    """Return which of some sockets, by inode, the processes have and wait on."""
     having: set[int] = set()
     waiting: set[int] = set()
     is_known = False
@@ -76,10 +76,9 @@ def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
 
 
 def is_listened_at(path: str) -> bool:
-    """Whether a socket that listens was bound at a path, whatever became of that.
+    """Whether a listening socket was bound at a path, even if the path is gone; True if unknown.
 
-    To connect would tell as well, but not every server bears one who says nothing. Where the system
-    does not tell, it is so.
+    Connecting would tell, too, but not every server copes with a client that says nothing.
     """
     end = b" " + os.fsencode(path)
     try:

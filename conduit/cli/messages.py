@@ -1,4 +1,4 @@
-"""What the command line tells on standard error, and its failures."""
+"""What the command line prints, and its failures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import sys
 
 _PATIENCE = 100
-"""Milliseconds for which a line waits for room in a pipe or terminal; then it is lost."""
+"""Milliseconds that a line waits for room in a pipe or terminal; then it is lost."""
 
 
 class CommandError(Exception):
@@ -22,7 +22,7 @@ class CommandError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a line on standard error, if anybody reads it; what serves does not wait for them."""
+    """Print a line on standard error; if the reader is slow or gone, it is lost."""
     # A terminal may want to stop who writes from the background.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
     try:
@@ -38,12 +38,12 @@ def say(text: str) -> None:
 
 
 def complain(exc: Exception) -> None:
-    """Say why the command line failed, in one line."""
+    """Print why the command line failed, in one line."""
     say(" ".join(str(exc).split()))
 
 
 def show(text: str) -> None:
-    """Print what was asked for on standard output, with paths and words as they are.
+    """Print text on standard output, with any bytes that paths and words have.
 
     Raises:
         OSError: it cannot be written.
@@ -53,7 +53,7 @@ def show(text: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Print a line on standard output, if anybody reads it."""
+    """Print a line on standard output; if the reader is gone, it is lost."""
     # None if it was closed. What could not be printed would be tried again at the end, and decide
     # the exit code.
     if sys.stdout is not None:
@@ -62,7 +62,7 @@ def tell(text: str) -> None:
 
 
 class Log(logging.Handler):
-    """What is logged is said as well."""
+    """A handler that prints log records by `say`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say it."""

@@ -1,4 +1,4 @@
-"""What COMMAND says of itself, as services do to systemd (sd_notify(3))."""
+"""The notifications that COMMAND sends, as services do to systemd (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from conduit.peer import Peer
 _LONGEST = 4096
 
 _AT_ONCE = 16
-"""How many are read in one go."""
+"""The most that one `take` reads."""
 
 
 class Notice(NamedTuple):
-    """One message: its assignments, and the pid of who sent it; 0 if that is not known."""
+    """One message: its assignments, and the sender's pid, or 0 if unknown."""
 
     said: dict[str, str]
     pid: int
 
 
 class Notices:
-    """The socket at which one generation of COMMAND is heard; context manager.
+    """The NOTIFY_SOCKET of one generation of COMMAND; context manager.
 
-    Where the system tells who sends, others reach it, too: COMMAND may change its user.
+    If the system passes credentials, any user may send to it: COMMAND may change its user.
 
     Args:
-        directory: where to make it if there is no room in that for temporary files; None if there
-            is no other place.
+        directory: where to make it if that fails in the directory for temporary files; None for
+            nowhere else.
 
     Raises:
-        OSError: there is no place for it.
+        OSError: it cannot be made.
     """
 
     def __init__(self, directory: str | None) -> None:
@@ -67,7 +67,7 @@ class Notices:
         self.close()
 
     def close(self) -> None:
-        """Hear no more, and leave nothing behind."""
+        """Close the socket, and remove its path and directory."""
         self._conduit.close()
         with contextlib.suppress(OSError):
             os.rmdir(self._directory)
@@ -79,9 +79,9 @@ class Notices:
     def take(self, command: int) -> list[Notice]:
         """Return what came from COMMAND, of this pid, or from this user or root.
 
-        It is read whatever it says: COMMAND would block when nobody reads. But not all at once: one
-        that never stops is not to keep others waiting. Descriptors that came along are closed,
-        which is what a barrier waits for.
+        All senders are read, since COMMAND would block if nobody read. But only some messages at a
+        time, so that a sender that never stops does not delay the rest. Descriptors that came along
+        are closed, which is what a barrier waits for.
         """
         notices: list[Notice] = []
         for _ in range(_AT_ONCE):
@@ -99,7 +99,7 @@ class Notices:
 
 
 def _speaks_for(sender: Peer | None, command: int) -> bool:
-    """Whether who sent a notice is this user or root, or a process of COMMAND."""
+    """Whether the sender of a notice is this user or root, or a process of COMMAND."""
     if sender is None or sender.uid in (0, os.geteuid()):
         return True
     with contextlib.suppress(ProcessLookupError):

@@ -4,12 +4,12 @@ A *generation* is one start of COMMAND. At most one serves and at most one start
 `Plan` is told what happened, and when, and collects what is to be done (`take`); ``deadline`` is
 when it wants to be told that time has passed. What it never does, whatever it is told:
 
-- end a generation that serves before another one does, unless all is to end;
-- start one while another starts, or once all is to end;
-- leave anybody who asked without an answer, or answer twice;
+- end a generation that serves before another one does, unless everything is ending;
+- start one while another starts, or while everything is ending;
+- leave a request without a final answer, or answer it twice;
 - be over while a generation runs.
 
-Processes, sockets and conversations are those of whoever drives it (`conduit.cli.run`).
+Its driver (`conduit.cli.run`) has the processes, sockets and conversations.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 GRACE = 10.0
-"""Seconds between the stop signal and SIGKILL for what failed, is deaf, or was left behind."""
+"""Seconds from the stop signal to SIGKILL for what failed, does not react, or was left behind."""
 
 FIRST_PAUSE = 0.1
 """Seconds before the first respawn; each further one waits twice as long."""
@@ -30,7 +30,7 @@ FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 30.0
 
 STEADY = 10.0
-"""Seconds that a generation has to serve for the pause to begin anew."""
+"""Seconds that a generation must serve for the pause to start over."""
 
 
 class State(enum.Enum):
@@ -51,8 +51,8 @@ class Policy(NamedTuple):
         restart: "no", "on-failure" or "always".
         stop_signal: tells COMMAND to finish.
         reload_signal: makes `conduit run` start the next generation; 0 for none.
-        drain_timeout: seconds until one that finishes is killed. With None it may take for ever,
-            unless it is seen to go on accepting.
+        drain_timeout: seconds until a generation that finishes is killed; None for never, unless it
+            is seen to go on accepting.
     """
 
     timeout: float = 60.0
@@ -69,13 +69,13 @@ class Generation:
     Attributes:
         number: counts from 1.
         words: COMMAND.
-        asker: who is told how it goes; None if nobody asked.
+        asker: the peer that asked for it, which is told how it goes; None if nobody asked.
         since: when its state began.
-        deadline: when something is done to it if nothing happens.
+        deadline: when to act on it if nothing happens.
         state: how far it has come.
         code: the exit code of its first process; None while that runs.
         look_at: when to look whether it still accepts, though it was told to finish.
-        served: whether it ever did.
+        served: whether it ever served.
         is_killed: whether SIGKILL was sent.
         doubt: what to add if it is not ready in time.
     """
@@ -108,14 +108,14 @@ class Send(NamedTuple):
 
 
 class HandOver(NamedTuple):
-    """Let everybody know that a generation serves: the predecessor too, if it is the first."""
+    """Announce that a generation serves; the first one ends the takeover from a predecessor."""
 
     generation: Generation
     is_first: bool
 
 
 class Answer(NamedTuple):
-    """Tell who asked how it goes, or, with an exit code, how it ended."""
+    """Tell the asker how it goes or, with an exit code, how it ended."""
 
     asker: Any
     text: str
@@ -124,7 +124,7 @@ class Answer(NamedTuple):
 
 
 class Say(NamedTuple):
-    """Tell whoever reads standard error; about a generation, if one is given."""
+    """Print on standard error; about a generation, if one is given."""
 
     text: str
     generation: Generation | None = None
@@ -150,11 +150,11 @@ class Plan:
 
     Attributes:
         policy: how they are treated.
-        words: what served last, or is to serve first.
+        words: the COMMAND that served last, or will serve first.
         generations: those that have not ended, the oldest first.
-        restarts: how often one that had ended was started anew.
-        reloads: how often a next generation replaced one that served.
-        is_ending: whether nothing is started any more.
+        restarts: how often one that had ended was started again.
+        reloads: how often a generation replaced one that served.
+        is_ending: whether no more generations are started.
         is_followed: whether another process serves.
         outcome: the exit code, and why nothing ever served; None until it is over.
     """
@@ -176,20 +176,20 @@ class Plan:
         self._ever_served = False
         self._respawn_at: float | None = None
         self._pause = FIRST_PAUSE
-        # What decides the exit code once all is to end.
+        # The generation that decides the exit code once everything is ending.
         self._last: Generation | None = None
         self._forced_by = 0
         self._code = 0
         self._failure = ""
 
     def take(self) -> list[Action]:
-        """Return what is to be done, in its order, and forget it."""
+        """Return the actions to do, in order, and forget them."""
         actions, self._actions = self._actions, []
         return actions
 
     @property
     def starting(self) -> Generation | None:
-        """The generation that is to serve next."""
+        """The generation that starts and will serve next."""
         return self._only(State.STARTING)
 
     @property
@@ -206,7 +206,7 @@ class Plan:
         return min((time for time in times if time is not None), default=None)
 
     def suspects(self, now: float) -> list[Generation]:
-        """Return those that should have stopped accepting by now: `looked` is to be told."""
+        """Return those that should have stopped accepting by now; then call `looked`."""
         return [
             generation
             for generation in self.generations
@@ -242,7 +242,7 @@ class Plan:
             self._fail(generation, why, 1, now)
 
     def reject(self, generation: Generation, why: str, now: float) -> None:
-        """Note that the first one to serve may not: the predecessor does not hand over."""
+        """Note that the first generation may not serve: the predecessor does not hand over."""
         generation.served = self._ever_served = False
         self._drain(generation, self.policy.stop_signal, now)
         self._fail(generation, why, 1, now)
@@ -296,7 +296,7 @@ class Plan:
         timeout: float | None,
         now: float,
     ) -> None:
-        """Start the next generation, once none is starting; with other words, if they are given."""
+        """Start the next generation, once none is starting; with new words, if given."""
         request = _Request(asker, words, timeout)
         # A signal during a reload asks for another, and so do many.
         if asker is not None or request not in self._requests:
@@ -306,10 +306,10 @@ class Plan:
         self._next(now)
 
     def stop(self, asker: Any, number: int, now: float) -> None:
-        """End it all, draining; by a second signal, at once.
+        """End everything, draining; at a second signal, at once.
 
         Args:
-            asker: who is told once it is over; None if it was a signal.
+            asker: the peer to tell once it is over; None if it was a signal.
             number: the signal that asked for it.
             now: the time.
         """
@@ -405,7 +405,7 @@ class Plan:
             self._start(self._requests.popleft(), now)
 
     def _drain(self, generation: Generation, number: int, now: float) -> None:
-        """Have one finish; what never served has `GRACE`, since it may have accepted already."""
+        """Have one finish; if it never served, within `GRACE`: it may have accepted already."""
         timeout = self.policy.drain_timeout if generation.served else GRACE
         generation.state, generation.since, generation.deadline = State.DRAINING, now, None
         if timeout is None:
@@ -423,7 +423,7 @@ class Plan:
         self.emptied(generation, now)
 
     def _fail(self, generation: Generation, why: str, code: int, now: float) -> None:
-        """Go on without one that was to serve."""
+        """Continue after a generation that should have served failed."""
         self._answer(generation, why, code)
         if not self._ever_served:
             self._failure, self._code = why, code
@@ -435,7 +435,7 @@ class Plan:
         self._go_on(code, now)
 
     def _lose(self, generation: Generation, code: int, how: str, lasted: float, now: float) -> None:
-        """Go on without the one that served, for so many seconds."""
+        """Continue after the generation that served ended, having served ``lasted`` seconds."""
         self._do(Say(how, generation))
         if lasted >= STEADY:
             self._pause = FIRST_PAUSE
@@ -455,7 +455,7 @@ class Plan:
             self._end(self.policy.stop_signal, now)
 
     def _end(self, number: int, now: float) -> None:
-        """Have all finish, and start nothing any more."""
+        """Have all generations finish, and start no more."""
         self.is_ending = True
         self._respawn_at = None
         if self._last is None:

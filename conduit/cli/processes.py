@@ -1,7 +1,7 @@
 """COMMAND as a process: started with its sockets, guarded, and ended with all that it started.
 
-Three programs in Python stand between `conduit run` and COMMAND, since there need be no shell, and
-shells drop variables whose names they do not like. Forking is no choice while other threads run.
+The launcher and the guard are Python programs: there may be no shell, and shells drop variables
+whose names they do not accept. os.fork() is not an option while other threads run.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from conduit.cli.plan import GRACE
 FIRST = 3
 """The descriptor at which the sockets begin (sd_listen_fds(3), ``SD_LISTEN_FDS_START``)."""
 
-# Becomes COMMAND, whose pid nobody knows before, once it is guarded: it waits at the gate, a pipe
-# that closes if this process ends first. A terminal is not to stop COMMAND for writing from
-# a group that is not the terminal's. The watchdog is asked of whoever serves.
+# Becomes COMMAND by exec, since LISTEN_PID needs its pid. It waits at the gate until it is guarded;
+# the gate is a pipe, which closes if this process ends first. SIGTTOU is ignored: a terminal must
+# not stop COMMAND for writing from a background group. WATCHDOG_PID is COMMAND's, too.
 _STAGE = """\
 import os, signal, sys
 for number in (signal.SIGPIPE, signal.SIGXFSZ):
@@ -46,8 +46,8 @@ except OSError as exc:
     os._exit(126)
 """
 
-# Ends COMMAND, which must not serve unattended, if this process is killed: the pipe then closes.
-# What this process would have removed is removed here. A group lives as long as any of it.
+# The guard ends COMMAND, which must not serve unattended, if this process is killed: the pipe then
+# closes. It removes the files that this process would have. A group lives as long as any member.
 _GUARD = f"""\
 import os, signal, sys, time
 group, number, directory, *files = int(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:]
@@ -75,23 +75,23 @@ attempt(os.killpg, group, signal.SIGKILL)
 class Process:
     """COMMAND, with sockets from descriptor 3 on, in a process group of its own.
 
-    So a terminal's Ctrl-C reaches it once, forwarded, and what it started ends with it.
+    So Ctrl-C at a terminal reaches it once, forwarded, and its children end with it.
 
     Args:
         words: COMMAND; ``{fd}`` and ``{NAME}`` in them become numbers of sockets.
         numbers: the sockets, as they are here.
         names: of the sockets.
         notify: the path of the socket at which it says that it is ready.
-        listen_pid: whether LISTEN_PID says which process is meant.
-        stop_signal: by which its guard ends it.
-        files: what its guard removes then, beside ``notify``.
+        listen_pid: whether to set LISTEN_PID.
+        stop_signal: the signal with which its guard ends it.
+        files: the files that its guard removes then, beside ``notify``.
 
     Attributes:
-        pid: of the process, which is also the number of its group.
+        pid: of the process, and of its group.
         has_ended: whether it was reaped; others of its group may live.
 
     Raises:
-        OSError: it cannot be started, or not guarded; it does not run then.
+        OSError: it cannot be started, or its guard cannot; it does not run then.
     """
 
     def __init__(
@@ -145,8 +145,8 @@ class Process:
         if not self.has_ended:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(self.pid, number)
-                # A stopped one, as by a terminal that it reads from, would not hear of it. But
-                # SIGCONT takes back what stops.
+                # A stopped process, such as one that reads from its terminal, gets the signal only
+                # after SIGCONT. Not for a stop signal, which SIGCONT would undo.
                 if number not in (signal.SIGTTIN, signal.SIGTTOU):
                     os.kill(self.pid, signal.SIGCONT)
 
@@ -167,12 +167,12 @@ class Process:
         return False
 
     def note(self, pid: int) -> bool:
-        """Note that a child was reaped; whether it was the first process of this one."""
+        """Note that a child was reaped; return whether it was COMMAND's first process."""
         if pid == self.pid:
             self.has_ended = True
             return True
         if pid == self._guard_pid:
-            # Killed; what it guards is not to serve unguarded.
+            # The guard was killed; COMMAND must not serve unguarded.
             self.abandon()
             try:
                 with _guard_ends() as (self._guard, ends):
@@ -185,7 +185,7 @@ class Process:
     def release(self) -> None:
         """Let the guard go, once nothing is left."""
         if self._guard >= 0:
-            # That ends a stopped one as well.
+            # SIGKILL ends a stopped guard, too.
             os.kill(self._guard_pid, signal.SIGKILL)
             os.waitpid(self._guard_pid, 0)
             self.abandon()
@@ -207,10 +207,10 @@ def _has_locale() -> bool:
 
 
 def withhold() -> None:
-    """Have descriptors 0, 1 and 2 open, and keep all others that came with them from COMMAND.
+    """Make sure that descriptors 0, 1 and 2 are open, and make all others close-on-exec.
 
-    Called before anything else is opened. What is opened next would otherwise be taken for standard
-    output, and what a shell, say, left open would be open in all that is started here.
+    Called before anything else is opened. Otherwise the next descriptor could become standard
+    output, and COMMAND would inherit what a shell, say, left open.
     """
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir("/dev/fd"):
@@ -235,7 +235,7 @@ def reap() -> Iterator[tuple[int, int]]:
 
 
 def fate(status: int) -> tuple[int, str]:
-    """Return the exit code, or 128 and the signal, for what waitpid(2) told; and how in words."""
+    """Return the exit code, or 128 plus the signal, for a waitpid(2) status, and it in words."""
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return code, f"exited with {code}"
@@ -258,12 +258,12 @@ def filled(words: Sequence[str], names: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def _guard_ends() -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """The end of a pipe by which to let a guard go, and descriptors to start it with."""
+    """Yield the end of a pipe that releases a guard, and the descriptors to start it with."""
     with contextlib.ExitStack() as stack:
         watched, told = os.pipe()
         stack.callback(os.close, watched)
         try:
-            # Who reads this process's output is not to wait for the guard as well.
+            # Not this process's output: its reader would wait until the guard, too, has ended.
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             stack.callback(os.close, null)
             yield told, [(0, watched), (1, null), (2, null)]
@@ -274,7 +274,7 @@ def _guard_ends() -> Iterator[tuple[int, list[tuple[int, int]]]]:
 
 @contextlib.contextmanager
 def _pipe() -> Iterator[tuple[int, int]]:
-    """A pipe, for a while: the end to read from, and the one to write to."""
+    """Yield the two ends of a pipe, reading end first; close them after the block."""
     ends = os.pipe()
     try:
         yield ends
@@ -285,7 +285,7 @@ def _pipe() -> Iterator[tuple[int, int]]:
 
 @contextlib.contextmanager
 def _above(numbers: Sequence[int], lowest: int) -> Iterator[list[int]]:
-    """Duplicates of descriptors, at ``lowest`` or above, for a while."""
+    """Yield duplicates of descriptors, at ``lowest`` or above; close them after the block."""
     with contextlib.ExitStack() as stack:
         copies = []
         for number in numbers:

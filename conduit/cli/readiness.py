@@ -1,4 +1,4 @@
-"""When COMMAND is ready: by what it says, and what it was seen to do with its sockets."""
+"""When COMMAND is ready: by its notification, and by what it does with its sockets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EITHER, NOTIFY, ACCEPTING = "either", "notify", "accepting"
 """What shows that COMMAND is ready."""
 
 _FLUX = 1.0
-"""Seconds that what says it is ready has to be seen with the sockets."""
+"""Seconds, after it says that it is ready, within which it must be seen with the sockets."""
 
 _GLANCE = 0.02
 """Seconds until COMMAND is looked at again; they grow."""
@@ -81,8 +81,8 @@ class Readiness:
 def has_sockets(pid: int, speaker: int, sockets: frozenset[int]) -> bool | None:
     """Whether COMMAND has the sockets; None where that cannot be known.
 
-    A wrapper has them without using them. So it counts what the process that says it is ready has,
-    and its children, as long as it is there; or that any process waits on them.
+    A wrapper has them without using them. So only the process that says it is ready counts, with
+    its children, as long as it exists; or any process that waits on them.
     """
     whole = inspection.family(pid, pid)
     some = inspection.family(speaker, -1) if speaker in whole else whole

@@ -17,7 +17,7 @@ from conduit.cli.messages import CommandError
 from conduit.listener import Listener
 
 _CHUNK = 1 << 16
-"""Bytes that are copied at a time."""
+"""The most bytes copied at a time."""
 
 
 def receive(path: str, command: list[str]) -> None:
@@ -49,12 +49,12 @@ def _let_wait() -> None:
     """Make standard input blocking, without changing the sender's copy.
 
     Most programs fail at EAGAIN. O_NONBLOCK belongs to the open file description, which the sender
-    shares, so a file with a path in /proc is reopened. A socket cannot be, and keeps the flag.
+    shares. So the file is reopened through /proc. A socket cannot be reopened, and keeps the flag.
     """
     flags = fcntl.fcntl(0, fcntl.F_GETFL)
     if flags & os.O_NONBLOCK:
         with contextlib.suppress(OSError):
-            # Not to wait for the writer of a fifo.
+            # O_NONBLOCK, so that opening a fifo does not wait for a writer.
             number = os.open("/proc/self/fd/0", (flags & os.O_ACCMODE) | os.O_NONBLOCK)
             fcntl.fcntl(number, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
             os.dup2(number, 0)

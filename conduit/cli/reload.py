@@ -9,12 +9,12 @@ from conduit.cli.messages import CommandError, tell
 
 
 def reload(control: str, command: Sequence[str], timeout: float | None) -> None:
-    """Wait until the next generation serves; what is told meanwhile goes to standard output.
+    """Wait until the next generation serves; print its progress on standard output.
 
     Args:
-        control: where the running one is found.
-        command: what it is to run; the same as before if there are no words.
-        timeout: seconds that it has to be ready; what the running one was told, if None.
+        control: the path of the control socket.
+        command: what to run; empty for the same as before.
+        timeout: seconds that it has to be ready; None for the value given to `conduit run`.
 
     Raises:
         CommandError: it does not serve, and the old one goes on; or nobody serves there.
@@ -23,7 +23,7 @@ def reload(control: str, command: Sequence[str], timeout: float | None) -> None:
 
 
 def follow(control: str, kind: str, **fields: object) -> None:
-    """Ask, tell what is answered, and return once it is done."""
+    """Send a request, print the answers, and return after the last."""
     for answer in ask(control, kind, **fields):
         if code := answer.get("code"):
             # That one means that nobody serves.

@@ -1,9 +1,9 @@
 """``conduit run``: keep listening sockets, run a server on them, and let the next one follow.
 
-`Plan` decides; this does what it decides, and tells it what happens. It is one loop around poll(2)
-in one thread. It starts processes (`conduit.cli.processes`), looks whether they serve
-(`conduit.cli.readiness`), hears what they say (`conduit.cli.notices`), and answers those who come
-to the control socket (`conduit.cli.control`).
+`Plan` decides; this module does what it decides, and tells it what happens. It is one loop around
+poll(2) in one thread. It starts processes (`conduit.cli.processes`), looks whether they serve
+(`conduit.cli.readiness`), receives their notifications (`conduit.cli.notices`), and answers
+requests at the control socket (`conduit.cli.control`).
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from conduit.takeover.spares import Spares, second_name
 from conduit.takeover.watch import has_ended
 
 _BACKLOG = 4096
-"""Connections that may wait; systemd's own choice, which net.core.somaxconn limits."""
+"""The default backlog, which is systemd's; net.core.somaxconn limits it."""
 
 _GLANCE = 0.02
-"""Seconds until what has ended is looked at for what it left behind."""
+"""Seconds between two looks at whether an ended COMMAND left processes behind."""
 
 _OFTEN = 5.0
-"""Seconds after which successors that say nothing are looked for, at the latest."""
+"""The most seconds between two steps of the takeover, for successors that say nothing."""
 
 _LONGEST_TIMEOUT = 1e9
 """Seconds that somebody may ask for, some thirty years."""
 
 _ROOM = 64
-"""Descriptors that it takes to start COMMAND and to look at it, and that guests may have."""
+"""How many descriptors are needed to start and inspect COMMAND, and for guests."""
 
 _END = ".run"
-"""Of the second names of Unix sockets that this has, beside those of its `Takeover`."""
+"""The suffix of this module's second names of Unix sockets; its `Takeover` has its own."""
 
 _STORED = "conduit"
-"""The name of all that the service manager keeps."""
+"""The name of everything in the service manager's store."""
 
 _PATIENCE = 5.0
-"""Seconds for which the service manager may have no room for what it has to hear."""
+"""Seconds to wait for room in the service manager's queue, for what it must get."""
 
 _BRIEF = 0.1
 """The same for what is said again and again."""
@@ -70,20 +70,20 @@ _HOW_TO_TAKE = (
 _UNUSED = f", and was not seen to use its sockets: {_HOW_TO_TAKE}"
 
 _PASSED_ON = ("STATUS", "WATCHDOG", "WATCHDOG_USEC", "EXTEND_TIMEOUT_USEC", "ERRNO", "BUSERROR")
-"""What COMMAND says that the service manager hears as well."""
+"""The notifications of COMMAND that are passed on to the service manager."""
 
 
 class Options(NamedTuple):
     """What ``conduit run`` is asked to do.
 
     Attributes:
-        control: where to be found.
-        addresses: where to listen; with none, on what the service manager passed, or on all that
-            the predecessor has.
+        control: the path of the control socket.
+        addresses: where to listen; with none, on the sockets that the service manager passed, or
+            all that the predecessor has.
         command: what to run.
         policy: how to treat it.
         ready: what shows that it is ready: see `Readiness`; seconds show nothing.
-        listen_pid: whether LISTEN_PID says which process is meant.
+        listen_pid: whether to set LISTEN_PID.
         mode: of Unix sockets.
         owner: of Unix sockets: user and group, -1 for this process's.
         backlog: connections that may wait.
@@ -116,7 +116,7 @@ def run(options: Options) -> int:
     check_command(options.command)
     processes.withhold()
     with contextlib.ExitStack() as stack:
-        # Longer than this run gives itself, so that its own deadline is the one that is told.
+        # Longer than COMMAND's own deadline, so that its deadline is the one reported.
         takeover = stack.enter_context(
             Takeover(options.control, timeout=options.policy.timeout + plan.GRACE, thread=False)
         )
@@ -167,8 +167,8 @@ class _Running(NamedTuple):
 class _Runner:
     """Does what a `Plan` says; context manager.
 
-    All that it owns is closed when the block is left. What still runs then, since something failed
-    that nobody thought of, is ended by its guard.
+    Leaving the block closes all that it owns. If COMMAND still runs then, after an unforeseen
+    exception, its guard ends it.
     """
 
     def __init__(self, options: Options, takeover: Takeover, signals: Signals) -> None:
@@ -178,7 +178,7 @@ class _Runner:
         self._plan = Plan(options.policy, options.command)
         self._running: dict[Generation, _Running] = {}
         self._error: Error | None = None
-        # Now, since the current directory may go.
+        # Now, since the current directory may be removed later.
         self._directory: str | None = None
         if not options.control.startswith("@"):
             self._directory = os.path.dirname(os.fsdecode(absolute(options.control)))
@@ -300,7 +300,7 @@ class _Runner:
             running.process.send(action.number)
 
     def _keep_paths(self) -> None:
-        """Have second names of Unix sockets, since what ends may remove the first ones."""
+        """Make second names of Unix sockets, as a COMMAND that ends may remove the first."""
         for path, inode in self._paths.items():
             self._spares.add(path, inode)
 
@@ -322,7 +322,7 @@ class _Runner:
         say(self._about(action.generation, text))
 
     def _store(self) -> None:
-        """Have the manager keep these sockets only; they come back with their addresses."""
+        """Store these sockets, and no others, in the service manager."""
         try:
             systemd.unstore(_STORED)
             for each in self._sockets:
@@ -345,7 +345,7 @@ class _Runner:
     # What happens.
 
     def _milliseconds(self) -> float | None:
-        """How long to wait at most."""
+        """Return how long to wait at most."""
         now = time.monotonic()
         times = [now + _OFTEN, now + self._takeover._until_step()]
         if self._plan.deadline is not None:
@@ -381,7 +381,7 @@ class _Runner:
         self._plan.tick(now)
 
     def _is_followed(self) -> bool:
-        """Answer those who come to the control socket; whether one of them serves now."""
+        """Answer the control socket; return whether a successor serves now."""
         try:
             self._takeover.step()
             return self._takeover.wait(0)
@@ -527,7 +527,7 @@ def _whom_it_follows(takeover: Takeover) -> str:
 
 
 def _tell(state: str, timeout: float = _PATIENCE) -> None:
-    """Notify the manager that started this process, if one did."""
+    """Notify the service manager, if there is one."""
     try:
         systemd.notify(state, timeout=timeout)
     except (Error, ValueError) as exc:

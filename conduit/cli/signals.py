@@ -20,10 +20,10 @@ _FORWARDED = (
 
 
 class Signals:
-    """What came since it was asked; context manager.
+    """The signals that came since the last `take`; context manager.
 
     Args:
-        asked_for: a signal that is heard even if this was started with it ignored, as by nohup.
+        asked_for: a signal to handle even if this process was started with it ignored, as by nohup.
     """
 
     def __init__(self, asked_for: int = 0) -> None:
@@ -41,7 +41,7 @@ class Signals:
             for number in (*_FORWARDED, signal.SIGCHLD, signal.SIGCONT)
             if number in self._heard or signal.getsignal(number) != signal.SIG_IGN
         }
-        # Whoever started this may have blocked some.
+        # The parent may have blocked some.
         self._old_mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())
         return self
 
@@ -54,11 +54,11 @@ class Signals:
         os.close(self._outside)
 
     def fileno(self) -> int:
-        """Return the number of a pipe that can be read when a signal, or a child's end, came."""
+        """Return the number of a pipe that is readable once a signal has come, SIGCHLD included."""
         return self._inside
 
     def take(self) -> list[int]:
-        """Return the signals that came and are to be forwarded, in their order."""
+        """Return the signals that came and must be forwarded, in order."""
         try:
             return [n for n in os.read(self._inside, 4096) if n in _FORWARDED]
         except BlockingIOError:

@@ -33,7 +33,7 @@ class Wanted(NamedTuple):
     """What is asked for: addresses, and how to open new sockets there.
 
     Attributes:
-        addresses: where to listen; none for what is passed, or what the predecessor has.
+        addresses: where to listen; none for the sockets that were passed, or the predecessor's.
         backlog: connections that may wait.
         mode: of a Unix socket.
         owner: of a Unix socket: user and group, -1 for this process's.
@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """A socket, by which a successor asks for it, and as COMMAND reads its name."""
+    """A socket, the key by which a successor asks for it, and its name for COMMAND."""
 
     key: str
     name: str
@@ -54,13 +54,13 @@ class Opened(NamedTuple):
 
     @property
     def path(self) -> str:
-        """Of a Unix socket that has one; else empty."""
+        """The path of a Unix socket; empty for any other socket."""
         bound = self.sock.getsockname()
         is_path = self.sock.family == socket.AF_UNIX and isinstance(bound, str)
         return bound if is_path else ""
 
     def status(self) -> dict[str, Any]:
-        """Return what `conduit status` tells of it."""
+        """Return what `conduit status` reports of it."""
         is_unix = self.sock.family == socket.AF_UNIX
         is_stream = self.sock.type == socket.SOCK_STREAM
         queue = None
@@ -80,14 +80,14 @@ class Opened(NamedTuple):
 
 
 def _tcp_queue(sock: socket.socket) -> int:
-    """Return how many wait to be accepted at a socket that listens."""
+    """Return how many connections wait in a listening socket's queue."""
     # tcpi_unacked of struct tcp_info.
     info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
     return int.from_bytes(info[24:28], sys.byteorder)
 
 
 def _unix_queue(sock: socket.socket) -> int | None:
-    """Return how many wait to be accepted, as sock_diag(7) tells of a Unix socket that listens."""
+    """Return how many connections wait in a listening Unix socket's queue, by sock_diag(7)."""
     # A struct nlmsghdr and a struct unix_diag_req: one inode, in any state and with any cookie.
     request = struct.pack(
         "=IHHIIBBHIIIII",
@@ -116,12 +116,12 @@ def opened(takeover: Takeover, wanted: Wanted) -> Iterator[Opened]:
     for each in sockets:
         yield each
         found.append((each.key, each.name))
-    # For a successor that asks for whatever is there.
+    # For a successor that asks for all there is.
     takeover.offer(json.dumps({"sockets": found}).encode())
 
 
 def passed() -> list[tuple[str, str]]:
-    """Return what the service manager passed, by name, and say that of it; it is closed."""
+    """Return names and descriptions of what the service manager passed, and close it."""
     found = []
     for fd in systemd.listen_fds():
         found.append((fd.name, "passed by the service manager"))
@@ -130,7 +130,7 @@ def passed() -> list[tuple[str, str]]:
 
 
 def nothing() -> CommandError:
-    """Return what to raise where there is no socket."""
+    """Return the error for having no socket."""
     return CommandError(
         "there is nothing to listen on: give --listen, or have the service manager pass sockets "
         "(LISTEN_FDS)",

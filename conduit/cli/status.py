@@ -11,10 +11,10 @@ from conduit.cli.messages import show
 
 
 def status(control: str, as_json: bool) -> None:
-    """Print what the running one tells: a table, or one line of JSON.
+    """Print the status of the running one: a table, or one line of JSON.
 
     Args:
-        control: where it is found.
+        control: the path of its control socket.
         as_json: for programs.
 
     Raises:
@@ -27,7 +27,7 @@ def status(control: str, as_json: bool) -> None:
 
 
 def table(told: dict[str, Any]) -> str:
-    """Return what was told, for people."""
+    """Return the status as a table for people."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["since"]))
     lines = [
         f"conduit {told['version']} (pid {told['pid']}) at {told['control']} since {since}, "

@@ -9,7 +9,7 @@ def stop(control: str) -> None:
     """Return once it has ended.
 
     Args:
-        control: where the running one is found.
+        control: the path of the control socket.
 
     Raises:
         CommandError: nobody serves there.

@@ -1,11 +1,12 @@
-"""Zero-downtime restart: a new process takes over the sockets of the one that runs.
+"""Zero-downtime restart: a new process takes over the sockets of the running one.
 
 The protocol between the two is written down in ``docs/takeover.md``. Each file does one thing:
 
 - `protocol` says what may be said next, without input or output;
 - `holdings` is what is handed over, as messages and back;
 - `talk` moves the messages of one conversation over a conduit, and never waits;
-- `succession` answers those who want to follow, whenever something comes from them;
+- `inheritance` is the successor's side: it receives what the predecessor has;
+- `succession` is the predecessor's side: it answers successors, whenever one says something;
 - `sockets` opens sockets and recognises them;
 - `takeover` is the class that programs use.
 """

@@ -1,8 +1,8 @@
 """What is handed over: sockets, descriptors of any kind, and the state.
 
-`Takeover` has two of them: what it holds for a successor, and what came from the predecessor and
-was not asked for yet. Each change to the dicts is one step, so that the thread that answers
-successors may read while the program's writes, and a signal handler may close at any line.
+`Takeover` has two `Holdings`: what it holds for a successor, and what came from the predecessor and
+was not asked for yet. Each change to the dicts is one step. So the thread that answers successors
+may read while the program's thread writes, and a signal handler may close at any line.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _MOST_BYTES = 50_000
 """Of the names and paths of a message, which is one packet, as JSON writes them."""
 
 _MOST_ROWS = 64
-"""The most of a message, so that the successor can work on one while the next is made."""
+"""The most rows of a message, so that the successor can work on one while the next is made."""
 
 _BYTES_A_ROW = 150
-"""The rest of a row at most."""
+"""The most bytes of a row beside its name and path."""
 
 
 class Held(NamedTuple):
-    """A socket; the path of a Unix one, and what to find there.
+    """A socket; for a Unix socket, its path, and the device and inode to find there.
 
-    It is foreign if those who had it before were in another network namespace, by intent: a
-    service manager may have opened it for them.
+    It is foreign if its earlier owners were in another network namespace on purpose: a service
+    manager may have opened it for them.
     """
 
     sock: socket
@@ -50,9 +50,9 @@ class Holdings:
         namespace: the network namespace of this process; see `namespace_of`.
 
     Attributes:
-        sockets: those to serve on.
+        sockets: to serve on.
         items: descriptors of any kind.
-        state: bytes, or a function that returns them when they are needed.
+        state: bytes, or a function that returns them.
     """
 
     def __init__(self, namespace: bytes) -> None:
@@ -64,7 +64,8 @@ class Holdings:
     def gifts(self, sent: Sent) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the kind and the fields of each message for what was not sent yet.
 
-        A file in ``state`` is the caller's. A function is asked the second time only.
+        The caller owns a file in ``state``. If ``state`` is a function, only the second use of
+        ``sent`` calls it.
         """
         sockets = [
             {
@@ -90,7 +91,7 @@ class Holdings:
             yield "state", {"file": memory_file(state) if state else None}
 
     def paths(self) -> dict[str, tuple[int, int]]:
-        """Return the paths of the Unix sockets, and what to find there."""
+        """Return the paths of the Unix sockets, with the device and inode to find there."""
         return {
             held.path: held.inode
             for held in self.sockets.copy().values()
@@ -104,7 +105,7 @@ class Holdings:
         """Take what a message brings.
 
         Raises:
-            TakeoverError: it is malformed. What it brought in part is here.
+            TakeoverError: it is malformed. This has the part of it that was not.
         """
         try:
             if kind == "sockets":
@@ -138,7 +139,7 @@ class Holdings:
         name, fd = _name_of(row), _fd_of(row["fd"])
         with Ignoring(KeyError):
             self.items.pop(name).close()
-        # In C throughout, so that no signal handler runs while the number is nobody's.
+        # All in C, so that no signal handler runs while nothing owns the number.
         named = map(Descriptor, map(Descriptor.detach, (fd,)), (name,))
         self.items.update(zip((name,), named, strict=True))
 
@@ -151,7 +152,7 @@ class Holdings:
 
 
 def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Divide rows, so that each part fits in a packet with its descriptors."""
+    """Divide rows into parts that fit in a packet with their descriptors."""
     some: list[dict[str, Any]] = []
     size = 0
     for row in rows:
@@ -173,11 +174,11 @@ class Sent:
     def __init__(self) -> None:
         self.again = False
         self.state: bytes = b""
-        # By identity, and kept so that no other gets the same.
+        # By id(), and kept, so that no other object gets the same id.
         self._sent: dict[int, object] = {}
 
     def new(self, held: dict[str, Any]) -> list[tuple[str, Any]]:
-        """Return what was not sent, and take note that it is."""
+        """Return what was not sent, and note it as sent."""
         found = [(name, each) for name, each in held.copy().items() if id(each) not in self._sent]
         self._sent.update((id(each), each) for _, each in found)
         return found

@@ -1,10 +1,10 @@
 """The successor's side: finds the predecessor, receives what it has, and becomes the owner.
 
-It is told by generators that yield what they wait for, with a deadline: `Takeover` waits for it in
+Its calls are generators that yield what they wait for, with a deadline: `Takeover` waits for it in
 the caller's thread, `conduit.aio.AsyncTakeover` on its event loop.
 
-`Takeover.close` may come at any line of it. It closes what is used here, and what goes on after
-that finds itself closed.
+`Takeover.close` may interrupt it at any line, and closes what is used here. The interrupted call
+then finds that it is closed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from conduit.takeover.succession import PAUSE, log
 from conduit.takeover.talk import NOTHING, TYPE, Talk, closing
 
 _SPARE = 64
-"""How many descriptors fit beside those that the predecessor announces."""
+"""How many descriptors to make room for beside those that the predecessor announces."""
 
 _MOST = 1 << 16
 """The most descriptors that room is made for before they come."""
@@ -45,10 +45,10 @@ _MOST = 1 << 16
 _T = TypeVar("_T")
 
 Wait = tuple[Conduit | None, int, float]
-"""What is waited for: the events of a conduit, if any, no longer than so many seconds."""
+"""What to wait for: the events of a conduit, if any, for at most so many seconds."""
 
 Steps = Generator[Wait, None, _T]
-"""What is done by and by, and in the end returns something."""
+"""A call in steps: yields what to wait for, and returns its result."""
 
 
 class Inheritance:
@@ -57,17 +57,17 @@ class Inheritance:
     Args:
         path: of the control socket.
         holdings: where to put what comes.
-        who: on whose behalf, for the log.
-        allow: whether a predecessor is dealt with.
-        check_open: raises once this is closed.
+        who: the object that asks ``allow``, for the log.
+        allow: a function that says whether a predecessor is accepted.
+        check_open: a function that raises once this is closed.
 
     Attributes:
         control: the control socket, the predecessor's or a fresh one; None until there is one.
         holdings: what came and was not asked for.
         line: the conduit to the predecessor once it has handed over.
-        met: whether anybody was found at the path, or left it, who may not have let go of
-            everything.
-        predecessor: whose sockets came; None at a fresh start.
+        met: whether there was a process at the path, or it left the path behind: it may still have
+            its sockets open.
+        predecessor: the process whose sockets came; None at a fresh start.
         talk: the conversation; None once the caller has noted that the predecessor handed over.
     """
 
@@ -92,7 +92,7 @@ class Inheritance:
         self._check_open = check_open
 
     def close(self) -> None:
-        """Close all but the control socket, and say nothing to anybody."""
+        """Close all but the control socket, without telling the predecessor."""
         if self.talk is not None:
             self.talk.close()
         if self.line is not None:
@@ -100,7 +100,7 @@ class Inheritance:
         self.holdings.close()
 
     def find(self) -> Steps[None]:
-        """Receive what the predecessor has, or take the free place."""
+        """Receive what the predecessor has; without one, listen in its place."""
         deadline = monotonic() + protocol.GREETING
         while (conduit := (yield from self._connect())) is not None:
             self.met = True
@@ -127,7 +127,7 @@ class Inheritance:
         self._check_open()
 
     def _connect(self) -> Steps[Conduit | None]:
-        """Connect to the predecessor; if there is none, listen in its place."""
+        """Connect to the predecessor; if there is none, listen in its place and return None."""
         deadline = monotonic() + protocol.GREETING
         while True:
             self._check_open()
@@ -174,11 +174,11 @@ class Inheritance:
             raise
 
     def take_over(self) -> Steps[BaseException | None]:
-        """Become the owner, or raise if the predecessor stays it.
+        """Become the owner, or raise if the predecessor remains the owner.
 
         Returns:
-            what a signal handler raised, or how the waiting was cancelled, when it was too late
-            for the predecessor to stay it.
+            the exception of a signal handler or a cancellation that came too late, when the
+            predecessor could no longer remain the owner.
         """
         talk = self.talk
         assert talk is not None
@@ -202,7 +202,7 @@ class Inheritance:
                 if isinstance(exc, TakeoverError):
                     raise
                 raise failure(f"the predecessor does not hand over: {exc}") from exc
-            # Once the last word has left, all is this process's.
+            # Once ``done`` has left, this process is the owner.
             if not is_said:
                 talk.close()
                 raise
@@ -215,13 +215,13 @@ class Inheritance:
         return late
 
     def _hear_refusal(self, talk: Talk) -> Steps[None]:
-        """Raise the refusal of one that listens no more; if it left none, it is dead."""
+        """Raise the refusal that a closed connection left unread; if there is none, it is dead."""
         with Ignoring(PeerClosedError):
             while True:
                 yield from self._hear(talk)
 
     def _hear_that_it_is_over(self, talk: Talk) -> Steps[None]:
-        """Wait until it has let go of the control socket, where successors might find it else."""
+        """Wait until it has closed the control socket, where a successor might still reach it."""
         deadline = monotonic() + protocol.GREETING
         while talk.conversation.state is State.DONE:
             try:
@@ -240,7 +240,7 @@ class Inheritance:
             return
 
     def _flush(self, talk: Talk) -> Steps[None]:
-        """Send what is to be said."""
+        """Send all of the outbox."""
         deadline = monotonic() + protocol.GREETING
         while events := talk.flush():
             yield self._await(talk, events, deadline)
@@ -260,7 +260,7 @@ class Inheritance:
         with closing(message):
             kind = talk.conversation.hear(message)
             if kind == "welcome" and isinstance(message.get("descriptors"), int):
-                # Of each, one is kept and one is the caller's. It may say any number.
+                # Twice: each is kept, and duplicated for the caller. The peer may say any number.
                 make_room(min(2 * message["descriptors"], _MOST) + _SPARE)
             if kind == "control":
                 self._receive_control(message)

@@ -1,11 +1,11 @@
 """What may be said next in a takeover: the protocol of docs/takeover.md, without a socket.
 
 Predecessor and successor each have a `Conversation`, which is told what its own side says and what
-it hears. They speak in turn, so one table of states is enough for both, and no two messages can
-pass each other. Only a refusal may come at any time: it ends the conversation.
+it hears. They speak in turn, so one table of states serves both, and messages cannot cross. Only a
+refusal may come at any time: it ends the conversation.
 
-Who owns the sockets follows from the state alone, on either side: the predecessor until it has
-heard ``done``. What would let two own them, or nobody, is no transition in the table.
+The state alone says who owns the sockets, on either side: the predecessor until it has heard
+``done``. The table has no transition after which both or neither would own them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ VERSIONS = (1,)
 """The versions of the protocol that this package speaks."""
 
 GREETING = 10.0
-"""Seconds within which either side must answer what it can answer at once."""
+"""Seconds within which either side must answer a message that needs no work."""
 
 LONGEST_REASON = 1000
-"""Characters of a refusal's reason that are sent."""
+"""The most characters of a refusal's reason that are sent."""
 
 
 class Side(enum.Enum):
@@ -101,7 +101,7 @@ class Conversation:
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was said that belongs to a takeover."""
+        """Whether no message of a takeover was said yet."""
         return self.state is State.CONNECTED
 
     @property
@@ -123,12 +123,12 @@ class Conversation:
         """Note what the other side says.
 
         Returns:
-            its kind; None if it is to be ignored: a kind that this version does not know, or
-            whatever comes once the takeover was refused.
+            its kind; None to ignore it: a kind that this version does not know, or anything after a
+            refusal.
 
         Raises:
-            TakeoverError: the other side refuses, or says what it may not. The takeover has
-                failed then; that is to be said, if it was not a refusal.
+            TakeoverError: the other side refuses, or says what it may not. The takeover has then
+                failed; unless it was a refusal, the caller must send one.
         """
         if self.state is State.REFUSED:
             return None
@@ -169,7 +169,7 @@ def refused(reason: str) -> dict[str, Any]:
 
 
 def version_for(message: dict[str, Any]) -> int | None:
-    """Return the highest version that both sides speak, by a ``hello``; None if there is none."""
+    """Return the highest version that both sides speak, given a ``hello``; None if none."""
     versions = message.get("versions")
     if not isinstance(versions, list):
         return None

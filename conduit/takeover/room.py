@@ -1,8 +1,8 @@
-"""Room for descriptors: the soft limit of open files, raised where it does not suffice.
+"""Room for descriptors: raises the soft limit of open files where it is too low.
 
-Most systems give a process a soft limit of 1024, for the sake of programs that use select(2), and
-let it raise that up to the hard one (getrlimit(2)). It is raised by need and no further, since
-children inherit it, and some go through all numbers below it.
+Most systems give a process a soft limit of 1024, for programs that use select(2), and let it raise
+that up to the hard limit (getrlimit(2)). It is raised no further than needed: children inherit it,
+and some programs loop over all numbers below it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 def with_room(open_one: Callable[[], _T]) -> _T:
-    """Call what opens descriptors; if they do not fit, again with a higher limit.
+    """Call a function that opens descriptors; if they do not fit, again with a higher limit.
 
     Raises:
         OSError: ``EMFILE`` if the hard limit allows no more; whatever else it raises.
@@ -34,7 +34,7 @@ def with_room(open_one: Callable[[], _T]) -> _T:
 
 
 def make_room(count: int) -> None:
-    """Let so many more descriptors fit, as far as the hard limit allows."""
+    """Make room for ``count`` more descriptors, as far as the hard limit allows."""
     while _limit() - _used() < count and _raise_limit():
         pass
     wanted = min(_used() + count, _limit()) - 1

@@ -42,7 +42,7 @@ def bind(
     """Open a socket at an address; see `Takeover.listen`.
 
     Returns:
-        the socket, and the device and inode of the path that is to be removed with it.
+        the socket, and the device and inode of its path, which the caller removes with it.
     """
     if port is not None:
         return _bind_host(host, port, type, backlog, others, here), None
@@ -56,7 +56,7 @@ def _bind_host(
     family, address = resolve(host, port, type)
     with closed_on_error(socket.socket(family, type)) as sock:
         if type == socket.SOCK_STREAM:
-            # Connections of the last server that linger are no reason not to start.
+            # Connections of the last server in TIME_WAIT must not prevent a start.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6 and address[0] == "::":
             # All of IPv4 as well, whatever the system's default, if that is not had already.
@@ -89,7 +89,7 @@ def resolve(host: str, port: int, type: int) -> tuple[int, Any]:
 
 
 def is_numeric(host: str) -> bool:
-    """Whether a host is an address, which needs no look-up."""
+    """Whether a host is a numeric address, which needs no look-up."""
     with Ignoring(OSError, UnicodeError):
         socket.getaddrinfo(host, None, flags=socket.AI_NUMERICHOST)
         return True
@@ -97,7 +97,7 @@ def is_numeric(host: str) -> bool:
 
 
 def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bool:
-    """Whether a socket is the one that is asked for, in this network namespace."""
+    """Whether a socket is the requested one, in this network namespace."""
     # A path leads to its socket from every network namespace.
     has_namespace = port is not None or host.startswith("@")
     if has_namespace and not held.foreign and namespace_of(held.sock) != here:
@@ -125,12 +125,12 @@ def is_bound_to(sock: socket.socket, host: str, port: int | None, type: int) -> 
     family, address = resolve(host, port, type)
     if sock.family != family or here[0] != address[0] or port not in (0, here[1]):
         return False
-    # The scope of an address of IPv6, which has one if it is of one link only: fe80::1%eth0.
+    # Compare the scope, which a link-local IPv6 address has: fe80::1%eth0.
     return not any(here[3:]) or here[3:] == address[3:]
 
 
 def namespace_of(sock: socket.socket) -> bytes:
-    """Return what is the same for sockets of the same network namespace."""
+    """Return bytes that are equal for sockets of one network namespace."""
     with Ignoring(OSError):
         return sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     # This system has but one, or does not tell.
@@ -138,7 +138,7 @@ def namespace_of(sock: socket.socket) -> bytes:
 
 
 def own_namespace() -> bytes:
-    """Return the same for the network namespace of this thread."""
+    """Return these bytes for the network namespace of this thread."""
     with socket.socket(socket.AF_UNIX) as sock:
         return namespace_of(sock)
 
@@ -146,7 +146,7 @@ def own_namespace() -> bytes:
 def passed(
     fds: list[Descriptor], name: str, host: str, port: int | None, type: int
 ) -> socket.socket | None:
-    """Take a socket of a type, and a name or address, out of what the service manager passed."""
+    """Take a socket with this type, and this name or address, from those of the service manager."""
     for named in (True, False):
         for fd in fds:
             if fd.kind != "socket" or (named and fd.name != name):

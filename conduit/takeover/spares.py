@@ -1,9 +1,9 @@
-"""Second names of Unix sockets, while something that may remove the first ones ends.
+"""Second names (hard links) of Unix sockets, while a server that may remove the first ones ends.
 
 Many servers remove the path of their socket when they close: asyncio's do from Python 3.13 on
-(``cleanup_socket``). By then it is the successor's, and nothing tells the two apart, since the
-socket, and with it the inode, is the same. A socket cannot be bound a second time; but its inode
-may have a second name, from which the first is made again.
+(``cleanup_socket``). By then the path is the successor's; the server cannot tell, since the socket,
+and so the inode, is the same. A socket cannot be bound again. But link(2) gives its inode a second
+name, and makes the first again from that.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ class Spares:
     """Second names, each beside its path. A signal handler may close it at any line.
 
     Args:
-        end: of each name, for a process that has several of a path.
-        is_needed: whether a path that is gone is to be put back, which it is given; by default, it
-            always is.
+        end: the suffix of each name, for a process that has several for one path.
+        is_needed: a function that says whether to put a missing path back; by default always.
     """
 
     def __init__(self, end: str = "", is_needed: Callable[[str], bool] = bool) -> None:
@@ -40,11 +39,11 @@ class Spares:
         self._names: dict[str, str] = {}
 
     def add(self, path: str, inode: tuple[int, int]) -> None:
-        """Give a socket a second name, if it has none and that can be done."""
+        """Give a socket a second name, if it has none and the system allows it."""
         if path in self._names or inode_of(path) != inode:
             return
         name = second_name(path, self._end)
-        # Before, for a handler that raises, and after, for one that closes.
+        # Noted before linking, in case a handler raises, and after it, in case one closes.
         self._names[path] = name
         try:
             _link(path, name)
@@ -56,9 +55,9 @@ class Spares:
             log.info("%s could not be put back if the predecessor removed it: %s", path, exc)
 
     def restore(self) -> None:
-        """Put each path back that nothing is at."""
+        """Put back each path that is missing."""
         for path, name in self._names.copy().items():
-            # It is there, as a rule.
+            # Usually it is there.
             with Ignoring(OSError):
                 if inode_of(path) is None and self._is_needed(path):
                     os.link(name, path)
@@ -72,15 +71,14 @@ class Spares:
             self._names.pop(path, None)
 
     def forget(self) -> None:
-        """Leave them, for they are another process's."""
+        """Forget them without removing them: they belong to another process."""
         self._names.clear()
 
 
 def _link(path: str, name: str) -> None:
     """Give a socket a second name; `OSError` if that cannot be done.
 
-    A socket that is there was left by a process that was killed: in containers they have the same
-    pid each time.
+    If the name exists, a killed process left it there: in containers the pid is the same each time.
     """
     try:
         os.link(path, name, follow_symlinks=False)

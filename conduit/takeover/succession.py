@@ -1,12 +1,11 @@
-"""The predecessor's side: answers all who want to follow, and hands over to one of them.
+"""The predecessor's side: answers all successors that come, and hands over to one of them.
 
-`Succession.step` does what can be done at once and never waits, so that those who say nothing hold
-nobody up. A thread calls it in a loop, or the program's own loop does, whenever ``fileno()`` is
-readable. One call at a time does something: a second one, from a signal handler
-say, returns at once.
+`Succession.step` does what can be done at once and never waits, so a silent peer delays no other. A
+thread calls it in a loop, or the program's own loop does, whenever ``fileno()`` is readable. Only
+one call at a time works: a second one, from a signal handler, say, returns at once.
 
-`Succession.leave` may come at any line of it, from another thread or from a signal handler. It
-closes what `step` may be using; that call then finds its conduits closed, and ends quietly.
+`Succession.leave` may interrupt it at any line, from another thread or a signal handler. It closes
+what `step` may be using; that call then finds its conduits closed, and ends quietly.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ PAUSE = 0.1
 """Seconds between two attempts at what a full system, or a dying process, does not allow yet."""
 
 _MOST = 128
-"""How many may be answered at a time; the oldest that has not begun makes room for another."""
+"""The most sessions at a time; the oldest that has said nothing makes room for a new one."""
 
 _AT_ONCE = 16
-"""How many are accepted in one step, and messages taken of one of them."""
+"""How many connections one step accepts, and how many messages it takes from each."""
 
 
 class _Session:
-    """One who wants to follow."""
+    """One peer at the control socket, usually a successor."""
 
     def __init__(self, conduit: Conduit) -> None:
         self.fd = conduit.fileno()
@@ -57,16 +56,16 @@ class _Session:
 
 
 class Succession:
-    """The conversations with those who want to follow.
+    """The conversations with successors.
 
     Attributes:
-        refusal: why nobody may follow now; empty if somebody may.
-        followed: whether the successor owns it all.
-        over: whether nothing is left to do here, since it does.
+        refusal: why no successor may take over now; empty if one may.
+        followed: whether a successor owns everything.
+        over: whether it does, and nothing is left to do here.
         line: the conduit to the successor, then.
         asking: whether a function of the program's is running in `step`.
-        guest: who gets the conduit, and the message, of one who is allowed and whose first message
-            is of a kind that is no takeover's; None to ignore such messages. Called in `step`.
+        guest: a function, called in `step`, that gets the conduit and the first message of an
+            allowed peer whose message is not of the takeover protocol; None to ignore those.
         watch: called every 0.1 seconds in `step`, until it returns False.
     """
 
@@ -98,7 +97,7 @@ class Succession:
         self._sessions: dict[int, _Session] = {}
         self._chosen: _Session | None = None
         self._is_left = False
-        # Which thread is in `step`. A lock would stay held if a handler raised once it was taken.
+        # The thread in `step`. Not a lock: it would stay locked if a handler raised just after.
         self._stepper: dict[str, int] = {}
         self._is_stepping = False
         self._selector = _new_selector()
@@ -114,7 +113,7 @@ class Succession:
         return self._fd
 
     def listen(self, control: Listener) -> None:
-        """Answer those who come to a control socket."""
+        """Answer connections to a control socket."""
         self._control = control
         self._control_fd = control.fileno()
         try:
@@ -132,7 +131,7 @@ class Succession:
         self._is_stepping = True
         try:
             for key, _ in self._selector.select(0):
-                # What one does may close another.
+                # One session's step may close another session.
                 if key.fd in self._selector.get_map():
                     key.data()
             self._look_at_clock()
@@ -221,7 +220,7 @@ class Succession:
             self._end(next(session for session in sessions if session is not self._chosen))
 
     def _advance(self, session: _Session) -> None:
-        """Go on with one, as far as it goes."""
+        """Advance one session until it has to wait."""
         try:
             for _ in range(_AT_ONCE):
                 if session.talk.flush():
@@ -273,7 +272,7 @@ class Succession:
             talk.say("control", {"socket": self._control})
         elif kind == "ready":
             session.deadline = monotonic() + protocol.GREETING
-            # What was opened and offered while it started.
+            # What was opened and offered while the successor started.
             session.sent.again = True
             self._give(session)
             talk.say("confirmed")
@@ -343,7 +342,7 @@ class Succession:
             session.talk.close()
 
     def _fail(self, session: _Session, exc: Exception) -> None:
-        """Whatever it is, this process goes on serving, and the successor must know."""
+        """After any failure, tell the successor that this process goes on serving."""
         gone = isinstance(exc, PeerClosedError)
         if session is self._chosen or not (gone or session.talk.conversation.is_refused):
             log.warning(
@@ -365,15 +364,15 @@ class Succession:
         self._advance(session)
 
     def _see_off(self, session: _Session) -> None:
-        """Let one that was refused read why, and go."""
-        # Closed at once, the socket would lose what it was told if something is unread here.
+        """Wait until a refused peer has read why and closed its end."""
+        # Not closed at once: with unread data here, the peer could lose the reason.
         if not session.is_shut:
             session.is_shut = True
             session.talk.conduit.shutdown(socket.SHUT_WR)
         session.talk.drain()
 
     def _expire(self, session: _Session) -> None:
-        """Give one up, unless its last word has come."""
+        """Give up a session whose deadline has passed, unless its ``done`` has come."""
         if session.talk.conversation.is_refused:
             self._end(session)
             return
@@ -382,7 +381,7 @@ class Succession:
             self._fail(session, protocol.failure("it was not ready in time: the deadline passed"))
 
     def _hear_last(self, session: _Session) -> None:
-        """Hear what has come; what has not come by now can no longer be sent over there."""
+        """Process what has arrived, after the peer can no longer send."""
         talk = session.talk
         with Ignoring(Error):
             talk.conduit.shutdown(socket.SHUT_RD)
@@ -404,9 +403,9 @@ class Succession:
         session.talk.close()
 
     def leave(self) -> bool:
-        """Answer nobody any more, and say whether somebody follows. What is open stays so.
+        """Stop answering, and return whether a successor follows. What is open stays open.
 
-        One that has received everything follows, and hears no more than the end.
+        A successor that has received everything follows; it only sees the end of the stream.
         """
         self.refusal = "it is closing"
         self._is_left = True
@@ -419,7 +418,7 @@ class Succession:
     def close(self) -> None:
         """Close all conversations, and the line."""
         self._is_left = True
-        # First: who is being accepted just now is watched in vain from here on, or among these.
+        # First: a connection being accepted just now can no longer be watched, or is among these.
         self._selector.close()
         for session in list(self._sessions.copy().values()):
             session.talk.close()
@@ -430,10 +429,10 @@ class Succession:
 
 
 def _new_selector() -> Any:
-    """Return the system's own, which has a number to wait for.
+    """Return the system's own selector, which has a descriptor to poll.
 
-    gevent's has none. It waits in `select`, and nobody does here: who waits does so in poll(2), for
-    the number, which gevent lets others run in.
+    gevent's has none. Nothing waits in the selector's ``select()`` here, only in poll(2) for its
+    descriptor, and gevent's poll lets other greenlets run.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None:

@@ -1,15 +1,14 @@
 """`Takeover`, which programs use: this process's place in a line of servers.
 
-It is the successor of one process, and maybe the predecessor of another. As a successor it has an
-`Inheritance`, whose steps `_drive` waits for in the caller's thread, `conduit.aio.AsyncTakeover` on
+It is the successor of one process, and may be the predecessor of another. As a successor it has an
+`Inheritance`; `_drive` waits for its steps in the caller's thread, `conduit.aio.AsyncTakeover` on
 its event loop. As a predecessor it has a `Succession`, which a thread drives, the event loop, or
 the program with `step`.
 
-**No lock** is held anywhere that `close` would have to wait for, so that a signal handler may call
-it at any line. What threads share changes in single steps: an entry of a dict, an attribute. All
-that waits, waits for the bell as well: a socket whose other end `close` closes first, and on an
-event loop a function that `close` calls. All that `close` does can be done twice: it may interrupt
-itself.
+**No lock** is held that `close` would have to wait for, so a signal handler may call `close` at any
+line. What threads share changes in single steps: an entry of a dict, an attribute. Every wait also
+watches the bell: a socket whose other end `close` closes first, or on an event loop a function that
+`close` calls. Everything in `close` can be done twice, since `close` may interrupt itself.
 """
 
 from __future__ import annotations
@@ -56,16 +55,16 @@ if TYPE_CHECKING:
     from _typeshed import HasFileno, StrOrBytesPath
 
 _LONGEST_NAME = 255
-"""Bytes of a socket's name."""
+"""The most bytes of a name."""
 
 _BACKLOG = 128
 """How many successors may wait to be answered."""
 
 _PATIENCE = 5.0
-"""Seconds that `close` gives the thread to end, which does nothing that takes long."""
+"""Seconds that `close` waits for the thread to end; it does nothing that takes long."""
 
 _open: weakref.WeakSet[Takeover] = weakref.WeakSet()
-"""Those of this process that are not closed."""
+"""The open `Takeover` objects of this process."""
 
 
 _T = TypeVar("_T")
@@ -75,41 +74,41 @@ class Takeover(Closing):
     """This process's place in a line of servers, each of which takes over from the last.
 
     Takeover(path, timeout=60.0, allow=None, thread=True) connects to the predecessor that listens
-    at ``path`` and receives its sockets and its state; if there is none, it begins to listen there
-    itself. Then, in this order: `listen` for each socket, `ready` when requests are served, `wait`
+    at ``path``, and receives its sockets and its state. Without a predecessor it listens there
+    itself. Then, in this order: `listen` for each socket, `ready` once requests are served, `wait`
     for a successor, drain, `close` (or leave the ``with``).
 
-    Until `ready` returns, the predecessor goes on serving, and does so for ever if this process
+    Until `ready` returns, the predecessor goes on serving. It continues for good if this process
     dies, closes, or takes longer than the predecessor's timeout. If the predecessor dies instead,
     this process has all it received, and `ready` makes it the owner.
 
-    A thread answers successors from the beginning; what is not possible yet is refused at once,
-    with a reason. Successors are served while this process serves, whatever it does meanwhile.
-    With ``thread=False`` there is no thread, for programs that fork or have a loop of their own:
-    they watch `fileno` and call `step`.
+    A thread answers successors from the beginning, whatever the program does meanwhile; what is not
+    possible yet is refused at once, with a reason. With ``thread=False`` there is no thread, for
+    programs that fork or have their own loop: they watch `fileno` and call `step`.
 
-    Any thread may call any of it. `close` may be called from a signal handler as well, at any line.
+    Any thread may call any method. A signal handler may call `close` at any line.
 
-    A forked child has no part in this: there it is closed, and removes nothing. The sockets that
-    `listen` returned are the child's as well.
+    In a forked child this object is closed, and removes nothing. The sockets that `listen` returned
+    are open in the child, too.
 
     Args:
-        path: of the control socket; ``"@name"`` is abstract on Linux. It is the same for all who
-            follow each other.
-        timeout: seconds that a successor of this process may take from its first word until it
+        path: of the control socket, the same for all servers of the line; ``"@name"`` is abstract
+            on Linux.
+        timeout: seconds that a successor of this process may take from its first message until it
             is ready.
-        allow: whether a `Peer`, predecessor or successor, is dealt with. Without it: this
-            process's user, and root. It is called where successors are answered.
+        allow: a function that says whether a `Peer`, predecessor or successor, is accepted; by
+            default this process's user and root are. Successors are checked where they are
+            answered.
         thread: whether a thread answers successors.
 
     Attributes:
         path: as given.
-        dropped: the names of sockets that it had and this process did not ask for, which are
-            closed here; filled by `ready`.
+        dropped: the names of the predecessor's sockets that this process did not ask for, and that
+            are closed here; filled by `ready`.
 
     Raises:
         TakeoverError: the predecessor refuses (another takeover is under way, it is not ready
-            itself, its protocol is another), or is of another user.
+            itself, it speaks another version), or is not allowed.
         Error: the control socket can neither be reached nor made.
     """
 
@@ -127,7 +126,7 @@ class Takeover(Closing):
         try:
             self._prepare(path, timeout, allow, thread)
             self._drive(self._find())
-            # Not before: the table of descriptors grows faster while no thread shares it.
+            # Only now: the table of descriptors grows faster while no thread shares it.
             if self._thread is not None:
                 self._start(self._thread)
         except BaseException:
@@ -141,7 +140,7 @@ class Takeover(Closing):
         allow: Callable[[Peer], bool] | None,
         thread: bool,
     ) -> None:
-        """Be an object that can be closed, and is in no line yet."""
+        """Set what `close` needs, before there is anything to close."""
         self.path = path_from(path)
         self.dropped = ()
         self._allow = same_user_or_root if allow is None else allow
@@ -150,7 +149,7 @@ class Takeover(Closing):
         self._paths: dict[str, tuple[int, int]] = {}
         self._spares = Spares()
         self._activated: list[Descriptor] | None = None
-        # One at a time takes of what was passed.
+        # One thread at a time takes sockets from those that were passed.
         self._taking = threading.RLock()
         self._thread: threading.Thread | None = None
         self._gate = threading.Lock()
@@ -185,13 +184,13 @@ class Takeover(Closing):
             self._rope.close()
             raise
         if thread:
-            # It waits at the gate until there is something to answer.
+            # The thread waits at the gate until there is something to answer.
             self._gate.acquire()
             self._thread = threading.Thread(target=self._run, name="conduit-takeover", daemon=True)
         _open.add(self)
 
     def _abandon(self) -> None:
-        """Close it, if it can be closed already."""
+        """Close it, if `_prepare` has run."""
         if hasattr(self, "_succession"):
             self.close()
 
@@ -209,7 +208,7 @@ class Takeover(Closing):
 
     def _run(self) -> None:
         """Answer successors, in a thread of its own."""
-        # Not released: nobody else waits there, and who closes may do that a second time.
+        # Not released again: nothing else waits there, and `close` may release it a second time.
         self._gate.acquire()
         while not self._is_over:
             try:
@@ -231,47 +230,47 @@ class Takeover(Closing):
         backlog: int = 128,
         mode: int = 0o600,
     ) -> socket.socket:
-        """Return a socket at an address: the predecessor's if it has it, otherwise a fresh one.
+        """Return a socket at an address: the predecessor's if it has one there, else a new one.
 
-        The predecessor's is taken if it has the same name, address and type. It is the very
-        same socket: its options are as they were, and connections that wait in its queue are
-        accepted here. So is its blocking mode, which both processes share while both run: leave
-        it as it is, or set it to what the predecessor's server uses.
+        The predecessor's is taken if it has the same name, address and type. It is the same socket:
+        its options are kept, and connections that wait in its queue are accepted here. Both
+        processes share its blocking mode while both run: leave it as it is, or set it to what the
+        predecessor's server uses.
 
-        Without one, a socket that the service manager passed (`conduit.systemd.listen_fds`) is
-        taken if it has the type, and the name or the address. The first call that looks for one
-        takes all that was passed; what nobody asks for is closed by `close`.
+        Otherwise a socket that the service manager passed (`conduit.systemd.listen_fds`) is taken
+        if it has the type, and the name or the address. The first call that looks for one takes all
+        that were passed; `close` closes those that were not asked for.
 
-        An address that is in use is tried again for 10 seconds if there was a predecessor, one that
-        was killed included: it, or a worker of it, may be letting go of it. Where the descriptors
+        If the address is in use and there was a predecessor, even one that was killed, it is tried
+        again for 10 seconds: the predecessor or its worker may be closing it. If the descriptors
         do not fit, the soft limit of open files is raised, up to the hard one (getrlimit(2));
         children inherit it.
 
-        The path of a Unix socket is removed when nobody follows. A server that removes it by itself
-        (asyncio's from Python 3.13 on, without ``cleanup_socket=False``) takes it away from its
-        successor, which puts it back within 0.1 seconds (with ``thread=False``, at the next `step`
-        or in `wait`), as long as the `Takeover` of that server's process is open.
+        The path of a Unix socket is removed when there is no successor. A server that removes it by
+        itself (asyncio's from Python 3.13 on, unless ``cleanup_socket=False``) removes its
+        successor's path. The successor puts it back within 0.1 seconds (with ``thread=False``, at
+        the next `step` or in `wait`), as long as the `Takeover` of that server's process is open.
 
         The address of a socket includes the scope (``fe80::1%eth0``) and, from Linux 5.14 on, the
-        network namespace: the predecessor's is not taken if that is the predecessor's own, and
-        another than the one in which this object was made. What a service manager opened elsewhere
-        for both is.
+        network namespace. A socket that the predecessor opened in its own network namespace is not
+        taken if this object was made in another; one that a service manager opened elsewhere for
+        both is.
 
         Args:
-            host: an address to bind, or a host name that stands for one; ``""`` is every address,
-                of both families where the system has both. ``"::"`` is so too, unless
-                ``"0.0.0.0"`` with the same port was asked for before. With no port, the path of a
-                Unix socket (``"@name"`` is abstract on Linux).
+            host: an address to bind, or a host name with one address; ``""`` is every address, of
+                both families where the system has both. So is ``"::"``, unless ``"0.0.0.0"`` with
+                the same port was asked for before. Without a port, the path of a Unix socket
+                (``"@name"`` is abstract on Linux).
             port: a number; 0 lets the system choose, or takes whatever port the predecessor's
                 socket of that name has.
-            name: by which a successor asks for it; ``host:port`` or the path if not given.
-            type: ``SOCK_STREAM``, which listens, or ``SOCK_DGRAM``, which is bound only.
-            backlog: for a fresh one: how many connections wait to be accepted.
-            mode: for a fresh Unix socket: the permission bits of its path.
+            name: by which a successor asks for it; by default ``host:port`` or the path.
+            type: ``SOCK_STREAM``, which listens, or ``SOCK_DGRAM``, which is only bound.
+            backlog: of a new socket: how many connections may wait to be accepted.
+            mode: of a new Unix socket: the permission bits of its path.
 
         Returns:
-            a socket object, which the caller owns. This object keeps a duplicate for a
-            successor, and with it the socket open, until it is closed or has handed over.
+            a socket object, which the caller owns. This object keeps a duplicate for a successor
+            until it is closed or has handed over; so long the socket stays open.
 
         Raises:
             ValueError: the name is taken in this process, or longer than 255 bytes.
@@ -282,13 +281,13 @@ class Takeover(Closing):
         return self._drive(self._listen(host, port, name, type, backlog, mode))
 
     def adopt(self, sock: socket.socket, name: str) -> socket.socket:
-        """Return the predecessor's socket of a name, or, if it has none, a socket made elsewhere.
+        """Return the predecessor's socket of a name; if it has none, return ``sock``.
 
         For sockets that `listen` does not make: with options set before ``bind``, of another
         family, or one of several with ``SO_REUSEPORT``. No path is removed with such a socket.
 
         Args:
-            sock: any socket. If the predecessor has one of that name it is closed.
+            sock: any socket. It is closed if the predecessor has one of that name.
             name: by which a successor asks for it.
 
         Returns:
@@ -313,10 +312,10 @@ class Takeover(Closing):
         return old.sock
 
     def keep(self, name: str, item: int | HasFileno | None) -> None:
-        """Keep any descriptor for a successor, which finds it with `take`.
+        """Keep any descriptor for a successor, which gets it with `take`.
 
-        A file in memory, a pipe, a live connection. What was kept under that name before is let
-        go of; None does only that.
+        For a file in memory, a pipe, a live connection. It replaces what was kept under that name;
+        None only removes that.
 
         Args:
             name: by which the successor asks for it.
@@ -359,32 +358,31 @@ class Takeover(Closing):
         return tuple(self._inherited.items)
 
     def offer(self, state: bytes | Callable[[], bytes]) -> None:
-        """Offer bytes, of any number, to the successor, which finds them in its ``state``.
+        """Offer any number of bytes to the successor, which finds them in its ``state``.
 
-        Bytes are there from its beginning. A function is called when a successor is ready, in the
-        thread that answers it; what it returns is there when the successor's `ready` returns. From
-        then on this process should not change its state. If it raises, the takeover fails, and
-        this process goes on serving.
+        Bytes are there when the successor has connected. A function is called when a successor is
+        ready, in the thread that answers it; its result is there when the successor's `ready`
+        returns. From that call on this process should not change its state. If the function raises,
+        the takeover fails, and this process goes on serving.
 
-        They are copied twice. Of many megabytes it is cheaper to `keep` a file in memory that was
-        filled beforehand, which the successor maps.
+        The bytes are copied twice. For many megabytes it is cheaper to fill a file in memory
+        beforehand and `keep` it; the successor maps it.
         """
         self._own.state = state if callable(state) else bytes(state)
 
     def ready(self) -> tuple[str, ...]:
         """Say that requests are served: the predecessor drains, and a successor may come.
 
-        The predecessor's sockets that were not asked for are closed, and their paths removed.
-        Those that it has opened since this process connected to it can be asked for from now on.
-        A second time does nothing.
+        The predecessor's sockets that were not asked for are closed, and their paths removed. From
+        now on `listen` also finds sockets that the predecessor opened after this process connected.
+        A second call does nothing.
 
         Returns:
             their names, which are also in ``dropped``.
 
         Raises:
-            TakeoverError: the predecessor does not hand over any more, since this took too long
-                for it, or does not answer, and goes on serving. This process must not serve:
-                close it.
+            TakeoverError: the predecessor does not hand over, since this process took too long, or
+                it does not answer. It goes on serving. This process must not serve: close this.
             Error: ``NO_FD`` if this is closed.
         """
         return self._drive(self._become_ready())
@@ -394,13 +392,13 @@ class Takeover(Closing):
         if self._ready:
             return self.dropped
         late: BaseException | None = None
-        # What came since then can be asked for from now on.
+        # From now on, what came since this process connected can be asked for.
         unwanted = list(self._inherited.sockets)
         inheritance = self._inheritance
         if inheritance.talk is not None:
             control = inheritance.control
             assert control is not None
-            # Made first: what could fail later would leave an owner that was told it is none.
+            # Made first: a failure after the handover would raise in the new owner.
             with self._duplicate(control) as sock:
                 try:
                     # Before the predecessor drains, and its server removes them.
@@ -435,9 +433,9 @@ class Takeover(Closing):
         return self.dropped
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until a successor is ready: from now on it serves, and this process drains.
+        """Wait until a successor is ready: from then on it serves, and this process drains.
 
-        `close` ends it. With ``thread=False``, this answers successors meanwhile.
+        `close` ends the wait. With ``thread=False``, this answers successors meanwhile.
 
         Args:
             timeout: seconds; None for ever.
@@ -464,7 +462,7 @@ class Takeover(Closing):
     def fileno(self) -> int:
         """Return a descriptor that becomes readable when `wait` would return.
 
-        With ``thread=False``, also when `step` has something to do. It stays this object's. An
+        With ``thread=False``, also when `step` has something to do. This object still owns it. An
         event loop may watch it; there is nothing to read from it. -1 once this is closed.
         """
         if self._closed:
@@ -474,19 +472,19 @@ class Takeover(Closing):
     def step(self) -> None:
         """Answer successors, as far as that can be done without waiting.
 
-        For ``thread=False``, whenever `fileno` is readable until `wait` (with a timeout of 0) says
-        that one serves. Call it every few seconds as well: a deadline that has passed is noticed
-        here only. It never waits; ``allow`` and a function that was offered run in it. Where a
-        thread answers, or once this is closed, it does nothing.
+        With ``thread=False``, call it whenever `fileno` is readable, until ``wait(0)`` is true.
+        Call it every few seconds as well: only this call notices a deadline that has passed. It
+        never waits, but runs ``allow`` and an offered function. If a thread answers, or once this
+        is closed, it does nothing.
         """
         if self._thread is None:
             self._succession.step()
 
     def _receive_guests(self, guest: Callable[[Conduit, dict[str, Any]], object]) -> None:
-        """Have those who come to the control socket for something else answered by a function.
+        """Have a function answer peers that come to the control socket for something else.
 
-        It gets their conduit, which is its own from then on, and their first message, in `step`.
-        They are as allowed as a successor.
+        In `step`, it gets the conduit, which it then owns, and the first message. Such peers must
+        be allowed, as a successor must.
         """
         self._succession.guest = guest
 
@@ -501,9 +499,9 @@ class Takeover(Closing):
 
     @property
     def state(self) -> bytes:
-        """The bytes that the predecessor offered; empty if it did not.
+        """The bytes that the predecessor offered; empty if it offered none.
 
-        If it offered a function, or other bytes meanwhile, they are there once `ready` has
+        If it offered a function, or offers other bytes meanwhile, they are here once `ready` has
         returned.
         """
         assert isinstance(self._inherited.state, bytes)
@@ -515,7 +513,7 @@ class Takeover(Closing):
 
         It is there once `ready` has returned: for live connections with their state, or datagrams
         that reach the wrong process. The predecessor's end closes with its `Takeover`. None without
-        one. It is this object's, and closed with it.
+        a predecessor. This object owns and closes it.
         """
         return self._inheritance.line
 
@@ -523,20 +521,20 @@ class Takeover(Closing):
     def successor(self) -> Conduit | None:
         """A conduit to the successor, whose ``predecessor_line`` is the other end.
 
-        None until this process has handed over, and if the successor ended at that moment. It is
-        this object's, and closed with it.
+        None until this process has handed over, or if the successor ended at that moment. This
+        object owns and closes it.
         """
         return self._succession.line
 
     def close(self) -> None:
-        """Leave the line, and close what this object holds. A second time does nothing.
+        """Leave the line, and close what this object holds. A second call does nothing.
 
-        A predecessor that has not handed over goes on serving. If nobody follows, the paths of
-        the control socket and of Unix sockets that this process owns are removed. A takeover
-        under way ends with the successor the owner, if it has received everything.
+        A predecessor that has not handed over goes on serving. If there is no successor, the paths
+        of the control socket and of this process's Unix sockets are removed. If a takeover is under
+        way and the successor has received everything, the successor becomes the owner.
 
-        It ends from any thread and from a signal handler, whatever is interrupted. If that is
-        ``allow`` or an offered function in the thread that answers, the thread ends after it.
+        It returns in any thread and signal handler, whatever it interrupts. If the thread that
+        answers is in ``allow`` or an offered function, that thread ends after it.
         """
         self._closed = True
         _open.discard(self)
@@ -565,13 +563,13 @@ class Takeover(Closing):
         return self._closed
 
     def _ring(self) -> None:
-        """End what waits for the bell, now and later."""
+        """End every wait that watches the bell, now and later."""
         with Ignoring(Error):
             self._rope.shutdown()
         self._wake()
 
     def _join(self) -> None:
-        """Wait for the thread, unless it is in a function of the program's, which may take long."""
+        """Wait for the thread to end, unless it runs a function of the program's."""
         thread = self._thread
         if thread is None or thread is threading.current_thread():
             return
@@ -580,7 +578,7 @@ class Takeover(Closing):
             thread.join(0.02)
 
     def _release(self) -> None:
-        """Close all descriptors of this object, and say nothing to anybody."""
+        """Close all descriptors of this object, without telling any peer."""
         self._succession.close()
         self._inheritance.close()
         self._rope.close()
@@ -590,7 +588,7 @@ class Takeover(Closing):
             self._activated.pop().close()
 
     def _close_in_child(self) -> None:
-        """In a forked child, close its copies, which would make the parent's end go unseen."""
+        """In a forked child, close the copies, which would hide the parent's end from peers."""
         self._closed = True
         if self._inheritance.control is not None:
             self._inheritance.control.close(unlink=False)
@@ -604,7 +602,7 @@ class Takeover(Closing):
         self, host: str, port: int | None, name: str | None, type: int, backlog: int, mode: int
     ) -> Steps[socket.socket]:
         if port is None and not host.startswith("@"):
-            # The same place, wherever this process and its successors go.
+            # Absolute, since this process and its successors may change directory.
             host = os.fsdecode(absolute(host))
         if name is None:
             name = host if port is None else f"{host}:{port}"
@@ -630,7 +628,7 @@ class Takeover(Closing):
         return sock
 
     def _hold(self, name: str, held: Held) -> None:
-        """Keep a socket for the successor, unless there is none any more, or this is closed."""
+        """Keep a socket for a successor, unless one has taken over, or this is closed."""
         self._own.sockets[name] = held
         if self._closed or self._succession.followed:
             self._own.close()
@@ -662,7 +660,7 @@ class Takeover(Closing):
                 held = self._own.sockets.copy().values()
                 return with_room(partial(sockets.bind, host, port, type, mode, backlog, held, here))
             except OSError as exc:
-                # What a handler raises has another errno, or none.
+                # A handler's OSError has another errno, or none.
                 inherited = self._inherited.sockets.copy().values()
                 if (
                     exc.errno != errno.EADDRINUSE
@@ -676,7 +674,7 @@ class Takeover(Closing):
             self._check_open()
 
     def _drive(self, steps: Steps[_T]) -> _T:
-        """Do all steps, and wait in between."""
+        """Run all steps, and wait between them."""
         with contextlib.closing(steps):
             try:
                 wait = next(steps)
@@ -684,7 +682,7 @@ class Takeover(Closing):
                     try:
                         self._poll(*wait)
                     except BaseException as exc:
-                        # They may be over all the same.
+                        # The steps may end in spite of it, with a result.
                         wait = steps.throw(exc)
                     else:
                         wait = next(steps)
@@ -693,22 +691,22 @@ class Takeover(Closing):
                 return result
 
     def _step(self, timeout: float) -> None:
-        """Answer successors, once something comes from them or so many seconds have passed."""
+        """Answer successors, once one says something or ``timeout`` seconds have passed."""
         succession = self._succession
         self._poll(None, 0, min(timeout, succession.until_next()), succession.fileno())
         succession.step()
 
     def _poll(self, conduit: Conduit | None, events: int, timeout: float, fd: int = -1) -> None:
-        """Wait for a conduit, for the bell, to read from a number, or so many seconds."""
+        """Wait for a conduit, the bell, a descriptor to become readable, or the timeout."""
         watched = [(self._bell, select.POLLIN)]
         if conduit is not None:
             watched.append((conduit, events))
-        # One that is closed was closed with this.
+        # If the conduit is closed, this object is, too.
         wait_for(watched, timeout, fd)
 
     def _put_back(self) -> bool:
-        """Put back the paths that the predecessor removes; whether it still may."""
-        # Asked first: what it did before its end is put back as well.
+        """Put back the paths that the predecessor removed; return whether it may remove more."""
+        # Asked first, so that what it removed just before its end is put back, too.
         is_draining = self.predecessor_line is not None and not has_ended(self.predecessor_line)
         self._spares.restore()
         if not is_draining:
@@ -716,7 +714,7 @@ class Takeover(Closing):
         return is_draining
 
     def _find(self) -> Steps[None]:
-        """Receive what the predecessor has, or take the free place."""
+        """Receive what the predecessor has; without one, listen in its place."""
         yield from self._inheritance.find()
         if self._inheritance.talk is None:
             assert self._inheritance.control is not None
@@ -724,11 +722,11 @@ class Takeover(Closing):
             self._check_open()
 
     def _answer(self, control: Listener) -> None:
-        """Let successors be answered from now on."""
+        """Start answering successors."""
         self._succession.listen(control)
         with Ignoring(RuntimeError):
             self._gate.release()
-        # Who answers on an event loop may be waiting, as long as was right before.
+        # On an event loop, the task that answers may be in a wait that is now too long.
         self._wake()
 
     def _duplicate(self, control: Listener) -> socket.socket:
@@ -745,13 +743,13 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _check_length(name: str) -> None:
-    # As the system has them, any bytes that a path may have.
+    # In bytes of the file system's encoding, since a name may be a path.
     if len(os.fsencode(name)) > _LONGEST_NAME:
         raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
 
 
 def _remove(path: str, inode: tuple[int, int]) -> None:
-    """Remove the path of a socket, if it still is there and can be removed."""
+    """Remove the path of a socket, if it is still that socket; log a failure."""
     try:
         unlink_own(path, inode)
     except OSError as exc:

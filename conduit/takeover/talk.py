@@ -1,7 +1,7 @@
 """One conversation over a conduit: messages out, messages in, and never a wait.
 
-Both sides use it. What cannot be done at once is told as the event to wait for. How to wait is for
-them: the successor does in poll(2), with a deadline, the predecessor for many at a time.
+Both sides use it. If something cannot be done at once, it returns the event to wait for. The caller
+waits: the successor in poll(2) with a deadline, the predecessor for many conversations at a time.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _MAX_SIZE = 1 << 20
 """The most bytes of a message."""
 
 _AT_ONCE = 16
-"""How many messages are forgotten before others have their turn."""
+"""How many messages `drain` drops before other conversations have their turn."""
 
 NOTHING = object()
-"""What stands for no message."""
+"""The result of `Talk.receive` for no message."""
 
 
 class Talk:
     """A conversation: Talk(conduit, side). It owns the conduit.
 
     Attributes:
-        conduit: what it speaks over.
-        conversation: how far it has come.
+        conduit: the conduit it uses.
+        conversation: the state of the protocol.
     """
 
     def __init__(self, conduit: Conduit, side: Side) -> None:
@@ -45,18 +45,18 @@ class Talk:
         self.conversation: Conversation = Conversation(side)
         conduit.timeout = 0
         self._channel = Channel(conduit, max_size=_MAX_SIZE, max_fds=MAX_FDS)
-        # A list, of which a copy can be made while another thread changes it, without a GIL, too.
+        # A list, since copying one is atomic, also without a GIL.
         self._outbox: list[tuple[dict[str, Any], bool]] = []
         self._sending: Send | None = None
 
     def say(self, kind: str, fields: dict[str, Any] | None = None, *, keep: bool = True) -> None:
-        """Put a message into the outbox. Without ``keep``, what is in it is closed once sent."""
+        """Put a message into the outbox. Without ``keep``, its descriptors are closed once sent."""
         self.conversation.say(kind)
         self._outbox.append(({"kind": kind, **(fields or {})}, keep))
 
     def flush(self) -> int:
-        """Send what the socket takes; 0 once all has left, else the event to wait for."""
-        # This one, since `close` may put another in its place at any line.
+        """Send what the socket takes; return 0 once all has left, else the event to wait for."""
+        # A local name, since `close` may replace it at any line.
         outbox = self._outbox
         while outbox:
             if events := self._step(*outbox[0]):
@@ -65,7 +65,7 @@ class Talk:
         return 0
 
     def _step(self, message: dict[str, Any], keep: bool) -> int:
-        """Send some of a message; 0 once it has left."""
+        """Send some of a message; return 0 once it has left, else the event to wait for."""
         sending = self._sending
         if sending is None:
             body, items = self._channel._codec.encode(message)
@@ -77,7 +77,7 @@ class Talk:
         return events
 
     def receive(self) -> Any:
-        """Return a message, which may be anything; `NOTHING` if there is no whole one yet."""
+        """Return a message, which may be any object; `NOTHING` if no whole one has come."""
         with Ignoring(WouldBlockError):
             return self._channel.receive()
         return NOTHING
@@ -93,9 +93,9 @@ class Talk:
                 close_descriptors_and_files(message)
 
     def drain(self) -> None:
-        """Receive and forget some of what the other side says. `PeerClosedError` at its end."""
+        """Receive and drop some messages. `PeerClosedError` once the other side has closed."""
         with Ignoring(WouldBlockError):
-            # There may be no end to it, and others wait: the rest is there the next time.
+            # Not all, since a peer may never stop and others wait; the next call takes more.
             for _ in range(_AT_ONCE):
                 self.conduit.receive().close()
 
@@ -109,7 +109,7 @@ class Talk:
 
 
 def close_descriptors_and_files(message: dict[str, Any]) -> None:
-    """Close what stands in the fields of a message of one's own."""
+    """Close the descriptors and files in a message of this side's."""
     for value in message.values():
         if hasattr(value, "fileno"):
             value.close()
@@ -117,7 +117,7 @@ def close_descriptors_and_files(message: dict[str, Any]) -> None:
 
 @contextmanager
 def closing(message: object) -> Iterator[None]:
-    """Close at the end what was not taken out of a message that came."""
+    """After the block, close what was not taken out of a received message."""
     try:
         yield
     finally:

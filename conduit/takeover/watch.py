@@ -17,7 +17,7 @@ Watched = tuple[Conduit, int]
 
 
 def in_use(conduit: Conduit, function: Callable[[int], _T]) -> _T:
-    """Call a function with the descriptor of a conduit, which is no other file's until it returns.
+    """Call a function with the descriptor of a conduit, which stays that file's until it returns.
 
     Raises:
         Error: the conduit is closed.
@@ -25,8 +25,8 @@ def in_use(conduit: Conduit, function: Callable[[int], _T]) -> _T:
     handle = conduit._handle
     fds: list[int] = []
     try:
-        # A signal handler may run, and raise, after each call that is made in Python: before what
-        # it returned has a name. In C the call that is counted is known to be at once.
+        # One call, all in C: a signal handler may raise after a call made in Python, before its
+        # result has a name, and then nothing would tell that `leave` is due.
         fds.extend(map(Handle.enter, (handle,)))
         return function(fds[0])
     finally:
@@ -35,10 +35,10 @@ def in_use(conduit: Conduit, function: Callable[[int], _T]) -> _T:
 
 
 def wait_for(watched: Sequence[Watched], timeout: float, fd: int = -1) -> bool:
-    """Wait for conduits, for something to read from a descriptor, or so many seconds.
+    """Wait for conduits, for a descriptor to become readable, or for ``timeout`` seconds.
 
     Returns:
-        whether there is something to see; of a closed conduit there is.
+        whether anything is ready; a closed conduit counts as ready.
     """
     poll = select.poll()
     if fd >= 0:
