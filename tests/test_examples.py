@@ -319,7 +319,9 @@ def test_a_server_on_asyncio_is_replaced_under_load_without_a_lost_request(
 
     def start(port: int) -> int:
         run = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-        command = [sys.executable, "-P", "-W", "error", "-c", LOOPS[loop] + run]
+        # uvloop itself uses what 3.14 warns of.
+        warn = "error" if loop == "asyncio" else "default"
+        command = [sys.executable, "-P", "-W", warn, "-c", LOOPS[loop] + run]
         command += [
             str(EXAMPLES / "asyncio_server.py"),
             "--control",
