@@ -26,47 +26,47 @@ QUEUED: Final[int]
 class Descriptor:
     """One descriptor that this object owns, as `Conduit.receive` returns it.
 
-    Close it (or leave it, as a context manager), give it to a file (`to_file`) or a socket
-    (`to_conn`), or take the number out (`detach`). One that is dropped still open is closed too,
-    with a `ResourceWarning`. While a call moves it, it looks closed; if that fails, it is open
-    again. What needs it open raises `Error` (``NO_FD``).
+    Close it (or use ``with``), turn it into a file (`to_file`) or a socket (`to_conn`), or take the
+    number out (`detach`). If it is dropped while open, it is closed with a `ResourceWarning`.
+    While a call moves it, it looks closed; if that call fails, it is open again. A method that
+    needs it open raises `Error` (``NO_FD``) if it is closed.
 
-    Descriptor(fd, name="") takes ownership of a number, and makes it close-on-exec.
-    `DescriptorTypeError` for anything but an int.
+    Descriptor(fd, name="") takes ownership of the number and sets close-on-exec. Anything but an
+    int is a `DescriptorTypeError`.
     """
 
     __signature__: ClassVar[Signature]
     def __init__(self, fd: int, name: str = "") -> None: ...
     @property
     def name(self) -> str:
-        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        """The name it was given by the program, by systemd or over a `Channel`; else ""."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
     @property
     def closed(self) -> bool:
-        """Whether it owns nothing any more: closed, detached, or made into another object."""
+        """Whether it was closed, detached, or made into another object."""
     @property
     def kind(self) -> str:
-        """What it is, as ``fstat(2)`` and, on Linux, ``/proc`` say.
+        """The type of the open file, as ``fstat(2)`` and, on Linux, ``/proc`` report it.
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
-        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). Of what has no name, Linux tells
-        ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-        ``"pidfd"``, ``"io_uring"`` and others; else it is ``"anonymous"``. `Error` (``UNKNOWN``) if
-        the system does not tell.
+        ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). For files without a path Linux
+        reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
+        ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``. `Error` (``UNKNOWN``)
+        if fstat(2) fails.
         """
     def is_same_file(self, other: HasFileno) -> bool:
-        """Whether another has the same open file description: a duplicate, not a path opened twice.
+        """Whether both refer to one open file description, as duplicates do (two opens do not).
 
-        Where the system cannot tell (Linux before 6.10 in a sandbox without kcmp(2), or another
-        system), the inode decides.
+        Where the system cannot tell, the inode decides: on Linux before 6.10 in a sandbox without
+        kcmp(2), and on other systems.
         """
     def fileno(self) -> int:
-        """Return the number, which stays owned by this object."""
+        """Return the number; this object still owns it."""
     def detach(self) -> int:
-        """Return the number and forget it: the caller owns it. Not while another call uses it."""
+        """Return the number, which the caller now owns. `Error` while another call uses it."""
     def close(self) -> None:
-        """Close it; a second time does nothing. `Error` (``FAILED_CLOSE``) as `Conduit.close`."""
+        """Close it; a second `close` does nothing. Raises ``FAILED_CLOSE`` as `Conduit.close`."""
     @overload
     def to_file(
         self,
@@ -80,13 +80,14 @@ class Descriptor:
     ) -> BinaryIO:
         """Return a file object that owns the descriptor from now on.
 
-        The arguments are those of ``open()``, and ``name`` the file's. Without a mode, it is binary
-        and allows what the descriptor allows. Nothing is truncated; ``"a"`` goes to the end.
+        The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the file
+        is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to the end.
 
-        What goes both ways without an offset (a socket, a terminal) becomes an `io.BufferedRWPair`.
-        ``O_NONBLOCK`` stays set, since the sender may need it, but the file waits; with
-        ``buffering=0`` it returns None. Raises `Error` (``BAD_CLONE``) if the descriptor does not
-        allow the mode, and what ``open()`` does. The Descriptor is then as it was.
+        A descriptor that reads and writes and has no offset (a socket, a terminal) becomes an
+        `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file blocks
+        all the same; only with ``buffering=0`` does it return None. Raises `Error` (``BAD_CLONE``) if
+        the descriptor does not allow the mode, and what ``open()`` raises. The Descriptor is then
+        unchanged.
         """
     @overload
     def to_file(
@@ -166,18 +167,18 @@ class Descriptor:
         name: str | None = None,
     ) -> IO[Any]: ...
     def _open_as(self, arguments: tuple[Any, ...] | None, close: bool) -> Any:
-        """Make a file, or for None a socket, of it; failing, ``close`` it or leave it as it was."""
+        """Turn it into a file, or for None a socket; on failure ``close`` it or leave it open."""
     def to_conn(self) -> socket.socket:
         """Return a `socket.socket` that owns the descriptor from now on.
 
-        Family, type and protocol are its own. The timeout says whether it waits (None) or not
-        (0.0), and does not change that. `Error` (``BAD_CLONE``) if it is no socket; the Descriptor
-        is then as it was.
+        It has the descriptor's family, type and protocol. ``O_NONBLOCK`` stays as it is, and the
+        timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket; the
+        Descriptor is then unchanged.
         """
 
 @final
 class Message:
-    """What one message brought; as a context manager, it closes what was not taken out of it."""
+    """A received message; as a context manager, it closes the descriptors not taken out of it."""
 
     __signature__: ClassVar[Signature]
     def __new__(
@@ -185,41 +186,41 @@ class Message:
     ) -> Self: ...
     @property
     def sender(self) -> Peer | None:
-        """Who sent it, where the socket passes credentials, as one of `Conduit.bind` does.
+        """The process that sent it, where the socket passes credentials, as `Conduit.bind`'s does.
 
-        The system tells it of each message, so that a datagram's sender is known. A user that is
-        not mapped in this user namespace has the overflow uid, 65534, which says nothing.
+        The kernel attaches it to each message (``SCM_CREDENTIALS``), so datagrams have it too. A
+        user not mapped in this user namespace shows as the overflow uid, 65534: it may be anyone.
         """
     @property
     def data(self) -> bytes:
         """The bytes; empty if the message had none."""
     @property
     def fds(self) -> tuple[Descriptor, ...]:
-        """A `Descriptor` for each one that came, in the order they were sent."""
+        """The received descriptors, in the order they were sent."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc_info: object) -> None: ...
     def close(self) -> None:
-        """Close the descriptors that were not taken out; raises, at the end, as theirs does."""
+        """Close the descriptors not taken out; then raise the first failure, if any."""
 
 @final
 class Conduit:
     """One end of a Unix socket that carries open descriptors to and from another process.
 
     Conduit(fd, name="") borrows the number ``fd`` of a Unix socket: `close` leaves it open. The
-    other constructors say what is owned. The name appears in the `repr` and in every error.
+    other constructors say what they own. The name appears in the `repr` and in every error.
 
-    What a call sends is moved: closed here once the system has taken the message, and open and the
-    caller's if that fails. With ``keep`` it is shared: it stays open here too. A call that receives
-    returns exactly what was sent, or raises with everything closed that had arrived. What is
-    received is close-on-exec and never 0, 1 or 2.
+    Sending moves a descriptor: once the system has taken the message, it is closed here; if the
+    send fails, it is open and the caller's. With ``keep`` it is shared, and stays open here too.
+    Receiving returns exactly what was sent, or closes all that arrived and raises. Received
+    descriptors are close-on-exec and never 0, 1 or 2.
 
-    Calls wait no longer than `timeout`; while they wait, signal handlers run, and may raise;
+    Calls wait no longer than `timeout`. While they wait, signal handlers run and may raise, and
     `close` in another thread ends them at once. Several threads may call; those that wait to send
-    are served first in, first out. Whether the socket is blocking makes no difference, and is not
-    changed; a stream gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
+    are served first in, first out. ``O_NONBLOCK`` makes no difference and is left as it is. A
+    stream socket gets ``SO_OOBINLINE``, without which a descriptor may be lost unseen.
 
-    Every call raises `Error`: ``NO_FD`` if the conduit is closed, or an argument has no descriptor
-    (`DescriptorTypeError` if its kind never has); ``FAILED_TRANSFER`` if the system call fails:
+    Every call raises `Error`: ``NO_FD`` if the conduit is closed or an argument has no descriptor
+    (`DescriptorTypeError` if its type never has one); ``FAILED_TRANSFER`` if the system call fails:
     `PeerClosedError`, `TransferTimeoutError`, `WouldBlockError`, or another with an errno.
     """
 
@@ -234,22 +235,22 @@ class Conduit:
         source: object = None,
         place: Place | None = None,
     ) -> Conduit:
-        """Return a conduit over a handle, of what it is borrowed, and the place it is bound at."""
+        """Return a conduit over a handle; source: whose fd it borrows; place: where it is bound."""
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of any object with ``fileno()``, to which it keeps a reference.
+        """Borrow the descriptor of any object with ``fileno()``, and keep a reference to the object.
 
-        `close` drops that and leaves it open. Without a name, it has the file's.
+        `close` drops the reference and leaves the descriptor open. The default name is the file's.
         """
     @classmethod
     def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
-        """Duplicate the descriptor of any object with ``fileno()``, which stays as it is.
+        """Duplicate the descriptor of any object with ``fileno()``; the object stays as it is.
 
-        The conduit owns the duplicate (close-on-exec) and has the object's timeout, if it has
-        ``gettimeout()``. Raises `Error` (``BAD_CLONE``) if duplicating fails.
+        The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the conduit
+        gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
         """
     @classmethod
     def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]:
@@ -259,10 +260,10 @@ class Conduit:
         """
     @classmethod
     def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
-        """Return a datagram socket bound at a path, which `close` removes, to receive on.
+        """Return a datagram socket to receive on, bound at a path, which `close` removes.
 
-        The path is made and removed as a `Listener`'s; without a name it is the name. What comes
-        tells who sent it (`Message.sender`). Raises `Error` (``NO_FD``) as `Listener`.
+        The path is made and removed as a `Listener`'s, and is the default name. Each message has its
+        `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
         """
     @classmethod
     def connect(
@@ -276,9 +277,9 @@ class Conduit:
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-        ``timeout`` is how many seconds to wait for room in the listener's backlog, and becomes the
-        conduit's own: None for ever, 0 not at all. With ``wait``, it is waited for somebody who
-        listens there, too. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+        ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0 not
+        at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a socket to
+        listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
         ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
         ``ENAMETOOLONG`` (over 107 bytes).
         """
@@ -292,51 +293,51 @@ class Conduit:
         """Whether `close` was called."""
     @property
     def peer(self) -> Peer:
-        """The `Peer` (pid, uid, gid) this is connected to, as it was then; `Error` without one."""
+        """The `Peer` (pid, uid, gid) as of connect(2) (``SO_PEERCRED``); `Error` without one."""
     @property
     def timeout(self) -> float | None:
         """How many seconds a call may wait: None for ever, 0 not at all (`WouldBlockError`).
 
-        They count from when it has to, and end with `TransferTimeoutError`. To set it takes effect
-        with the next call. A negative number or NaN is a `ValueError`.
+        They count from its first wait; then `TransferTimeoutError`. A new value holds from the next
+        call on. A negative number or NaN is a `ValueError`.
         """
     @timeout.setter
     def timeout(self, timeout: float | None) -> None: ...
     def fileno(self) -> int:
-        """Return the number of the socket, which stays the conduit's."""
+        """Return the number of the socket; the conduit still owns it."""
     def close(self) -> None:
-        """Close what the conduit made itself, and end the calls that wait in other threads.
+        """Close what the conduit owns, and end the calls that wait in other threads.
 
-        Those raise `Error` (``NO_FD``), and the last to end closes the socket. A borrowed
-        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if the
-        system reports a failure, or the number was closed elsewhere (what has it then is left
+        Those calls raise `Error` (``NO_FD``), and the last one to end closes the socket. A borrowed
+        descriptor is left open. A second `close` does nothing. `Error` (``FAILED_CLOSE``) if
+        close(2) fails, or if other code has closed the number (a file that has it now is left
         alone); the conduit is closed all the same.
         """
     def transfer_fd(self, fd: int, *, keep: bool = False) -> None:
-        """Send one descriptor by its number, which no other object may own. See `transfer`."""
+        """Send one descriptor by number; no object may own the number. See `transfer`."""
     def transfer_file(self, file: HasFileno, *, keep: bool = False) -> None:
         """Send an open file; on success its ``close()`` is called. See `transfer`.
 
-        What it has not written yet is flushed first, and the receiver reads on where the program
-        stopped reading, not where the buffer did. With ``keep``, both have one offset.
+        It is flushed first, and its offset is set to where the program stopped reading, not to
+        where the buffer did. With ``keep``, both processes share that offset.
 
-        What was read ahead and cannot be put back (of a pipe, in the middle of what an encoding
-        decodes at once) is refused (``FAILED_TRANSFER``), with the file open and where it was; so
-        is any reader that may have a buffer of its own, but those of `io` over a file or a socket.
+        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``), open and unmoved: a
+        pipe's, or one in the middle of what an encoding decodes at once. So is any reader that may
+        have a buffer of its own, except those of `io` over a file or a socket.
         """
     def transfer_conn(self, conn: HasFileno, *, keep: bool = False) -> None:
         """Send a socket, or anything with ``fileno()`` and ``close()``; on success it is closed.
 
-        Take a socket out of its event loop first, which goes on watching it otherwise; one of a
-        transport of asyncio or uvloop is only shared. A TLS socket is refused, since its state
-        cannot travel. See `transfer`.
+        Remove a socket from its event loop first, or the loop goes on watching the number. A
+        socket of an asyncio or uvloop transport can only be shared. A TLS socket is refused: its
+        state cannot travel. See `transfer`.
         """
     def receive_fd(self) -> int:
         """Receive one descriptor and return its number, which the caller owns.
 
-        A signal handler that raises just as this returns loses it, as any int. Raises `Error`
-        (``BAD_CTRL_MESG``), with all that came closed, for a message without one, with several, or
-        with more than a byte, and if this process has no room for it (``EMFILE``).
+        If a signal handler raises just as this returns, the number is lost and stays open. Raises
+        `Error` (``BAD_CTRL_MESG``), with all that came closed, for a message with no descriptor,
+        with several, or with more than one byte, and if this process has no room (``EMFILE``).
         """
     @overload
     def receive_file(
@@ -351,7 +352,8 @@ class Conduit:
     ) -> BinaryIO:
         """Receive one descriptor and return a file that owns it, as `Descriptor.to_file` makes it.
 
-        The arguments are checked first. Raises as `receive_fd` and that; the descriptor is closed.
+        The arguments are checked before anything is received. Raises as `receive_fd` and
+        `Descriptor.to_file`, with the descriptor closed.
         """
     @overload
     def receive_file(
@@ -433,7 +435,7 @@ class Conduit:
     def receive_conn(self) -> socket.socket:
         """Receive one descriptor and return a socket that owns it, as `Descriptor.to_conn` does.
 
-        Raises as `receive_fd` and that; the descriptor is closed.
+        Raises as `receive_fd` and `Descriptor.to_conn`, with the descriptor closed.
         """
     def transfer(
         self, *items: int | HasFileno, data: ReadableBuffer | None = None, keep: bool = False
@@ -441,21 +443,21 @@ class Conduit:
         """Send a message: bytes, and any number of descriptors with them.
 
         Each item is an int, a `Descriptor`, a file, a socket, or anything with ``fileno()`` and
-        ``close()``; files are prepared as by `transfer_file`. On success each is closed through
-        its own object, an int by its number; what stands twice is sent twice and closed once.
+        ``close()``; files are prepared as by `transfer_file`. On success each is closed by its own
+        ``close()``, an int by close(2). An item given twice is sent twice and closed once.
 
-        ``data`` is any bytes-like object, sent whole however long it is, on a stream with the
-        descriptors at its first byte; without it, that is one NUL. An empty one is sent as it is
-        where the socket keeps messages apart.
+        ``data`` is any bytes-like object of any length, by default one NUL byte. All of it is sent;
+        on a stream the descriptors go with its first byte. It may be empty where the socket keeps
+        messages apart.
 
         Raises `Error`, with everything open and the caller's: ``BAD_CTRL_MESG`` for more than
-        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared, or the message was
-        not sent, or only ``sent`` bytes of it: then the conduit sends no more, since the stream is
-        broken there. ``FAILED_CLOSE`` if all was sent, but something was not closed well here, or a
-        number that had to wait may be another file's (another thread closed it), which is left
-        alone. `DescriptorTypeError` also for what cannot be closed and is not to be kept;
-        `ValueError` for nothing to send, or an empty ``data`` on a stream; `TypeError` or
-        `BufferError` for ``data`` that is not bytes-like or not contiguous.
+        `MAX_FDS` items; ``FAILED_TRANSFER`` if an object could not be prepared or the message was
+        not sent. If only ``sent`` bytes of it were, the stream is broken there and the conduit
+        sends no more. ``FAILED_CLOSE`` if all was sent but a close failed here, or if another
+        thread closed an int while it waited: the number may be another file's, and is left alone.
+        `DescriptorTypeError` also for an object without ``close()``, unless ``keep``; `ValueError`
+        for nothing to send or empty ``data`` on a stream; `TypeError` or `BufferError` for ``data``
+        that is not bytes-like or not contiguous.
         """
     def _send(
         self,
@@ -464,42 +466,42 @@ class Conduit:
         keep: bool,
         deadline: float | None,
     ) -> int:
-        """Send as `transfer`, until a deadline as that of `_receive_by`."""
+        """Send as `transfer`, with a deadline as in `_receive_by`."""
     def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
-        """Receive as `receive`, until a time of `monotonic`; None leaves it to the timeout."""
+        """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
     def receive_exactly(self, size: int, max_fds: int = ...) -> Message:
-        """Receive so many bytes, never one more, and the descriptors that came with them.
+        """Receive exactly ``size`` bytes, and the descriptors that came with them.
 
-        Where a protocol says how long what follows is, this keeps the descriptors of one message
-        apart from the next's. What had come when a deadline, a signal handler or a cancellation
-        ends this stays, for the next call of it; until then no other call receives. Of packets,
-        as many as make up the size.
+        For protocols that say the length of what follows: it keeps the descriptors of one message
+        apart from those of the next. If a deadline, a signal handler or a cancellation ends it, the
+        next call continues with what had come; until then other receiving calls raise. On packets,
+        it receives as many as make up the size.
 
-        Raises as `receive`. `PeerClosedError` says how many bytes came before the end; with that,
-        and with more than ``max_fds`` descriptors, all that came is lost and closed.
+        Raises as `receive`. `PeerClosedError` says how many bytes came before the end. On that, and
+        on more than ``max_fds`` descriptors, all that had come is closed and lost.
         """
     def __iter__(self) -> Iterator[Message]: ...
     def shutdown(self, how: int = ...) -> None:
-        """End what is sent, so that the peer comes to the end, or ``SHUT_RD``, ``SHUT_RDWR``.
+        """Shut down sending, so that the peer reads the end; or ``SHUT_RD``, ``SHUT_RDWR``.
 
-        See ``shutdown(2)``. All processes that share the socket are affected.
+        See ``shutdown(2)``. It affects all processes that share the socket.
         """
     def receive(self, max_data: int = 65536, max_fds: int = ...) -> Message:
         """Receive one message: what one ``recvmsg(2)`` returns.
 
         ``max_data`` is the most bytes, at least 1, and ``max_fds`` the most descriptors to take.
-        Packets come as they were sent. A stream has no boundaries: what comes is what has arrived,
-        up to the descriptors of one message; bytes sent before may stand in front of it, and a
-        long payload comes in pieces.
+        Packets come as they were sent. A stream has no boundaries: this returns the bytes that have
+        arrived, with the descriptors of at most one message. Bytes sent earlier may come in front
+        of that message's, and a long payload comes in pieces.
 
-        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and the conduit works on: for
+        Raises `Error` (``BAD_CTRL_MESG``), with all that came closed, and can be called again: for
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
 
 @final
 class Send(Waiter):
-    """One message on its way out: Send(conduit, items, data, keep), as `Conduit.transfer`."""
+    """A message being sent. Send(conduit, items, data, keep) takes what `Conduit.transfer` does."""
 
     def __new__(
         cls,
@@ -512,13 +514,13 @@ class Send(Waiter):
     def sent(self) -> int:
         """How many bytes have left."""
     def step(self, wake: Callable[[], object] | None = None) -> int:
-        """Send what the socket takes at once; 0 once all has left, and the items are closed.
+        """Send what the socket takes now; return 0 once all has left and the items are closed.
 
-        Else what to wait for: ``POLLOUT``; `PAUSE`, just a moment; `QUEUED`, the turn, of which
-        ``wake()`` tells, in whatever thread. Raises as `Conduit.transfer`, and is then cancelled.
+        Otherwise return what to wait for: ``POLLOUT``; `PAUSE`, a moment; `QUEUED`, the turn to
+        send, until any thread calls ``wake()``. Raises as `Conduit.transfer`; then it is cancelled.
         """
     def cancel(self) -> None:
-        """Give up, unless all has left. If some of it has, the conduit sends no more.
+        """Give up, unless all has left. If only a part has left, the conduit sends no more.
 
-        From anywhere: a step under way, in another thread or under a signal handler, ends with it.
+        May be called in another thread or a signal handler: a step under way ends the send then.
         """

@@ -7,18 +7,18 @@ __pyx_capi__: Final[dict[str, Any]]
 
 @disjoint_base
 class FdHolder:
-    """An fd that calls use; what a `Handle` and a `Descriptor` are. See the module."""
+    """An fd that calls borrow: the base of `Handle` and `Descriptor`. See the module."""
 
     @property
     def name(self) -> str:
-        """What it is called where descriptors have names, as systemd's have; "" for most."""
+        """The name it was given by the program, by systemd or over a `Channel`; else ""."""
     @property
     def closed(self) -> bool:
-        """Whether it owns nothing any more: closed, detached, or made into another object."""
+        """Whether it was closed, detached, or made into another object."""
 
 @disjoint_base
 class Waiter:
-    """Who may wait for the turn to send: a thread sleeps on ``lock``, for a task is ``wake``."""
+    """A call that may wait for the turn to send: a thread on ``lock``, a task until ``wake()``."""
 
 @final
 class Handle(FdHolder):
@@ -32,14 +32,14 @@ class Handle(FdHolder):
     def adopt(sock: socket, what: str, name: str) -> Handle:
         """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
     def open(self, fd: int, what: str, name: str, owned: bool) -> int:
-        """Use a descriptor from now on, once for all. What is owned is closed with the handle."""
+        """Use a descriptor from now on; only once. If ``owned``, it is closed with the handle."""
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
     def enter(self) -> int:
-        """Begin a call, which must `leave`; the fd, which is nobody else's until then."""
+        """Begin a call; return the fd, which stays this file's until `leave`."""
     def leave(self) -> None:
-        """End a call; the last one out of a closed handle closes the fd: 0 or the failure."""
+        """End a call; the last one out of a closed handle closes the fd. 0 or the failure."""
     def warn_unclosed(self, source: object, level: int = 1) -> None:
-        """Warn that an object over this handle was dropped open, so many frames of Python up."""
+        """Warn that an object over this handle was dropped open; level as `warnings.warn`."""
     def close(self) -> None:
-        """Close it once no call is under way, and wake all that wait. As `Conduit.close`."""
+        """Close it once no call is under way, and wake all that wait. See `Conduit.close`."""

@@ -7,7 +7,7 @@ def monotonic() -> float:
     """Return the seconds of the monotonic clock, whatever replaced ``time.monotonic``."""
 
 def socket_options(fd: int) -> tuple[int, int, int, bool]:
-    """Return family, type, protocol (-1 where not told), and whether a socket waits, or raise."""
+    """Return family, type, protocol (-1 if unknown), and whether a socket blocks, or raise."""
 
 def offset_of(fd: int) -> int:
-    """Return the offset of a descriptor, or minus the errno: ``ESPIPE``, if it has none."""
+    """Return the offset of a descriptor, or minus the errno: ``ESPIPE`` if it has none."""

@@ -2,10 +2,10 @@
 
     python examples/acceptor.py [--workers N] [--port PORT]
 
-The acceptor owns the listening socket and nothing else; each worker is a process of its own that
-runs an asyncio server on the connections it is handed. The least busy worker gets the next one, and
-says when it is done with one. A worker that dies is replaced; only the connections that it had are
-lost, since one that cannot be handed over stays with the acceptor. Ctrl-C ends them all.
+The acceptor owns only the listening socket. Each worker is a process that runs an asyncio server on
+the connections it receives. The least busy worker gets the next connection; a worker tells when it
+is done with one. A worker that dies is replaced, and only its own connections are lost: one that
+cannot be handed over stays with the acceptor. Ctrl-C ends them all.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def serve(link: conduit.Conduit) -> None:
 
 
 def work(link: conduit.Conduit) -> None:
-    """Be a worker."""
+    """Run a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(serve(link))
 
@@ -76,7 +76,7 @@ class Worker:
 
 
 class Acceptor:
-    """Workers of which each may end at any time."""
+    """The workers, each of which may end at any time."""
 
     def __init__(self, count: int) -> None:
         self.selector = selectors.DefaultSelector()
@@ -109,7 +109,7 @@ class Acceptor:
                 return
 
     def listen_to(self, worker: Worker) -> None:
-        """Take a worker's word that it is done with a connection, or see that it has ended."""
+        """Note that a worker is done with a connection, or replace it if it has ended."""
         try:
             worker.link.receive()
             worker.busy -= 1

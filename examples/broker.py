@@ -1,10 +1,10 @@
-"""A privilege broker: it opens files and binds ports for a child that may not.
+"""A privilege broker: it opens files and binds ports for an unprivileged child.
 
     python examples/broker.py [DIRECTORY]
 
-The child gives up its privileges, where there are some, and asks for what it needs over a Channel.
-The broker decides, answers with the descriptor or with a refusal, and keeps nothing open. All that
-the child can ever have is what it was given.
+The child drops its privileges, if it has any, and asks for what it needs over a Channel. The broker
+decides, answers with the descriptor or a refusal, and keeps nothing open. The child can use only
+what it was given.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ NOBODY = 65534
 
 
 class Broker:
-    """What may be had, and who makes it."""
+    """What the child may have, and the functions that open it."""
 
     def __init__(self, directory: Path, ports: range) -> None:
         self.directory = directory.resolve()

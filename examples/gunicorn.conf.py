@@ -1,7 +1,7 @@
 """Settings of gunicorn under ``conduit run``."""
 
-# Load the application before READY=1 is said. Without this gunicorn says it first, so that the
-# old version is let go although the new one cannot be imported.
+# Load the application before READY=1 is sent. Without this gunicorn sends it first, and the old
+# version is stopped even if the new one cannot be imported.
 preload_app = True
 
 workers = 2

@@ -1,11 +1,10 @@
-"""An array goes to workers without a copy: in sealed memory, of which only a descriptor travels.
+"""An array goes to workers without a copy: in sealed memory, whose descriptor is sent.
 
     python examples/shared_array.py
 
-The memory is a memfd(2). Sealed, nobody can change or shorten it any more, so that a worker may
-read it without looking over its shoulder. With numpy it is an ndarray on both sides, without it a
-memoryview. It is freed when the last process has closed and unmapped it; nothing has a name that
-would be left behind.
+The memory is a memfd(2). Once sealed, nobody can change or shorten it, so a worker can trust what
+it reads. With numpy it is an ndarray on both sides, without numpy a memoryview. It is freed when
+the last process has closed and unmapped it; it has no name that could be left behind.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A pool of spawned processes of which each gets a socket: a connection is an argument like others.
+"""A pool of spawned processes that get sockets: a connection is an argument like any other.
 
     python examples/spawn_pool.py [--workers N] [--port PORT]
 

@@ -2,12 +2,12 @@
 
     python examples/udp_sessions.py --control PATH [--host HOST] [--port PORT] [--patience SECONDS]
 
-Start it again to deploy: new sessions begin in the new process, and the old one goes on with its
-own until the last has ended. Both have the very same socket, on which the kernel tells no sessions
-apart. So an identifier that is in each packet names the process that has the session, by its place
-in the line (its generation). Only the newest process reads the socket. What is an older one's it
-sends to its predecessor, and that to its own; while two read for a moment, the older sends what is
-the newer one's to its successor. Replies leave by the socket itself, from whichever process.
+Start it again to deploy: new sessions begin in the new process, and the old one keeps its sessions
+until the last has ended. Both have the same socket, on which the kernel cannot tell sessions apart.
+So each packet names the process that has its session, by that process's place in the line (its
+generation). Only the newest process reads the socket. It sends older processes' packets to its
+predecessor, which sends on those that are not its own. While two read for a moment, the older sends
+the newer one's packets to its successor. Every process sends replies by the socket itself.
 
 Meta's load balancers do this for QUIC, by its connection ids ("Zero Downtime Release", SIGCOMM
 2020). A packet here is a header (generation, session) and a payload; without one it ends the

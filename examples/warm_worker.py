@@ -1,11 +1,11 @@
-"""A program that starts at once: its imports are done, in a server that takes the streams of each.
+"""A program that starts at once: a server has done its imports, and gets each caller's streams.
 
     python examples/warm_worker.py serve SOCKET
     python examples/warm_worker.py run SOCKET [ARGUMENT...] < input > output
 
-The server imports what is slow to import, and waits. For each run it gets standard input, output
-and error of who asks, forks, and the child does its work with them as its own: to a terminal, a
-pipe or a file, without a byte that goes through the server. Only its own user, and root, may ask.
+The server imports what is slow to import, and waits. For each run it gets the caller's standard
+input, output and error, and forks. The child uses them as its own, be they a terminal, a pipe or a
+file; no byte goes through the server. Only the server's user and root may call.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def work_with(message: conduit.Message) -> int:
 
 
 def serve(path: str) -> None:
-    """Fork a child for each who asks, until Ctrl-C."""
+    """Fork a child for each caller, until Ctrl-C."""
     # Nobody waits for the children: each tells its status itself.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with conduit.Listener(path, type=socket.SOCK_SEQPACKET) as listener:
@@ -54,7 +54,7 @@ def serve(path: str) -> None:
         while True:
             try:
                 with listener.accept() as client:
-                    # One who connects and says nothing keeps the others waiting no longer.
+                    # A caller that connects and says nothing delays the others no longer than this.
                     client.timeout = 5
                     with client.receive(max_fds=3) as message:
                         if os.fork() == 0:
