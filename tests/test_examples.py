@@ -305,7 +305,18 @@ def clients(port: int, count: int) -> Iterator[tuple[list[Client], threading.Eve
             call.result()
 
 
-LOOPS = {"asyncio": "", "uvloop": "import asyncio, uvloop; asyncio.run = uvloop.run; "}
+LOOPS = {
+    "asyncio": "",
+    "uvloop": """\
+import asyncio, uvloop
+
+def run(main):
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+asyncio.run = run
+""",
+}
 
 
 @pytest.mark.slow
@@ -319,9 +330,7 @@ def test_a_server_on_asyncio_is_replaced_under_load_without_a_lost_request(
 
     def start(port: int) -> int:
         run = "import runpy, sys; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
-        # uvloop itself uses what 3.14 warns of.
-        warn = "error" if loop == "asyncio" else "default"
-        command = [sys.executable, "-P", "-W", warn, "-c", LOOPS[loop] + run]
+        command = [sys.executable, "-P", "-W", "error", "-c", LOOPS[loop] + run]
         command += [
             str(EXAMPLES / "asyncio_server.py"),
             "--control",
