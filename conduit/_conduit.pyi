@@ -51,9 +51,9 @@ class Descriptor:
 
         ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
         ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). For files without a path Linux
-        reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-        ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``. `Error` (``UNKNOWN``)
-        if fstat(2) fails.
+        reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
+        ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``.
+        `Error` (``UNKNOWN``) if fstat(2) fails.
         """
     def is_same_file(self, other: HasFileno) -> bool:
         """Whether both refer to one open file description, as duplicates do (two opens do not).
@@ -80,14 +80,15 @@ class Descriptor:
     ) -> BinaryIO:
         """Return a file object that owns the descriptor from now on.
 
-        The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the file
-        is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to the end.
+        The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the
+        file is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to
+        the end.
 
         A descriptor that reads and writes and has no offset (a socket, a terminal) becomes an
-        `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file blocks
-        all the same; only with ``buffering=0`` does it return None. Raises `Error` (``BAD_CLONE``) if
-        the descriptor does not allow the mode, and what ``open()`` raises. The Descriptor is then
-        unchanged.
+        `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file
+        blocks all the same; only with ``buffering=0`` does it return None. Raises `Error`
+        (``BAD_CLONE``) if the descriptor does not allow the mode, and what ``open()`` raises. The
+        Descriptor is then unchanged.
         """
     @overload
     def to_file(
@@ -172,8 +173,8 @@ class Descriptor:
         """Return a `socket.socket` that owns the descriptor from now on.
 
         It has the descriptor's family, type and protocol. ``O_NONBLOCK`` stays as it is, and the
-        timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket; the
-        Descriptor is then unchanged.
+        timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket;
+        the Descriptor is then unchanged.
         """
 
 @final
@@ -241,7 +242,7 @@ class Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
     @classmethod
     def from_file(cls, file: HasFileno, *, name: str | None = None) -> Conduit:
-        """Borrow the descriptor of any object with ``fileno()``, and keep a reference to the object.
+        """Borrow the descriptor of any object with ``fileno()``, and keep a reference to it.
 
         `close` drops the reference and leaves the descriptor open. The default name is the file's.
         """
@@ -249,8 +250,8 @@ class Conduit:
     def from_conn(cls, conn: HasFileno, *, name: str = "") -> Conduit:
         """Duplicate the descriptor of any object with ``fileno()``; the object stays as it is.
 
-        The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the conduit
-        gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
+        The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the
+        conduit gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
         """
     @classmethod
     def pair(cls, *, type: int = ...) -> tuple[Conduit, Conduit]:
@@ -262,8 +263,8 @@ class Conduit:
     def bind(cls, path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
         """Return a datagram socket to receive on, bound at a path, which `close` removes.
 
-        The path is made and removed as a `Listener`'s, and is the default name. Each message has its
-        `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
+        The path is made and removed as a `Listener`'s, and is the default name. Each message has
+        its `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
         """
     @classmethod
     def connect(
@@ -277,9 +278,9 @@ class Conduit:
     ) -> Conduit:
         """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-        ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0 not
-        at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a socket to
-        listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+        ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0
+        not at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a
+        socket to listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
         ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
         ``ENAMETOOLONG`` (over 107 bytes).
         """

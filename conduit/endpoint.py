@@ -29,7 +29,7 @@ _LOOK = 0.01
 
 
 def from_file(cls: type[Conduit], file: HasFileno, *, name: str | None = None) -> Conduit:
-    """Borrow the descriptor of any object with ``fileno()``, and keep a reference to the object.
+    """Borrow the descriptor of any object with ``fileno()``, and keep a reference to it.
 
     `close` drops the reference and leaves the descriptor open. The default name is the file's.
     """
@@ -42,8 +42,8 @@ def from_file(cls: type[Conduit], file: HasFileno, *, name: str | None = None) -
 def from_conn(cls: type[Conduit], conn: HasFileno, *, name: str = "") -> Conduit:
     """Duplicate the descriptor of any object with ``fileno()``; the object stays as it is.
 
-    The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the conduit
-    gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
+    The conduit owns the duplicate (close-on-exec). If the object has ``gettimeout()``, the
+    conduit gets its timeout. Raises `Error` (``BAD_CLONE``) if duplicating fails.
     """
     text = mistakes.name_from(name)
     fd = objects.fd_of(conn, "Conduit")
@@ -77,8 +77,8 @@ def pair(cls: type[Conduit], *, type: int = socket.SOCK_STREAM) -> tuple[Conduit
 def bind(cls: type[Conduit], path: StrOrBytesPath, *, mode: int = 0o600, name: str = "") -> Conduit:
     """Return a datagram socket to receive on, bound at a path, which `close` removes.
 
-    The path is made and removed as a `Listener`'s, and is the default name. Each message has its
-    `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
+    The path is made and removed as a `Listener`'s, and is the default name. Each message has
+    its `Message.sender`. Raises `Error` (``NO_FD``) as `Listener`.
     """
     text = mistakes.name_from(name)
     place = paths.Place(path)
@@ -100,9 +100,9 @@ def connect(
 ) -> Conduit:
     """Connect to a Unix socket that listens at a path; ``"@name"`` is abstract on Linux.
 
-    ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0 not
-    at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a socket to
-    listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
+    ``timeout`` is how many seconds to wait for room in the listener's backlog: None for ever, 0
+    not at all. It becomes the conduit's timeout. With ``wait``, the call also waits for a
+    socket to listen there. Raises `Error` (``NO_FD``) if there is no connection: ``ENOENT``,
     ``ECONNREFUSED`` (nobody listens there any more), ``EPROTOTYPE`` (another type),
     ``ENAMETOOLONG`` (over 107 bytes).
     """

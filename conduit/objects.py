@@ -758,14 +758,15 @@ def to_file(
 ) -> IO[Any]:
     """Return a file object that owns the descriptor from now on.
 
-    The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the file
-    is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to the end.
+    The arguments are those of ``open()``; ``name`` is the file's ``name``. Without a mode, the
+    file is binary and allows what the descriptor allows. Nothing is truncated; ``"a"`` seeks to
+    the end.
 
     A descriptor that reads and writes and has no offset (a socket, a terminal) becomes an
-    `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file blocks
-    all the same; only with ``buffering=0`` does it return None. Raises `Error` (``BAD_CLONE``) if
-    the descriptor does not allow the mode, and what ``open()`` raises. The Descriptor is then
-    unchanged.
+    `io.BufferedRWPair`. ``O_NONBLOCK`` stays set, since the sender may need it, but the file
+    blocks all the same; only with ``buffering=0`` does it return None. Raises `Error`
+    (``BAD_CLONE``) if the descriptor does not allow the mode, and what ``open()`` raises. The
+    Descriptor is then unchanged.
     """
     check_file_arguments(mode, buffering, encoding, errors, newline)
     if mode is not None and "b" not in mode:
@@ -778,8 +779,8 @@ def to_conn(self: Descriptor) -> socket.socket:
     """Return a `socket.socket` that owns the descriptor from now on.
 
     It has the descriptor's family, type and protocol. ``O_NONBLOCK`` stays as it is, and the
-    timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket; the
-    Descriptor is then unchanged.
+    timeout matches it: 0.0 if set, else None. `Error` (``BAD_CLONE``) if it is not a socket;
+    the Descriptor is then unchanged.
     """
     return self._open_as(None, False)  # type: ignore[no-any-return]
 
@@ -789,9 +790,9 @@ def kind(self: Descriptor) -> str:
 
     ``"regular file"``, ``"directory"``, ``"fifo"``, ``"socket"``, ``"character device"``,
     ``"block device"``, ``"symlink"`` (opened with ``O_PATH``). For files without a path Linux
-    reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``, ``"inotify"``,
-    ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``. `Error` (``UNKNOWN``)
-    if fstat(2) fails.
+    reports ``"memfd"``, ``"eventfd"``, ``"epoll"``, ``"timerfd"``, ``"signalfd"``,
+    ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``.
+    `Error` (``UNKNOWN``) if fstat(2) fails.
     """
     fd = self.fileno()
     try:
