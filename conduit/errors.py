@@ -27,9 +27,9 @@ class ErrType(enum.IntEnum):
 class Error(OSError):
     """A call of this library failed.
 
-    There are two exceptions to that. An argument with an impossible value (a negative timeout, an
-    unknown file mode) is a `ValueError`, as in the standard library. An exception that a signal
-    handler raises stays itself.
+    Not all that a call raises is an `Error`. An argument with an impossible value (a negative
+    timeout, an unknown file mode) is a `ValueError` and one of the wrong type a `TypeError`, as in
+    the standard library. What a signal handler or the caller's own function raises stays itself.
 
     Attributes:
         type: the kind of failure, an `ErrType`.
