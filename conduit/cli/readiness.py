@@ -43,7 +43,7 @@ class Readiness:
 
     def __init__(self, ready: str | float, sockets: frozenset[int], pid: int, since: float) -> None:
         self.next_look: float = 0.0
-        self.is_idle = False
+        self.is_idle: bool = False
         self._ready, self._sockets, self._pid, self._since = ready, sockets, pid, since
         self._pause = _GLANCE
         self._said: tuple[int, float] | None = None
