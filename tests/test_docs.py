@@ -13,7 +13,7 @@ from pathlib import Path
 import performance
 import pytest
 from diagrams import CONVERSATION, DIAGRAMS
-from helpers import GENEROUS, run_python
+from helpers import GENEROUS, needs_descriptors, run_python
 
 import conduit
 from conduit.errors import ErrType
@@ -137,6 +137,7 @@ def test_the_page_of_the_figures_has_a_place_for_each_part() -> None:
     assert re.findall("<!-- figures: (.*) -->", page) == [*performance.PARTS]
 
 
+@needs_descriptors(4096)
 def test_figures_are_written_into_their_places_in_the_page(tmp_path: Path) -> None:
     (tmp_path / "performance.md").write_text("<!-- figures: memory -->\n<!-- end -->\nstays")
     options = ["--only", "memory", "--write", str(tmp_path)]
