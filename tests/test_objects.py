@@ -691,7 +691,9 @@ def test_a_terminal_arrives_as_a_file_in_text_and_in_binary(ends: Ends) -> None:
         assert arrived.readline() == "wörter\n"
         assert os.read(master, 64) == "wörter\r\n".encode(), "the echo"
         arrived.write("zurück\n")
-        assert os.read(master, 64) == "zurück\r\n".encode()
+        with open(master, "rb", closefd=False) as screen:
+            # The terminal may give the end of the line by itself.
+            assert screen.readline() == "zurück\r\n".encode()
         ends[0].transfer_fd(master)
         with ends[1].receive_file() as terminal:
             arrived.write("to the other end\n")
