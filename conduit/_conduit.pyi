@@ -236,7 +236,7 @@ class Conduit:
         source: object = None,
         place: Place | None = None,
     ) -> Conduit:
-        """Return a conduit over a handle; source: whose fd it borrows; place: where it is bound."""
+        """Return a conduit over a handle. ``source`` owns a borrowed fd; ``place`` is its path."""
     @staticmethod
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
@@ -322,7 +322,7 @@ class Conduit:
         It is flushed first, and its offset is set to where the program stopped reading, not to
         where the buffer did. With ``keep``, both processes share that offset.
 
-        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``), open and unmoved: a
+        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``) and left as it is: a
         pipe's, or one in the middle of what an encoding decodes at once. So is any reader that may
         have a buffer of its own, except those of `io` over a file or a socket.
         """

@@ -168,7 +168,7 @@ cdef class Descriptor(FdHolder):
         """
         cdef int other_fd = fd_of(other)
         cdef bint same = conduit_same_file(self.fileno(), other_fd)
-        # Raises if it was closed meanwhile: the number may have been another file's.
+        # Check again: another thread may have closed it, and the number been reused.
         self.fileno()
         return same
 
@@ -599,8 +599,8 @@ cdef class Conduit:
 
     cdef readonly Handle _handle
     cdef double seconds
-    # The object whose fd it borrows; the path it is bound at; the messages that an interrupted
-    # receive_exactly() had received.
+    # source: the object that owns a borrowed fd. place: the path it is bound at. early: messages
+    # that an interrupted receive_exactly() received.
     cdef object source, place
     cdef list early
     cdef object __weakref__
@@ -629,7 +629,7 @@ cdef class Conduit:
         handle: Handle, timeout: float | None = None, source: object = None,
         place: Place | None = None,
     ) -> Conduit:
-        """Return a conduit over a handle; source: whose fd it borrows; place: where it is bound."""
+        """Return a conduit over a handle. ``source`` owns a borrowed fd; ``place`` is its path."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
         conduit.seconds = mistakes.seconds_from(timeout)
         conduit.source, conduit.place, conduit._handle = source, place, handle
@@ -764,7 +764,7 @@ cdef class Conduit:
         It is flushed first, and its offset is set to where the program stopped reading, not to
         where the buffer did. With ``keep``, both processes share that offset.
 
-        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``), open and unmoved: a
+        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``) and left as it is: a
         pipe's, or one in the middle of what an encoding decodes at once. So is any reader that may
         have a buffer of its own, except those of `io` over a file or a socket.
         """

@@ -806,7 +806,7 @@ def kind(self: Descriptor) -> str:
         self.fileno()
         code = exc.errno or errno.EINVAL
         raise from_errno(code, ErrType.UNKNOWN, f"the kind of descriptor {fd}") from exc
-    # Raises if it was closed meanwhile: the number may have been another file's.
+    # Check again: another thread may have closed it, and the number been reused.
     self.fileno()
     return kind
 

@@ -7,7 +7,7 @@ The protocol between the two is written down in ``docs/takeover.md``. Each file 
 - `talk` moves the messages of one conversation over a conduit, and never waits;
 - `inheritance` is the successor's side: it receives what the predecessor has;
 - `succession` is the predecessor's side: it answers successors, whenever one says something;
-- `watch` waits for conduits that may be closed meanwhile;
+- `watch` polls conduits, which another thread may close during the wait;
 - `sockets` opens sockets and recognises them;
 - `room` raises the soft limit of open files where it has to;
 - `spares` keeps second names of Unix sockets, to put a removed path back;

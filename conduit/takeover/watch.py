@@ -1,4 +1,4 @@
-"""Waiting in poll(2) for conduits that a signal handler or another thread may close meanwhile."""
+"""Poll conduits, which a signal handler or another thread may close during the wait."""
 
 from __future__ import annotations
 
