@@ -27,8 +27,8 @@ from io import FileIO
 
 cimport cython
 from conduit._handle cimport (
-    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Waiter, forks, hold_fds,
-    release_fds, warn_unclosed,
+    BUSY, FRESH, PAUSE, QUEUED, TURN, FdHolder, Handle, HeldFds, Limit, Use, Waiter, forks,
+    hold_fds, release_fds, warn_unclosed,
 )
 from conduit._posix cimport *
 from conduit._syscalls cimport (
@@ -42,7 +42,7 @@ from _socket import socket as c_socket
 from conduit import endpoint, mistakes, objects
 from conduit.closing import Closing
 from conduit.errors import (
-    Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal,
+    Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal, reraise,
 )
 from conduit.peer import Peer
 from conduit.signature import class_signature
@@ -109,9 +109,7 @@ cdef object open_raw(int fd, mode, buffering, owner):
         raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
         return raw_class(fd, raw_mode, owner)
     except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise
-        raise from_errno(exc.errno or EINVAL, ErrType.BAD_CLONE, f"descriptor {fd}") from exc
+        reraise(exc, f"descriptor {fd}", ErrType.BAD_CLONE)
 
 
 @cython.final
@@ -160,18 +158,6 @@ cdef class Descriptor(FdHolder):
         name = f" {self.name!r}" if self.name else ""
         return f"<conduit.Descriptor{name} {'closed' if fd < 0 else fd}>"
 
-    def is_same_file(self, other: HasFileno) -> bool:
-        """Whether both refer to one open file description, as duplicates do (two opens do not).
-
-        Where the system cannot tell, the inode decides: on Linux before 6.10 in a sandbox without
-        kcmp(2), and on other systems.
-        """
-        cdef int other_fd = fd_of(other)
-        cdef bint same = conduit_same_file(self.fileno(), other_fd)
-        # Check again: another thread may have closed it, and the number been reused.
-        self.fileno()
-        return same
-
     def fileno(self) -> int:
         """Return the number; this object still owns it."""
         cdef int fd = self.number()
@@ -195,6 +181,7 @@ cdef class Descriptor(FdHolder):
 
     # See `objects`.
     kind = property(objects.kind)
+    is_same_file = objects.is_same_file
     to_file = objects.to_file
     to_conn = objects.to_conn
 
@@ -559,10 +546,8 @@ cdef class Send(Waiter):
         failed = failed or err
         if failure is None and sent and failed:
             which = "a descriptor" if lost < 0 else f"descriptor {lost}"
-            failure = self.handle.error(
-                f"the message was sent, but closing {which} here", -failed, None,
-                ErrType.FAILED_CLOSE,
-            )
+            failure = self.handle.error(f"the message was sent, but closing {which} here", -failed,
+                                        None, ErrType.FAILED_CLOSE)
         for i in range(self.count if sent else 0):
             if self.closing[i] == AS_OBJECT:
                 exc = close_owner(self.items[i])
@@ -639,22 +624,19 @@ cdef class Conduit:
     def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
-        cdef Handle listening = handle
         cdef Limit limit = Limit(mistakes.seconds_from(timeout), 0)
-        cdef int own = listening.enter(), fd = -EINTR
-        try:
-            while fd < 0:
-                if CONDUIT_SOCK_CLOEXEC:
-                    with nogil:
-                        fd = accept_fd(own)
-                else:
-                    fd = accept_fd(own)  # pragma: no cover - as in receiving
-                if fd < 0 and fd != -ECONNABORTED:
-                    listening.retry(
-                        fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD
-                    )
-        finally:
-            listening.leave()
+        cdef Use listening = Use(handle)
+        cdef int fd = -EINTR
+        while fd < 0:
+            if CONDUIT_SOCK_CLOEXEC:
+                with nogil:
+                    fd = accept_fd(listening.fd)
+            else:
+                fd = accept_fd(listening.fd)  # pragma: no cover - as in receiving
+            if fd < 0 and fd != -ECONNABORTED:
+                listening.handle.retry(
+                    fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD
+                )
         conduit._handle.open(fd, "conduit", "", True)
         return conduit
 
@@ -681,7 +663,6 @@ cdef class Conduit:
     cdef Limit _limit(self, object deadline=None) except *:
         """How long a call may wait: its timeout, or until a time of `monotonic`."""
         cdef Limit limit
-        # 9e9 seconds are the most that fit in nanoseconds.
         limit.deadline = 0 if deadline is None else <long long>(min(<double>deadline, 9e9) * 1e9)
         with cython.critical_section(self):
             limit.seconds = self.seconds
@@ -852,10 +833,8 @@ cdef class Conduit:
         if not keep and not is_int:
             failure = close_owner(item) or failure
         if failure is None and err:
-            failure = handle.error(
-                f"the message was sent, but closing descriptor {fd} here", -err, None,
-                ErrType.FAILED_CLOSE,
-            )
+            failure = handle.error(f"the message was sent, but closing descriptor {fd} here", -err,
+                                   None, ErrType.FAILED_CLOSE)
         if failure is not None:
             raise failure
         return 0
@@ -989,11 +968,9 @@ cdef class Conduit:
                 count += len(message._fds)
                 if not message._data:
                     # An empty packet: the deadline must hold however many of them come.
-                    self._handle.enter()
-                    try:
-                        self._handle.wait(POLLIN, None, &limit, "receiving")
-                    finally:
-                        self._handle.leave()
+                    use = Use(self._handle)
+                    self._handle.wait(POLLIN, None, &limit, "receiving")
+                    use.close()
         except BaseException as exc:
             lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
                 exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0
@@ -1006,8 +983,6 @@ cdef class Conduit:
             if early and isinstance(exc, PeerClosedError):
                 prefix_message(exc, f"after {wanted - left} of {wanted} bytes")
             raise
-        if len(early) == 1:
-            return early[0]
         return Message(
             b"".join([each.data for each in early]), [fd for each in early for fd in each.fds],
             early[0].sender if early else None,

@@ -72,8 +72,8 @@ cdef class Handle(FdHolder):
 
     cpdef int open(self, int fd, str what, str name, bint owned) except -1
     cdef object error(self, str doing, int err=*, str why=*, object type=*, ssize_t sent=*)
-    cpdef int enter(self) except -1
-    cpdef int leave(self) noexcept
+    cdef int enter(self) except -1
+    cdef int leave(self) noexcept
     cdef int check(self, str doing, ssize_t sent=*, bint to_send=*) except -1
     cdef int wait(
         self, int events, Waiter waiter, Limit *limit, str doing, str why=*, object type=*,
@@ -86,6 +86,13 @@ cdef class Handle(FdHolder):
     cdef object end_send(self, Waiter waiter, bint broken)
 
     cdef int _release(self, int fd) noexcept
+
+
+cdef class Use:
+    cdef Handle handle
+    cdef int fd
+
+    cpdef object close(self)
 
 
 # How many forks this process is away from the one that imported the module.

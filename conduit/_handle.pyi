@@ -3,6 +3,8 @@ from typing import Any, Final, Self, final
 
 from typing_extensions import disjoint_base
 
+from conduit.errors import ErrType
+
 __pyx_capi__: Final[dict[str, Any]]
 
 @disjoint_base
@@ -26,8 +28,8 @@ class Handle(FdHolder):
 
     def __new__(cls) -> Self: ...
     @staticmethod
-    def duplicate(fd: int, what: str, name: str) -> Handle:
-        """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
+    def duplicate(fd: int, what: str, name: str, type: ErrType = ...) -> Handle:
+        """Return a handle that owns a duplicate of a descriptor, or raise `Error` (``type``)."""
     @staticmethod
     def adopt(sock: socket, what: str, name: str) -> Handle:
         """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
@@ -35,11 +37,17 @@ class Handle(FdHolder):
         """Use a descriptor from now on; only once. If ``owned``, it is closed with the handle."""
     def fileno(self) -> int:
         """Return the descriptor. `Error` (``NO_FD``) if it is closed."""
-    def enter(self) -> int:
-        """Begin a call; return the fd, which stays this file's until `leave`."""
-    def leave(self) -> None:
-        """End a call; the last one out of a closed handle closes the fd. 0 or the failure."""
     def warn_unclosed(self, source: object, level: int = 1) -> None:
         """Warn that an object over this handle was dropped open; level as `warnings.warn`."""
     def close(self) -> None:
         """Close it once no call is under way, and wake all that wait. See `Conduit.close`."""
+
+@final
+class Use:
+    """Python code's use of a handle, where a signal handler may raise between any two calls."""
+
+    def __new__(cls, handle: Handle) -> Self: ...
+    def fileno(self) -> int:
+        """Return the fd, which stays this file's until `close`."""
+    def close(self) -> object:
+        """Leave the handle, as does dropping this object; no-op the second time."""

@@ -226,12 +226,12 @@ cdef class Handle(FdHolder):
         release_fds(&self.waker_node)
 
     @staticmethod
-    def duplicate(fd: int, what: str, name: str) -> Handle:
-        """Return a handle over a duplicate of a descriptor, or raise `Error` (``BAD_CLONE``)."""
+    def duplicate(fd: int, what: str, name: str, type: ErrType = ErrType.BAD_CLONE) -> Handle:
+        """Return a handle that owns a duplicate of a descriptor, or raise `Error` (``type``)."""
         cdef Handle handle = Handle.__new__(Handle)
         cdef int duplicate = dup_fd(fd)
         if duplicate < 0:
-            raise from_errno(-duplicate, ErrType.BAD_CLONE, f"duplicating descriptor {fd}")
+            raise from_errno(-duplicate, type, f"duplicating descriptor {fd}")
         handle.open(duplicate, what, name, True)
         return handle
 
@@ -239,14 +239,13 @@ cdef class Handle(FdHolder):
     def adopt(sock: socket, what: str, name: str) -> Handle:
         """Return a handle that owns a socket's descriptor, or a duplicate of a standard one."""
         cdef Handle handle = Handle.__new__(Handle)
-        cdef int fd = socket.fileno(sock), own = fd if fd >= LOWEST else dup_fd(fd)
-        if own < 0:
-            raise from_errno(-own, ErrType.NO_FD, "making a socket")
-        handle.open(own, what, name, True)
-        if own == fd:
-            # The C class's: no signal handler runs in it. If it has no memory for its result, it
-            # has let go of the fd all the same.
-            socket.detach(sock)
+        cdef int fd = socket.fileno(sock)
+        if fd < LOWEST:
+            return Handle.duplicate(fd, what, name, ErrType.NO_FD)
+        handle.open(fd, what, name, True)
+        # The C class's: no signal handler runs in it. If it has no memory for its result, it has
+        # let go of the fd all the same.
+        socket.detach(sock)
         return handle
 
     cpdef int open(self, int fd, str what, str name, bint owned) except -1:
@@ -294,7 +293,7 @@ cdef class Handle(FdHolder):
             raise self.error("it has no descriptor", 0, None, ErrType.NO_FD)
         return fd
 
-    cpdef int enter(self) except -1:
+    cdef int enter(self) except -1:
         """Begin a call; return the fd, which stays this file's until `leave`."""
         cdef int fd = self.borrow(False)
         if fd < 0:
@@ -304,7 +303,7 @@ cdef class Handle(FdHolder):
             raise self.error("cannot be used", self.unfit)
         return fd
 
-    cpdef int leave(self) noexcept:
+    cdef int leave(self) noexcept:
         """End a call; the last one out of a closed handle closes the fd. 0 or the failure."""
         cdef int fd = self.give_back(False, True)
         return self._release(fd) if fd >= 0 else 0
@@ -504,3 +503,26 @@ cdef class Handle(FdHolder):
                     waiter = None
             woken = waiter.wake_up() if waiter is not None else None
         return woken
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Use:
+    """Python code's use of a handle, where a signal handler may raise between any two calls."""
+
+    def __cinit__(self, Handle handle not None):
+        self.fd = handle.enter()
+        self.handle = handle
+
+    def __dealloc__(self):
+        self.close()
+
+    def fileno(self) -> int:
+        """Return the fd, which stays this file's until `close`."""
+        return self.fd
+
+    cpdef object close(self):
+        """Leave the handle, as does dropping this object; no-op the second time."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            (<Handle>handle).leave()

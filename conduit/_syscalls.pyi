@@ -11,3 +11,6 @@ def socket_options(fd: int) -> tuple[int, int, int, bool]:
 
 def offset_of(fd: int) -> int:
     """Return the offset of a descriptor, or minus the errno: ``ESPIPE`` if it has none."""
+
+def same_file(fd: int, other: int) -> bool:
+    """Whether two descriptors refer to one open file description, as `Descriptor.is_same_file`."""

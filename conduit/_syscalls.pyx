@@ -225,3 +225,8 @@ def socket_options(fd: int) -> tuple[int, int, int, bool]:
 def offset_of(fd: int) -> int:
     """Return the offset of a descriptor, or minus the errno: ``ESPIPE`` if it has none."""
     return conduit_offset(fd)
+
+
+def same_file(fd: int, other: int) -> bool:
+    """Whether two descriptors refer to one open file description, as `Descriptor.is_same_file`."""
+    return conduit_same_file(fd, other)

@@ -16,7 +16,7 @@ import time
 from conduit import mistakes, objects, paths
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
-from conduit.errors import Error, ErrType, from_errno, from_handler
+from conduit.errors import ErrType, from_errno, reraise
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
@@ -66,9 +66,7 @@ def pair(cls: type[Conduit], *, type: int = socket.SOCK_STREAM) -> tuple[Conduit
         one, other = [Handle.adopt(end, "conduit", "") for end in ends]
         return cls._over(one), cls._over(other)
     except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise  # pragma: no cover - traced runs have no handler that raises
-        raise from_errno(exc.errno or errno.EINVAL, ErrType.NO_FD, "making a pair") from exc
+        reraise(exc, "making a pair")
     finally:
         for end in ends:
             end.close()
@@ -122,9 +120,7 @@ def connect(
         finally:
             sock.close()
     except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise
-        raise from_errno(exc.errno or errno.EINVAL, ErrType.NO_FD, doing) from exc
+        reraise(exc, doing)
 
 
 def _connect(sock: _socket.socket, address: bytes, seconds: float, wait: bool, doing: str) -> None:

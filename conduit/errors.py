@@ -6,6 +6,10 @@ import enum
 import errno as codes
 import os
 
+TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
+if TYPE_CHECKING:
+    from typing import NoReturn
+
 
 class ErrType(enum.IntEnum):
     """What kind of failure an `Error` is: the constants of Go's net-conduit, in its order."""
@@ -173,23 +177,6 @@ class Ignoring:
         return isinstance(exc, self._types) and not from_handler(exc)
 
 
-class Doing:
-    """Turn an `OSError` of the block into an `Error` (``NO_FD``) that says what was being done.
-
-    An `Error`, and what a signal handler raises, stays itself.
-    """
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, OSError) and not isinstance(exc, Error) and not from_handler(exc):
-            raise Error(f"{self._what}: {exc.strerror or exc}", ErrType.NO_FD, exc.errno) from exc
-
-
 def refusal(
     what: str, size: int, least: int, most: int, count: int, err: int, ended: bool, withheld: bool
 ) -> Error:
@@ -259,10 +246,26 @@ def from_errno(
         sentences = _SENTENCES | _MESSAGE_SENTENCES
     elif type is ErrType.FAILED_CLOSE:
         sentences = _SENTENCES | _CLOSE_SENTENCES
-    name = codes.errorcode.get(errno, str(errno))
+    name = codes.errorcode.get(errno)
     sentence = why or sentences.get(errno)
     if sentence is None:
-        sentence = f"{os.strerror(errno)} [{name}]"
-    else:
+        sentence = f"{os.strerror(errno)} [{name or errno}]"
+    elif name is not None:
         sentence = f"{sentence} [{name}: {os.strerror(errno)}]"
     return cls(f"{what}: {sentence}", type, errno, sent=sent)
+
+
+def reraise(
+    exc: OSError, what: str, type: ErrType = ErrType.NO_FD, why: str | None = None
+) -> NoReturn:
+    """Raise an `OSError` as an `Error`, as `from_errno` makes it.
+
+    The exception itself if it is an `Error` already, or if a signal handler raised it.
+    """
+    if isinstance(exc, Error) or from_handler(exc):
+        raise exc
+    errno = exc.errno or codes.EINVAL
+    if why is None and exc.strerror != os.strerror(errno):
+        # The resolver's, whose numbers are no errnos, or a sentence of Python's own.
+        why = exc.strerror or str(exc)
+    raise from_errno(errno, type, what, why) from exc

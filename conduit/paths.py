@@ -13,7 +13,7 @@ import sys
 import time
 
 from conduit._handle import Handle
-from conduit.errors import Error, ErrType, Ignoring, from_errno, from_handler
+from conduit.errors import Error, ErrType, Ignoring, from_handler, reraise
 from conduit.mistakes import path_from
 
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
@@ -46,11 +46,8 @@ def absolute(path: str | bytes) -> str | bytes:
     try:
         return os.path.abspath(path)
     except OSError as exc:
-        if from_handler(exc):
-            raise  # pragma: no cover - traced runs have no handler that raises
-        code = exc.errno or errno.EINVAL
         why = "it is relative, and the current directory is not to be found"
-        raise from_errno(code, ErrType.NO_FD, f"the path {path!r}", why) from exc
+        reraise(exc, f"the path {path!r}", why=why)
 
 
 def unlink_own(path: StrOrBytesPath, inode: tuple[int, int]) -> None:
@@ -99,9 +96,7 @@ class Place:
             finally:
                 sock.detach()
         except OSError as exc:
-            if from_handler(exc):
-                raise  # pragma: no cover - traced runs have no handler that raises
-            raise from_errno(exc.errno or errno.EINVAL, ErrType.BAD_CLONE, repr(handle)) from exc
+            reraise(exc, repr(handle), ErrType.BAD_CLONE)
         address = address_from(self.path)
         if not isinstance(bound, str | bytes):
             raise Error(f"{handle!r}: it is no Unix socket that listens", ErrType.BAD_CLONE)
@@ -149,14 +144,11 @@ class Place:
                 if not address.startswith(b"\0") and len(absolute) <= _LONGEST:
                     address = absolute
                 self._inode = bind_address(sock, address, mode, backlog or 0)
-                return Handle.duplicate(sock.fileno(), what, name or os.fsdecode(self.path))
+                name = name or os.fsdecode(self.path)
+                return Handle.duplicate(sock.fileno(), what, name, ErrType.NO_FD)
         except OSError as exc:
-            if isinstance(exc, Error) or from_handler(exc):
-                raise  # pragma: no cover - as above
-            code = exc.errno or errno.EINVAL
-            why = None if exc.strerror == os.strerror(code) else exc.strerror
             doing = "binding" if backlog is None else "listening at"
-            raise from_errno(code, ErrType.NO_FD, f"{doing} {self.path!r}", why) from exc
+            reraise(exc, f"{doing} {self.path!r}")
 
     def release(self, *, unlink: bool = True) -> None:
         """Remove the path and forget it. In a forked child, or if it was replaced, it stays.
@@ -171,16 +163,11 @@ class Place:
         """
         inode, self._inode = self._inode, None
         try:
-            if unlink and inode is not None and self._process == os.getpid():
-                unlink_own(self._absolute, inode)
-        except PermissionError as exc:
-            if from_handler(exc):
-                raise  # pragma: no cover - traced runs have no handler that raises
+            with Ignoring(PermissionError):
+                if unlink and inode is not None and self._process == os.getpid():
+                    unlink_own(self._absolute, inode)
         except OSError as exc:
-            if from_handler(exc):
-                raise  # pragma: no cover - as above
-            code = exc.errno or errno.EINVAL
-            raise from_errno(code, ErrType.FAILED_CLOSE, f"removing {self.path!r}") from exc
+            reraise(exc, f"removing {self.path!r}", ErrType.FAILED_CLOSE)
 
 
 def bind_address(

@@ -1270,7 +1270,7 @@ def test_a_signal_that_ends_it_cannot_reload(
     words = ["--stop-signal=QUIT", f"--reload-signal={number}", "--", "true"]
     with pytest.raises(SystemExit):
         main(["run", "--control=c", "--listen=:1", *words])
-    assert "--reload-signal: that one ends it" in capsys.readouterr().err
+    assert "--reload-signal: this signal ends `conduit run`" in capsys.readouterr().err
 
 
 def test_a_relative_address_needs_a_directory(tmp_path: Path) -> None:

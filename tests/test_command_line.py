@@ -551,7 +551,7 @@ def test_an_address_that_is_taken(bench: Bench) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         code, line = bench.run(f"--listen={address}").end()
     assert code == 1
-    assert line == f"conduit: listening as '{address}': Address already in use"
+    assert line == f"conduit: listening as '{address}': Address already in use [EADDRINUSE]"
 
 
 # What fails in between

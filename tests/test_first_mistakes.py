@@ -175,7 +175,7 @@ def test_listen_with_a_port_alone_suggests_the_colon() -> None:
 def test_command_without_dashes_is_told_where_it_stands(arguments: tuple[str, ...]) -> None:
     result = command(*arguments)
     assert result.returncode == 2
-    assert result.stderr.endswith("; a COMMAND stands after --\n")
+    assert result.stderr.endswith("; COMMAND comes after --\n")
 
 
 def test_unknown_option_is_refused_without_that_advice() -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from conduit._conduit import PAUSE, QUEUED, Send
-from conduit._handle import Handle
+from conduit._handle import Handle, Use
 from conduit.aio.queue import Queue
 from conduit.aio.waiter import Waiter, checkpoint, sleep
 from conduit.errors import Error, ErrType, WouldBlockError, prefix_message
@@ -67,15 +67,14 @@ class Direction(Queue):
         The number that is watched stays this file's until the woken task runs.
         """
         self.passed = 0
-        handle = self._handle
+        watched: Handle | Use
         if self.shared:
-            handle = Handle.duplicate(handle.fileno(), "conduit", "")
-            fd, end = handle.fileno(), handle.close
+            watched = Handle.duplicate(self._handle.fileno(), "conduit", "")
         else:
-            fd, end = handle.enter(), handle.leave
-        waiter.holds.append(end)
+            watched = Use(self._handle)
+        waiter.holds.append(watched.close)
         try:
-            await waiter.wait(fd, writing=self._writing, limit=limit)
+            await waiter.wait(watched.fileno(), writing=self._writing, limit=limit)
         except Error as exc:
             prefix_message(exc, repr(self._handle))
             exc.sent = sent

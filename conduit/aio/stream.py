@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from typing import Any
 
 from conduit._conduit import Descriptor
-from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from_handler
+from conduit.errors import DescriptorTypeError, Error, ErrType, reraise
 
 
 def detach_stream(
@@ -74,9 +73,7 @@ def detach_stream(
         with Descriptor(os.dup(sock.fileno())) as duplicate:
             detached = duplicate.to_conn()
     except OSError as exc:
-        if isinstance(exc, Error) or from_handler(exc):
-            raise
-        raise from_errno(exc.errno or errno.EBADF, ErrType.BAD_CLONE, what) from exc
+        reraise(exc, what, ErrType.BAD_CLONE)
     try:
         unread = b"" if reader is None else _unread(reader)
     except BaseException:

@@ -19,7 +19,7 @@ from conduit.aio.closing import Closing
 from conduit.aio.direction import Direction
 from conduit.aio.queue import Queue
 from conduit.aio.waiter import Waiter, checkpoint, spawn
-from conduit.errors import Doing, Error
+from conduit.errors import Error, reraise
 from conduit.peer import Peer
 from conduit.takeover import Takeover, sockets
 from conduit.takeover.inheritance import Steps
@@ -151,10 +151,12 @@ class AsyncTakeover(Closing):
         takeover = self.takeover
         if port is not None and host and not sockets.is_numeric(host):
             name = f"{host}:{port}" if name is None else name
-            with Doing(f"listening as {name!r}"):
+            try:
                 _, address = await to_thread.run_sync(
                     sockets.resolve, host, port, type, abandon_on_cancel=True
                 )
+            except OSError as exc:
+                reraise(exc, f"listening as {name!r}")
             host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
         return await self._drive(takeover._listen(host, port, name, type, backlog, mode))
 

@@ -112,8 +112,9 @@ class _AsyncioWaiter(Waiter):
         timer = None if limit is None else loop.call_later(limit, self._wake)
         try:
             if fd >= 0:
-                (loop.add_writer if writing else loop.add_reader)(fd, ready)
+                # Before, as a handler may raise in between; one that is not watched is ignored.
                 watched = True
+                (loop.add_writer if writing else loop.add_reader)(fd, ready)
             await self._future
         finally:
             self._future = None

@@ -25,7 +25,7 @@ COMMAND finds the sockets as systemd would pass them: from descriptor 3 on, in t
 of COMMAND, {fd} is the number of the first socket, and {NAME} of the one of that name.
 
 COMMAND is ready when it says READY=1 to NOTIFY_SOCKET and has the sockets, or when it is seen
-waiting for connections on each of them. Only then the one before it is told to finish: by `conduit
+waiting for connections on each of them. Only then is the one before it told to finish: by `conduit
 reload`, or by the same line run again, which takes the sockets over.
 
 The exit code is that of COMMAND, or 128 and the number of the signal that ended it.
@@ -37,14 +37,14 @@ examples:
 
 _RELOAD = """\
 The running one starts the next COMMAND, waits until it serves, and has the old one finish. The exit
-code is 0 once it serves. Otherwise the old one goes on serving; 3 means that nobody does.
+code is 0 once it serves. Otherwise the old one goes on serving; 3 means that nothing serves.
 
 examples:
   conduit reload --control /run/app/control
   conduit reload --control /run/app/control -- /opt/app-2/bin/serve"""
 
 _STATUS = """\
-The exit code is 3 where nobody serves.
+The exit code is 3 if nothing serves.
 
 examples:
   conduit status --control /run/app/control
@@ -85,10 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         hint = ""
         if options.what in _WITH_COMMAND and not command and not unknown[0].startswith("-"):
-            hint = "; a COMMAND stands after --"
+            hint = "; COMMAND comes after --"
         parser.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if command and options.what not in _WITH_COMMAND:
-        parser.error(f"{options.what} runs no COMMAND")
+        parser.error(f"{options.what} takes no COMMAND")
     if options.what == "run" and not command:
         parser.error("run needs a COMMAND, after --")
     try:
@@ -139,7 +139,7 @@ def _run(parser: argparse.ArgumentParser, options: argparse.Namespace, command: 
     from conduit.cli.run import Options, check, run
 
     if options.reload_signal in (signal.SIGTERM, signal.SIGINT, options.stop_signal):
-        parser.error("--reload-signal: that one ends it")
+        parser.error("--reload-signal: this signal ends `conduit run`")
     timeout = options.timeout
     if isinstance(options.ready, float):
         # Not before the SECONDS after which COMMAND counts as ready.
@@ -187,10 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         "--timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="give COMMAND so long to be ready (default: what `conduit run` was told)",
+        help="how long COMMAND may take to be ready (default: what `conduit run` was told)",
     )
     status = _command(
-        commands, "status", "tell who serves, since when, on which sockets, and who drains", _STATUS
+        commands,
+        "status",
+        "show what serves, since when, on which sockets, and what drains",
+        _STATUS,
     )
     _add_control(status)
     status.add_argument("--json", action="store_true", help="for programs")
@@ -291,7 +294,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         type=_seconds,
         default=60.0,
         metavar="SECONDS",
-        help="give COMMAND so long to be ready, and a successor too (default: 60)",
+        help="how long COMMAND, or a successor, may take to be ready (default: 60)",
     )
     add(
         "--restart",
@@ -305,7 +308,7 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         type=_signal,
         default=signal.SIGTERM,
         metavar="SIGNAL",
-        help="tells COMMAND to finish: QUIT for nginx, USR1 for HAProxy (default: TERM)",
+        help="what tells COMMAND to finish: QUIT for nginx, USR1 for HAProxy (default: TERM)",
     )
     add(
         "--reload-signal",
@@ -318,8 +321,8 @@ def _add_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         "--drain-timeout",
         type=_seconds,
         metavar="SECONDS",
-        help="kill a COMMAND that has not finished then (default: 10 if it goes on accepting, "
-        "otherwise never)",
+        help="kill a COMMAND that was told to finish, and has not after so long (default: 10 if it "
+        "goes on accepting, otherwise never)",
     )
     add(
         "--no-listen-pid",
@@ -369,7 +372,7 @@ def _ready(text: str) -> str | float:
 def _signal(text: str) -> int:
     name = text.upper().removeprefix("SIG")
     if name not in _SIGNALS:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(_SIGNALS)}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_SIGNALS)}")
     return signal.Signals[f"SIG{name}"]
 
 
@@ -379,7 +382,7 @@ def _mode(text: str) -> int:
     except ValueError:
         mode = -1
     if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is no octal mode, such as 660")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode, such as 660")
     return mode
 
 
@@ -394,7 +397,7 @@ def _backlog(text: str) -> int:
 
 def _whole(text: str, most: int) -> int:
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) > most:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {most}")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to {most}")
     return int(text)
 
 

@@ -182,16 +182,15 @@ class Inheritance:
         """
         talk = self.talk
         assert talk is not None
-        is_said, late = False, None
+        done, late = None, None
         try:
             try:
                 talk.say("ready")
                 yield from self._flush(talk)
                 while talk.conversation.state is not State.CONFIRMED:
                     yield from self._hear(talk)
-                talk.say("done")
+                done = talk.say("done")
                 yield from self._flush(talk)
-                is_said = True
                 yield from self._hear_that_it_is_over(talk)
             except PeerClosedError:
                 yield from self._hear_refusal(talk)
@@ -203,7 +202,7 @@ class Inheritance:
                     raise
                 raise failure(f"the predecessor does not hand over: {exc}") from exc
             # Once ``done`` has left, this process is the owner.
-            if not is_said:
+            if done is None or not done.has_left:
                 talk.close()
                 raise
             late = exc
@@ -225,19 +224,15 @@ class Inheritance:
         deadline = monotonic() + protocol.GREETING
         while talk.conversation.state is State.DONE:
             try:
-                if self._take(talk) is not NOTHING:
-                    continue
-                wait = self._await(talk, select.POLLIN, deadline)
-            except TakeoverError:
-                # All else than a refusal is too late to matter.
+                if self._take(talk) is NOTHING:
+                    yield self._await(talk, select.POLLIN, deadline)
+            except (Error, ValueError) as exc:
+                # All else than its end or a refusal is too late to matter.
+                if from_handler(exc) or isinstance(exc, PeerClosedError):
+                    raise
                 if talk.conversation.is_refused:
                     raise
                 return
-            with Ignoring(Error):
-                # So it is if the waiting fails.
-                yield wait
-                continue
-            return
 
     def _flush(self, talk: Talk) -> Steps[None]:
         """Send all of the outbox."""

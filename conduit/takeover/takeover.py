@@ -31,11 +31,11 @@ from conduit._handle import Handle
 from conduit._syscalls import monotonic
 from conduit.closing import Closing
 from conduit.errors import (
-    Doing,
     Error,
     ErrType,
     Ignoring,
     from_handler,
+    reraise,
 )
 from conduit.listener import Listener
 from conduit.mistakes import path_from
@@ -159,7 +159,7 @@ class Takeover(Closing):
         self._watched: Handle | None = None
         self._bell, self._rope = Conduit.pair()
         try:
-            with Doing(f"{self!r}: watching successors"):
+            try:
                 here = with_room(sockets.own_namespace)
                 self._inherited = Holdings(here)
                 self._inheritance = Inheritance(
@@ -179,6 +179,8 @@ class Takeover(Closing):
                     bell=self._bell,
                     ring=self._ring,
                 )
+            except OSError as exc:
+                reraise(exc, f"{self!r}: watching successors")
         except BaseException:
             self._bell.close()
             self._rope.close()
@@ -301,8 +303,10 @@ class Takeover(Closing):
         """
         self._check_new(name)
         old = self._inherited.sockets.get(name)
-        with Doing(f"adopting {name!r}"):
+        try:
             kept = with_room((sock if old is None else old.sock).dup)
+        except OSError as exc:
+            reraise(exc, f"adopting {name!r}")
         if old is None:
             self._hold(name, Held(kept, None, None))
             return sock
@@ -332,9 +336,11 @@ class Takeover(Closing):
         if item is None:
             kept = None
         else:
-            with Doing(f"keeping {name!r}"):
+            try:
                 fd = item if isinstance(item, int) else fd_of(item)
                 kept = Descriptor(with_room(partial(os.dup, fd)), name)
+            except OSError as exc:
+                reraise(exc, f"keeping {name!r}")
         old = self._own.items.pop(name, None)
         if kept is not None:
             self._own.items[name] = kept
@@ -607,7 +613,7 @@ class Takeover(Closing):
         if name is None:
             name = host if port is None else f"{host}:{port}"
         self._check_new(name)
-        with Doing(f"listening as {name!r}"):
+        try:
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
                 sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
@@ -624,6 +630,8 @@ class Takeover(Closing):
                     if inode is not None:
                         self._paths[host] = inode
                     held = Held(with_room(sock.dup), host if port is None else None, inode)
+        except OSError as exc:
+            reraise(exc, f"listening as {name!r}")
         self._hold(name, held)
         return sock
 
@@ -730,8 +738,10 @@ class Takeover(Closing):
         self._wake()
 
     def _duplicate(self, control: Listener) -> socket.socket:
-        with Doing(f"{self!r}: taking over"):
+        try:
             return Descriptor(os.dup(control.fileno())).to_conn()
+        except OSError as exc:
+            reraise(exc, f"{self!r}: taking over")
 
 
 def _close_in_child() -> None:

@@ -32,6 +32,40 @@ NOTHING = object()
 """The result of `Talk.receive` for no message."""
 
 
+class Outgoing:
+    """A message of an outbox. Without ``keep``, its descriptors are closed once it has left."""
+
+    def __init__(self, message: dict[str, Any], keep: bool) -> None:
+        self.message = message
+        self.keep = keep
+        self.send: Send | None = None
+        self._size = 0
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the socket has taken all of it."""
+        return self.send is not None and self.send.sent == self._size
+
+    def step(self, channel: Channel) -> int:
+        """Send some of it; return 0 once it has left, also before, else the event to wait for."""
+        send = self.send
+        if send is None:
+            body, items = channel._codec.encode(self.message)
+            frame = message_frame(body, len(items))
+            self._size = len(frame)
+            send = self.send = Send(channel.conduit, tuple(items), frame, self.keep)
+        return send.step()
+
+    def forget(self) -> None:
+        """Send no more of it."""
+        if self.send is not None:
+            self.send.cancel()
+        if not self.keep:
+            for value in self.message.values():
+                if hasattr(value, "fileno"):
+                    value.close()
+
+
 class Talk:
     """A conversation: Talk(conduit, side). It owns the conduit.
 
@@ -46,35 +80,26 @@ class Talk:
         conduit.timeout = 0
         self._channel = Channel(conduit, max_size=_MAX_SIZE, max_fds=MAX_FDS)
         # A list, since copying one is atomic, also without a GIL.
-        self._outbox: list[tuple[dict[str, Any], bool]] = []
-        self._sending: Send | None = None
+        self._outbox: list[Outgoing] = []
 
-    def say(self, kind: str, fields: dict[str, Any] | None = None, *, keep: bool = True) -> None:
-        """Put a message into the outbox. Without ``keep``, its descriptors are closed once sent."""
+    def say(
+        self, kind: str, fields: dict[str, Any] | None = None, *, keep: bool = True
+    ) -> Outgoing:
+        """Put a message into the outbox, and return it there."""
         self.conversation.say(kind)
-        self._outbox.append(({"kind": kind, **(fields or {})}, keep))
+        message = Outgoing({"kind": kind, **(fields or {})}, keep)
+        self._outbox.append(message)
+        return message
 
     def flush(self) -> int:
         """Send what the socket takes; return 0 once all has left, else the event to wait for."""
         # A local name, since `close` may replace it at any line.
         outbox = self._outbox
         while outbox:
-            if events := self._step(*outbox[0]):
+            if events := outbox[0].step(self._channel):
                 return select.POLLOUT if events == PAUSE else events
             del outbox[0]
         return 0
-
-    def _step(self, message: dict[str, Any], keep: bool) -> int:
-        """Send some of a message; return 0 once it has left, else the event to wait for."""
-        sending = self._sending
-        if sending is None:
-            body, items = self._channel._codec.encode(message)
-            sending = Send(self.conduit, tuple(items), message_frame(body, len(items)), keep)
-            self._sending = sending
-        events = sending.step()
-        if not events:
-            self._sending = None
-        return events
 
     def receive(self) -> Any:
         """Return a message, which may be any object; `NOTHING` if no whole one has come."""
@@ -85,12 +110,8 @@ class Talk:
     def clear(self) -> None:
         """Forget what was to be sent."""
         outbox, self._outbox = self._outbox, []
-        sending, self._sending = self._sending, None
-        if sending is not None:
-            sending.cancel()
-        for message, keep in outbox.copy():
-            if not keep:
-                close_descriptors_and_files(message)
+        for message in outbox.copy():
+            message.forget()
 
     def drain(self) -> None:
         """Receive and drop some messages. `PeerClosedError` once the other side has closed."""
@@ -106,13 +127,6 @@ class Talk:
         finally:
             with Ignoring(Error):
                 self._channel.close()
-
-
-def close_descriptors_and_files(message: dict[str, Any]) -> None:
-    """Close the descriptors and files in a message of this side's."""
-    for value in message.values():
-        if hasattr(value, "fileno"):
-            value.close()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 from conduit import Conduit
 from conduit._syscalls import monotonic
 from conduit.takeover import Takeover, protocol
-from conduit.takeover.talk import NOTHING, TYPE, Talk
+from conduit.takeover.talk import NOTHING, TYPE, Outgoing, Talk
 
 
 def identity(sock: socket.socket) -> list[Any]:
@@ -131,19 +131,20 @@ class Server:
     def fail_at(self, when: str, what: str, kind: str, number: int = signal.SIGKILL) -> None:
         """Be killed, or stopped, before or after a message of a kind is sent or received."""
         talk: Any = Talk
-        step, receive = talk._step, talk.receive
+        outgoing: Any = Outgoing
+        step, receive = outgoing.step, talk.receive
 
         def fail() -> None:
             # Once: one that is stopped may go on.
-            talk._step, talk.receive = step, receive
+            outgoing.step, talk.receive = step, receive
             # To this thread, which goes no further then. Another may be slow to stop the process.
             signal.pthread_kill(threading.get_ident(), number)
 
-        def step_or_die(self: object, message: dict[str, Any], keep: bool) -> int:
-            if message["kind"] == kind and when == "before":
+        def step_or_die(self: Outgoing, channel: object) -> int:
+            if self.message["kind"] == kind and when == "before":
                 fail()
-            events: int = step(self, message, keep)
-            if message["kind"] == kind and when == "after" and not events:
+            events: int = step(self, channel)
+            if self.message["kind"] == kind and when == "after" and not events:
                 fail()
             return events
 
@@ -154,7 +155,7 @@ class Server:
             return message
 
         if what == "send":
-            talk._step = step_or_die
+            outgoing.step = step_or_die
         else:
             talk.receive = receive_and_die
 
