@@ -231,4 +231,4 @@ def lines(
 
 def _width(text: str) -> float:
     """About how wide a text is; no font is at hand to ask."""
-    return 6.9 * len(text)
+    return sum(9.4 if each.isupper() or each == "_" else 6.9 for each in text)
