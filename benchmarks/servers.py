@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -273,6 +274,8 @@ def _circus(site: Site) -> None:
 
 
 def _chain(site: Site) -> None:
+    # It ignores this while the one before is under way, of which it looks at the end once a second.
+    time.sleep(2.5)
     (site.directory / "fifo").write_text("c")
 
 
