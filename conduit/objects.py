@@ -818,8 +818,8 @@ def kind(self: Descriptor) -> str:
             # A memfd is a regular file as well, and so is a pidfd to newer kernels.
             kind = _kind_by_link(fd) or kind or "anonymous"
     except OSError as exc:
-        if not from_handler(exc):
-            # If it was closed meanwhile, that is what is wrong.
+        # If it was closed meanwhile, that is what is wrong.
+        if not from_handler(exc):  # pragma: no branch - traced runs have no handler that raises
             self.fileno()
         reraise(exc, f"the kind of descriptor {fd}", ErrType.UNKNOWN)
     # Check again: another thread may have closed it, and the number been reused.

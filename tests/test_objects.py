@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import IO, Any
 
 import pytest
-from helpers import PORTABLE, is_open, memory, run_python, same_file, waits
+from helpers import GENEROUS, PORTABLE, is_open, memory, run_python, same_file, waits
 
 import conduit
 from conduit import Conduit, Descriptor, Error, ErrType, objects
@@ -708,9 +708,22 @@ def test_a_received_file_can_be_sent_on(ends: Ends, lines: Path) -> None:
     assert rest(ends[0]).decode().startswith("zweite")
 
 
+@pytest.fixture
+def file_waits(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set once a file over a descriptor that does not wait is about to wait itself."""
+    event, wait = threading.Event(), objects.WaitingFile._wait
+
+    def watched(file: objects.WaitingFile, events: int) -> None:
+        event.set()
+        wait(file, events)
+
+    monkeypatch.setattr(objects.WaitingFile, "_wait", watched)
+    return event
+
+
 @pytest.mark.parametrize("mode", [None, "rb", "r"])
 def test_a_buffered_file_over_a_descriptor_that_does_not_wait_waits(
-    ends: Ends, mode: str | None
+    ends: Ends, file_waits: threading.Event, mode: str | None
 ) -> None:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
@@ -719,6 +732,7 @@ def test_a_buffered_file_over_a_descriptor_that_does_not_wait_waits(
         lines = []
         thread = threading.Thread(target=lambda: lines.extend([arrived.readline(), arrived.read()]))
         thread.start()
+        assert file_waits.wait(GENEROUS)
         os.write(writer, b"one\ntwo")
         os.write(writer, b" three")
         os.close(writer)
@@ -730,7 +744,7 @@ def test_a_buffered_file_over_a_descriptor_that_does_not_wait_waits(
             os.close(ends[0].receive_fd())
 
 
-def test_a_buffered_file_waits_in_writing_as_well(ends: Ends) -> None:
+def test_a_buffered_file_waits_in_writing_as_well(ends: Ends, file_waits: threading.Event) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ends[0].transfer_fd(writer)
@@ -743,6 +757,7 @@ def test_a_buffered_file_waits_in_writing_as_well(ends: Ends) -> None:
 
         thread = threading.Thread(target=write)
         thread.start()
+        assert file_waits.wait(GENEROUS)
         assert end.read() == sent
         thread.join()
 
@@ -1007,13 +1022,14 @@ def test_text_whose_buffer_holds_more_from_a_pipe_is_refused() -> None:
         assert text.read() == "a line\nand what follows"
 
 
-def test_a_raw_file_that_waits_reads_all_and_a_part() -> None:
+def test_a_raw_file_that_waits_reads_all_and_a_part(file_waits: threading.Event) -> None:
     source, feed = os.pipe()
     os.set_blocking(source, False)
     with objects.WaitingFile(source, "rb") as file:
         reading = threading.Thread(target=lambda: got.append(file.read(3)))
         got: list[bytes] = []
         reading.start()
+        assert file_waits.wait(GENEROUS)
         os.write(feed, b"abcdef")
         os.close(feed)
         reading.join()
