@@ -55,7 +55,7 @@ class Descriptor:
         ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``.
         `Error` (``UNKNOWN``) if fstat(2) fails.
         """
-    def is_same_file(self, other: HasFileno) -> bool:
+    def is_same_file(self, other: int | HasFileno) -> bool:
         """Whether both refer to one open file description, as duplicates do (two opens do not).
 
         Where the system cannot tell, the inode decides: on Linux before 6.10 in a sandbox without

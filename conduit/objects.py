@@ -789,14 +789,17 @@ def to_conn(self: Descriptor) -> socket.socket:
     return self._open_as(None, False)  # type: ignore[no-any-return]
 
 
-def is_same_file(self: Descriptor, other: HasFileno) -> bool:
+def is_same_file(self: Descriptor, other: int | HasFileno) -> bool:
     """Whether both refer to one open file description, as duplicates do (two opens do not).
 
     Where the system cannot tell, the inode decides: on Linux before 6.10 in a sandbox without
     kcmp(2), and on other systems.
     """
-    other_fd = _number_of(other, "is_same_file")
-    same = same_file(self.fileno(), other_fd)
+    if not isinstance(other, int):
+        other = _number_of(other, "is_same_file")
+    elif not 0 <= other < 1 << 31:
+        raise Error(f"there is no descriptor {other}", ErrType.NO_FD)
+    same = same_file(self.fileno(), other)
     # Check again: another thread may have closed it, and the number been reused.
     self.fileno()
     return same

@@ -658,6 +658,11 @@ def test_duplicates_are_the_same_file_and_a_file_opened_twice_is_not(tmp_path: P
         assert one.is_same_file(one)
         assert one.is_same_file(twin)
         assert twin.is_same_file(one)
+        assert one.is_same_file(twin.fileno())
+        for number in (-1, 1 << 31):
+            with pytest.raises(Error, match="no descriptor") as caught:
+                one.is_same_file(number)
+            assert caught.value.type is ErrType.NO_FD
         if not PORTABLE:
             assert not one.is_same_file(anew)
     with pytest.raises(Error) as caught:
