@@ -156,6 +156,7 @@ SERVERS = [
         "hypercorn",
         f"{_HYPERCORN} --bind fd://{{fd}}",
         f"{_HYPERCORN} --bind 127.0.0.1:PORT",
+        is_clean=False,
     ),
     Server(
         "granian",
