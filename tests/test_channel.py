@@ -533,6 +533,7 @@ def test_what_json_cannot_tell_is_refused_before_anything_is_sent(
     assert there.receive() == "next"
 
 
+@pytest.mark.slow
 @only_blocking
 @pytest.mark.parametrize("make", [circular, lambda: nested(100_000)])
 def test_what_nests_without_end_is_refused_for_any_codec(
@@ -726,6 +727,7 @@ def drip(data: bytes, peer: socket.socket, stop: list[bool]) -> None:
         peer.send(bytes([byte]))
 
 
+@pytest.mark.slow
 def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
     driver: Driver,
 ) -> None:
@@ -1505,6 +1507,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET])
 @given(steps=STEPS)
 @settings(deadline=None, max_examples=150)

@@ -19,6 +19,8 @@ import conduit
 from conduit.errors import ErrType
 from conduit.takeover.protocol import Conversation, Side, State
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent
 DOCS = TESTS.parent / "docs"
 TEXT = (DOCS / "hazards.md").read_text()

@@ -8,6 +8,8 @@ import sys
 import pytest
 from helpers import GENEROUS
 
+pytestmark = pytest.mark.slow
+
 MADE = {
     "Conduit": "kept, _ = Conduit.pair(); _.close()",
     "borrowing Conduit": "kept = Conduit(0)",
