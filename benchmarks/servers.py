@@ -275,7 +275,7 @@ def _circus(site: Site) -> None:
 
 
 def _chain(site: Site) -> None:
-    # It ignores this while the one before is under way, of which it looks at the end once a second.
+    # Ignored until the chain reload before has ended, which uwsgi checks once a second.
     time.sleep(2.5)
     (site.directory / "fifo").write_text("c")
 

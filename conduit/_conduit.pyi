@@ -322,7 +322,7 @@ class Conduit:
         It is flushed first, and its offset is set to where the program stopped reading, not to
         where the buffer did. With ``keep``, both processes share that offset.
 
-        A file whose buffer cannot be put back is refused (``FAILED_TRANSFER``) and left as it is: a
+        A file with a buffer that cannot be put back is refused (``FAILED_TRANSFER``), unchanged: a
         pipe's, or one in the middle of what an encoding decodes at once. So is any reader that may
         have a buffer of its own, except those of `io` over a file or a socket.
         """

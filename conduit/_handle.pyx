@@ -243,8 +243,8 @@ cdef class Handle(FdHolder):
         if fd < LOWEST:
             return Handle.duplicate(fd, what, name, ErrType.NO_FD)
         handle.open(fd, what, name, True)
-        # The C class's: no signal handler runs in it. If it has no memory for its result, it has
-        # let go of the fd all the same.
+        # The C class's: no signal handler runs in it, and the object no longer has the fd, even if
+        # there was no memory for the result.
         socket.detach(sock)
         return handle
 

@@ -266,6 +266,6 @@ def reraise(
         raise exc
     errno = exc.errno or codes.EINVAL
     if why is None and exc.strerror != os.strerror(errno):
-        # The resolver's, whose numbers are no errnos, or a sentence of Python's own.
+        # From the resolver, which has numbers of its own, or a message of Python's.
         why = exc.strerror or str(exc)
     raise from_errno(errno, type, what, why) from exc

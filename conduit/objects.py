@@ -821,7 +821,7 @@ def kind(self: Descriptor) -> str:
             # A memfd is a regular file as well, and so is a pidfd to newer kernels.
             kind = _kind_by_link(fd) or kind or "anonymous"
     except OSError as exc:
-        # If it was closed meanwhile, that is what is wrong.
+        # `fileno` raises if it was closed meanwhile.
         if not from_handler(exc):  # pragma: no branch - traced runs have no handler that raises
             self.fileno()
         reraise(exc, f"the kind of descriptor {fd}", ErrType.UNKNOWN)

@@ -46,6 +46,7 @@ from conduit.errors import (
     WouldBlockError,
     from_errno,
     from_handler,
+    reraise,
 )
 
 if TYPE_CHECKING:
@@ -217,9 +218,7 @@ class Reader(Closing):
         try:
             kind = socket_options(conduit.fileno())[1]
         except OSError as exc:
-            if isinstance(exc, Error) or from_handler(exc):
-                raise
-            raise self._error(exc.errno) from exc
+            reraise(exc, f"{conduit._handle!r}: receiving", ErrType.FAILED_TRANSFER)
         if kind != socket.SOCK_STREAM:
             raise self._error(
                 errno.EPROTOTYPE,
@@ -384,6 +383,6 @@ class Reader(Closing):
         if self._closed:
             raise Error(f"{self._conduit._handle!r}: its Reader is closed", ErrType.NO_FD)
 
-    def _error(self, code: int | None, why: str | None = None) -> Error:
+    def _error(self, code: int | None, why: str) -> Error:
         what = f"{self._conduit._handle!r}: receiving"
         return from_errno(code or errno.EINVAL, ErrType.FAILED_TRANSFER, what, why)

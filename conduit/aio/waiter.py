@@ -112,7 +112,7 @@ class _AsyncioWaiter(Waiter):
         timer = None if limit is None else loop.call_later(limit, self._wake)
         try:
             if fd >= 0:
-                # Before, as a handler may raise in between; one that is not watched is ignored.
+                # First, since a handler may raise in between; to remove one not watched is a no-op.
                 watched = True
                 (loop.add_writer if writing else loop.add_reader)(fd, ready)
             await self._future

@@ -30,13 +30,7 @@ from conduit._conduit import Conduit, Descriptor
 from conduit._handle import Handle
 from conduit._syscalls import monotonic
 from conduit.closing import Closing
-from conduit.errors import (
-    Error,
-    ErrType,
-    Ignoring,
-    from_handler,
-    reraise,
-)
+from conduit.errors import Error, ErrType, Ignoring, from_handler, reraise
 from conduit.listener import Listener
 from conduit.mistakes import path_from
 from conduit.objects import fd_of
