@@ -468,7 +468,7 @@ class Conduit:
         deadline: float | None,
     ) -> int:
         """Send as `transfer`, with a deadline as in `_receive_by`."""
-    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
+    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
     def receive_exactly(self, size: int, max_fds: int = ...) -> Message:
         """Receive exactly ``size`` bytes, and the descriptors that came with them.

@@ -145,9 +145,8 @@ cdef class Descriptor(FdHolder):
 
     def __dealloc__(self):
         # No call uses it: a call holds this object. But a forked child may have its parent's calls.
-        if self.fd >= 0:
-            self.sync()
-            release_fds(&self.node)
+        self.sync()
+        release_fds(&self.node)
         if self.fd >= 0:
             close_now(self.fd)
             # No source: it would be a reference to this object that outlives it.
@@ -178,6 +177,10 @@ cdef class Descriptor(FdHolder):
         cdef int fd = self.give_back(True, False), err = close_now(fd)
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
+
+    def _mode(self) -> int:
+        """Return the ``st_mode``, or minus the errno; no other thread closes it meanwhile."""
+        return self.number(True)
 
     # See `objects`.
     kind = property(objects.kind)
@@ -237,9 +240,7 @@ cdef class Message:
         self, bytes data not None: bytes = b"", fds: Iterable[Descriptor] = (),
         sender: Peer | None = None,
     ) -> None:
-        self._data = data
-        self._sender = sender
-        self._fds = tuple(fds)
+        self._data, self._fds, self._sender = data, tuple(fds), sender
         for descriptor in self._fds:
             if not isinstance(descriptor, Descriptor):
                 raise TypeError(f"fds must hold Descriptors, not {descriptor!r}")
@@ -897,10 +898,9 @@ cdef class Conduit:
         more than ``max_fds`` descriptors; ``EMSGSIZE`` for a packet longer than ``max_data``;
         ``EMFILE`` if this process has no room. `ValueError` for an impossible limit.
         """
-        cdef Limit limit = self._limit()
-        return self._message(max_data, max_fds, &limit)
+        return self._receive_by(max_data, max_fds, None)
 
-    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None = None) -> Message:
+    cpdef Message _receive_by(self, max_data, max_fds, deadline):
         """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
         cdef Limit limit = self._limit(deadline)
         return self._message(max_data, max_fds, &limit)
@@ -1011,8 +1011,11 @@ cdef class Conduit:
         cdef Handle handle = self._handle
         cdef ssize_t got = 0
         cdef int fd = handle.enter()
+        cdef bint is_early
         try:
-            if self.early is not None:
+            with cython.critical_section(self):
+                is_early = self.early is not None
+            if is_early:
                 raise handle.error("receiving: an interrupted receive_exactly() left bytes; take "
                                    "them with another one first")
             while True:

@@ -45,7 +45,7 @@ cdef class FdHolder:
     cdef str label
     cdef object __weakref__
 
-    cdef int number(self) noexcept
+    cdef int number(self, bint mode=*) noexcept
     cdef int borrow(self, bint alone) noexcept
     cdef int give_back(self, bint gone, bint borrowed) noexcept
     cdef void sync(self) noexcept

@@ -133,11 +133,12 @@ cdef class FdHolder:
         """Whether it was closed, detached, or made into another object."""
         return self.number() < 0
 
-    cdef int number(self) noexcept:
-        """Return the fd; less than 0 if it is closed or one call has it alone."""
+    cdef int number(self, bint mode=False) noexcept:
+        """Return the fd, or its ``st_mode``; less than 0 if it is closed or one call has it alone."""
         cdef int fd
         with cython.critical_section(self):
             fd = -1 if self.close_pending or self.users == ALONE else self.fd
+            fd = conduit_mode(fd) if mode else fd
         return fd
 
     @cython.final

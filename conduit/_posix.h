@@ -291,6 +291,19 @@ static inline long long conduit_offset(int fd)
     return offset;
 }
 
+/* The st_mode of a descriptor, or minus the errno. Linux tells it without asking the server of a
+ * file system on the net or in user space (FUSE), which may take long, or for ever. */
+static inline int conduit_mode(int fd)
+{
+    struct stat status;
+#if defined(STATX_TYPE) && !defined(CONDUIT_PORTABLE)
+    struct statx known;
+    if (!statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &known))
+        return known.stx_mode;
+#endif
+    return fstat(fd, &status) ? -errno : (int)status.st_mode;
+}
+
 /* Something close-on-exec to wake poll() by: [to poll, to write to]; 0, or -1 and errno. */
 static inline int conduit_waker(int ends[2])
 {

@@ -52,6 +52,7 @@ cdef extern from "_posix.h" nogil:
     ssize_t conduit_sendmsg(int fd, const msghdr *msg, int flags)
     int conduit_accept(int fd)
     long long conduit_offset(int fd)
+    int conduit_mode(int fd)
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int *kind)
     int conduit_socket_options(int fd, int *family, int *kind, int *protocol)

@@ -62,21 +62,18 @@ cdef int identify(int fd, FileId *found) noexcept nogil:
     """Get device and inode, which tell a socket from every other file while it is open."""
     cdef struct_stat status
     cdef int err = <int>conduit_result(fstat(fd, &status))
-    if err:
-        return err
-    found.device, found.inode = status.st_dev, status.st_ino
-    return 0
+    if not err:
+        found.device, found.inode = status.st_dev, status.st_ino
+    return err
 
 
 cdef int close_known(int fd, const FileId *known) noexcept nogil:
     """Close a socket; EBADF if other code has closed it and the fd is another file's."""
     cdef FileId found
     cdef int err = identify(fd, &found)
-    if err:
-        return err
-    if found.device != known.device or found.inode != known.inode:
-        return -EBADF
-    return close_fd(fd)
+    if not err and (found.device != known.device or found.inode != known.inode):
+        err = -EBADF
+    return err or close_fd(fd)
 
 
 cdef void set_header(msghdr *msg, iovec *part, const void *data, size_t size) noexcept nogil:

@@ -814,19 +814,17 @@ def kind(self: Descriptor) -> str:
     ``"inotify"``, ``"pidfd"``, ``"io_uring"`` and others; if unknown, it is ``"anonymous"``.
     `Error` (``UNKNOWN``) if fstat(2) fails.
     """
-    fd = self.fileno()
-    try:
-        kind = _KINDS.get(stat.S_IFMT(os.fstat(fd).st_mode))
-        if kind is None or kind == "regular file":
-            # A memfd is a regular file as well, and so is a pidfd to newer kernels.
-            kind = _kind_by_link(fd) or kind or "anonymous"
-    except OSError as exc:
+    fd, mode = self.fileno(), self._mode()
+    if mode < 0:
         # `fileno` raises if it was closed meanwhile.
-        if not from_handler(exc):  # pragma: no branch - traced runs have no handler that raises
-            self.fileno()
-        reraise(exc, f"the kind of descriptor {fd}", ErrType.UNKNOWN)
-    # Check again: another thread may have closed it, and the number been reused.
-    self.fileno()
+        self.fileno()
+        raise from_errno(-mode, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
+    kind = _KINDS.get(stat.S_IFMT(mode))
+    if kind is None or kind == "regular file":
+        # A memfd is a regular file as well, and so is a pidfd to newer kernels.
+        kind = _kind_by_link(fd) or kind or "anonymous"
+        # Check again: another thread may have closed it, and the number been reused.
+        self.fileno()
     return kind
 
 
