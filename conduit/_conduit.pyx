@@ -44,6 +44,7 @@ from conduit.closing import Closing
 from conduit.errors import (
     Error, ErrType, PeerClosedError, from_errno, from_handler, prefix_message, refusal, reraise,
 )
+from conduit.objects import blank_socket, fill_socket, open_file, prepare, raw_file
 from conduit.peer import Peer
 from conduit.signature import class_signature
 
@@ -106,7 +107,7 @@ cdef object open_raw(int fd, mode, buffering, owner):
     if flags < 0:
         raise from_errno(-flags, ErrType.BAD_CLONE, f"descriptor {fd}")
     try:
-        raw_class, raw_mode = objects.raw_file(fd, flags, mode, buffering)
+        raw_class, raw_mode = raw_file(flags, mode, buffering)
         return raw_class(fd, raw_mode, owner)
     except OSError as exc:
         reraise(exc, f"descriptor {fd}", ErrType.BAD_CLONE)
@@ -191,7 +192,7 @@ cdef class Descriptor(FdHolder):
     cpdef object _open_as(self, tuple arguments, bint close):
         """Turn it into a file, or for None a socket; on failure ``close`` it or leave it open."""
         cdef HeldFds node
-        made = objects.blank_socket() if arguments is None else None
+        made = blank_socket() if arguments is None else None
         cdef int fd = self.borrow(True)
         if fd < 0:
             raise Error(UNAVAILABLE, ErrType.NO_FD)
@@ -199,10 +200,10 @@ cdef class Descriptor(FdHolder):
         hold_fds(&node, &fd, 1)
         try:
             if arguments is None:
-                objects.fill_socket(made, fd)
+                fill_socket(made, fd)
             else:
                 raw = open_raw(fd, arguments[0], arguments[1], False)
-                made = objects.open_file(raw, *arguments)
+                made = open_file(raw, *arguments)
                 if fd < 0:
                     # A handler forked just now. This is the child, which closed the fd.
                     raise Error("a handler has forked", ErrType.NO_FD)  # pragma: no cover
@@ -352,7 +353,7 @@ cdef class Send(Waiter):
                 elif isinstance(item, Descriptor):
                     fd = self._borrow(<Descriptor>item, keep, &how)
                 else:
-                    objects.prepare(item, keep)
+                    prepare(item, keep)
                     fd, how = -1, NOT if keep else AS_OBJECT
                 self.fds[i], self.closing[i], self.own[i] = fd, how, fd if how == MOVED else -1
                 self.count = self.node.count = i + 1
@@ -795,7 +796,7 @@ cdef class Conduit:
     cdef int _transfer_object(self, object obj, bint keep) except -1:
         if isinstance(obj, Descriptor):
             return self._send((obj,), None, keep, None)
-        objects.prepare(obj, keep)
+        prepare(obj, keep)
         return self._transfer_one(fd_of(obj), obj, keep)
 
     cdef int _transfer_one(self, int fd, object item, bint keep) except -1:
@@ -870,7 +871,7 @@ cdef class Conduit:
         try:
             raw = open_raw(descriptor.fd, mode, buffering, True)
             descriptor.fd = -1
-            return objects.open_file(raw, mode, buffering, encoding, errors, newline, name)
+            return open_file(raw, mode, buffering, encoding, errors, newline, name)
         except BaseException:
             close_now(descriptor.give_back(True, False))
             if raw is not None:

@@ -40,6 +40,7 @@ import select
 import socket
 import stat
 import sys
+from functools import lru_cache
 
 from conduit import mistakes
 from conduit._syscalls import offset_of, same_file, socket_options
@@ -533,14 +534,12 @@ for _mode, _raw_mode in _RAW_MODES.items():
         for _letters in itertools.permutations(_mode + _letter):
             _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
 
-_checked: set[tuple[str, str | None, str | None]] = set()
-"""Values of encoding, errors and newline that are known to be valid."""
-
 _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 
 _O_PATH = getattr(os, "O_PATH", 0)
 
 
+@lru_cache(typed=True)
 def check_file_arguments(
     mode: str | None,
     buffering: int,
@@ -566,49 +565,39 @@ def check_file_arguments(
     text = mode is not None and "b" not in mode
     if text and buffering == 0:
         raise ValueError("can't have unbuffered text I/O")
-    if encoding is errors is newline is None:
-        return
     if text:
-        arguments = ("utf-8" if encoding is None else encoding, errors, newline)
-        if arguments not in _checked:
-            io.TextIOWrapper(io.BytesIO(), *arguments)
-            _checked.add(arguments)
+        io.TextIOWrapper(io.BytesIO(), "utf-8" if encoding is None else encoding, errors, newline)
     else:
         given = {"encoding": encoding, "errors": errors, "newline": newline}
-        for argument, value in given.items():  # pragma: no branch - one is given
+        for argument, value in given.items():
             if value is not None:
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
 
 
-def raw_file(fd: int, flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
+@lru_cache(typed=True)
+def raw_file(flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
     """Return the class to make a raw file of a descriptor with, and the mode to give it.
 
     Args:
-        fd: the descriptor.
-        flags: its access mode and status flags (``F_GETFL``).
+        flags: the descriptor's access mode and status flags (``F_GETFL``).
         mode: as for ``open()``; None means binary, with what the descriptor allows.
         buffering: as for ``open()``.
 
     Raises:
-        Error: ``BAD_CLONE``, if the descriptor does not allow what the mode asks for.
+        OSError: the descriptor does not allow what the mode asks for.
     """
     access = flags & os.O_ACCMODE
     if flags & _O_PATH:
-        raise from_errno(
-            errno.EBADF,
-            ErrType.BAD_CLONE,
-            f"descriptor {fd}",
-            "it was opened with O_PATH, only to name a file, not to read or write it",
+        raise OSError(
+            errno.EBADF, "it was opened with O_PATH, only to name a file, not to read or write it"
         )
     cls = WaitingFile if flags & os.O_NONBLOCK and buffering else io.FileIO
     reading, writing, raw_mode = _MODES[mode]
     if mode is None:
         return cls, _OWN_MODES.get(access, "r+b")
     if (reading and access == os.O_WRONLY) or (writing and access == os.O_RDONLY):
-        raise from_errno(
+        raise OSError(
             errno.EACCES,
-            ErrType.BAD_CLONE,
-            f"descriptor {fd}",
             f"it is not open for {'reading' if access == os.O_WRONLY else 'writing'}, which mode "
             f"{mode!r} asks for",
         )
@@ -646,7 +635,8 @@ def open_file(
     if mode is None or "b" in mode:
         return buffer  # type: ignore[return-value]
     lines = buffering == 1 or (buffering < 0 and not raw.seekable() and raw.isatty())
-    wrapper = io.TextIOWrapper(buffer, io.text_encoding(encoding), errors, newline, lines)
+    encoding = encoding or io.text_encoding(None)
+    wrapper = io.TextIOWrapper(buffer, encoding, errors, newline, lines)
     wrapper.mode = mode  # type: ignore[misc]
     return wrapper
 
@@ -734,15 +724,21 @@ def fill_socket(sock: socket.socket, fd: int) -> None:
         Error: ``BAD_CLONE``, if the descriptor is not a socket.
     """
     try:
+        if os.get_blocking(fd) and socket.getdefaulttimeout() is None:
+            # By far the most common, and Python finds out the rest in fewer system calls.
+            sock.__init__(-1, -1, -1, fd)  # type: ignore[misc]
+            return
+    except OSError as exc:
+        if from_handler(exc):
+            raise
+        # It is no socket; or it has no name, from which Python knows the family (AF_ALG, AF_XDP).
+    try:
         family, kind, protocol, waits = socket_options(fd)
         # O_NONBLOCK is shared with the sender, so a default timeout must not set it. A socket
         # object that is told SOCK_NONBLOCK leaves the flag alone.
-        if waits and socket.getdefaulttimeout() is None:
-            sock.__init__(family, kind, protocol, fd)  # type: ignore[misc]
-        else:
-            sock.__init__(family, kind | _SOCK_NONBLOCK, protocol, fd)  # type: ignore[misc]
-            if waits or not _SOCK_NONBLOCK:
-                sock.settimeout(None if waits else 0.0)
+        sock.__init__(family, kind | _SOCK_NONBLOCK, protocol, fd)  # type: ignore[misc]
+        if waits or not _SOCK_NONBLOCK:
+            sock.settimeout(None if waits else 0.0)
     except OSError as exc:
         reraise(exc, f"descriptor {fd}", ErrType.BAD_CLONE)
 

@@ -554,7 +554,7 @@ def test_a_socket_whose_making_is_interrupted_at_its_end_stays_the_descriptors(
     with peer, Descriptor(mine.detach()) as descriptor:
         number = descriptor.fileno()
         with monkeypatch.context() as patch:
-            patch.setattr(objects, "fill_socket", fill_and_raise)
+            patch.setattr("conduit._conduit.fill_socket", fill_and_raise)
             with pytest.raises(KeyboardInterrupt):
                 descriptor.to_conn()
         gc.collect()

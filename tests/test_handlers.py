@@ -251,17 +251,18 @@ def test_a_handler_that_strikes_within_a_method_of_an_object_stays_itself(
     os.close(struck.number)
 
 
+@pytest.mark.parametrize("place", ["os.get_blocking", "conduit.objects.socket_options"])
 def test_a_handler_that_strikes_while_a_socket_is_made_stays_itself(
-    ends: Ends, monkeypatch: pytest.MonkeyPatch
+    ends: Ends, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    from conduit import objects
-
     def strike(number: int) -> int:
         signal.raise_signal(signal.SIGUSR1)
         raise AssertionError("unreachable")
 
-    monkeypatch.setattr(objects, "socket_options", strike)
-    ends[0].transfer_conn(socket.socket(socket.AF_UNIX))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    ends[0].transfer_conn(sock)
+    monkeypatch.setattr(place, strike)
     with handling(signal.SIGUSR1, raise_alarm), pytest.raises(Alarm) as caught:
         ends[1].receive_conn()
     assert not isinstance(caught.value, Error)
@@ -317,7 +318,7 @@ def test_a_file_that_is_made_by_a_struck_call_leaves_the_descriptor_as_it_was(
     with Descriptor(memory(b"kept")) as descriptor:
         number = descriptor.fileno()
         with monkeypatch.context() as patch:
-            patch.setattr(objects, "open_file", strike)
+            patch.setattr("conduit._conduit.open_file", strike)
             with pytest.raises(Alarm):
                 descriptor.to_file("rb", name="given")
         made.clear()
@@ -341,7 +342,7 @@ def test_a_file_that_is_received_by_a_struck_call_is_closed(
 
     made: list[Any] = []
     open_file = objects.open_file
-    monkeypatch.setattr(objects, "open_file", strike)
+    monkeypatch.setattr("conduit._conduit.open_file", strike)
     one, other = Conduit.pair()
     with one, other:
         one.transfer_fd(memory(b"lost"))
