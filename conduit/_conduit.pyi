@@ -167,6 +167,8 @@ class Descriptor:
         *,
         name: str | None = None,
     ) -> IO[Any]: ...
+    def _mode(self) -> int:
+        """Return the ``st_mode``, or minus the errno; no other thread closes it meanwhile."""
     def _open_as(self, arguments: tuple[Any, ...] | None, close: bool) -> Any:
         """Turn it into a file, or for None a socket; on failure ``close`` it or leave it open."""
     def to_conn(self) -> socket.socket:

@@ -134,7 +134,7 @@ cdef class FdHolder:
         return self.number() < 0
 
     cdef int number(self, bint mode=False) noexcept:
-        """Return the fd, or its ``st_mode``; less than 0 if it is closed or one call has it alone."""
+        """Return the fd, or its ``st_mode``; less than 0 if closed, or one call has it alone."""
         cdef int fd
         with cython.critical_section(self):
             fd = -1 if self.close_pending or self.users == ALONE else self.fd

@@ -49,11 +49,13 @@ from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Any
+    from typing import IO, Any, TypeVar
 
     from _typeshed import HasFileno
 
     from conduit._conduit import Descriptor
+
+    _F = TypeVar("_F", bound=Callable[..., Any])
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
@@ -93,6 +95,11 @@ _KINDS = {
 
 _socket_class = socket.socket
 _FileIO = io.FileIO
+
+
+def _remembering(function: _F) -> _F:
+    """Let a function remember what it answered; a checker sees its own types."""
+    return lru_cache(typed=True)(function)  # type: ignore[return-value]
 
 
 def fd_of(obj: object, call: str = "transfer") -> int:
@@ -539,7 +546,7 @@ _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 _O_PATH = getattr(os, "O_PATH", 0)
 
 
-@lru_cache(typed=True)
+@_remembering
 def check_file_arguments(
     mode: str | None,
     buffering: int,
@@ -574,7 +581,7 @@ def check_file_arguments(
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
 
 
-@lru_cache(typed=True)
+@_remembering
 def raw_file(flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
     """Return the class to make a raw file of a descriptor with, and the mode to give it.
 

@@ -10,7 +10,8 @@ ThreadSanitizer would take longer than the tests.
 
 CPython has races of its own, and ThreadSanitizer reports them. A report is conduit's if one of
 the two accesses is made by a conduit module itself, or both by functions of CPython that conduit
-modules have called. What CPython does to run a test, or conduit's plain Python, does not count.
+modules have called. What CPython does to run a test, or conduit's plain Python, does not count,
+nor does a race that CPython knows as its own.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ FRAME = re.compile(r"^ +#\d+ (\S+) .*?\(([^()]+)\+0x[0-9a-f]+\)")
 SANITIZER = re.compile(r"^lib(?:clang_rt\.)?tsan")
 MODULE = re.compile(r"^_(?:conduit|handle|syscalls)\.")
 INTERPRETER = "_PyEval_EvalFrameDefault"
+# Interning a string, as for the name of a function in a traceback: python/cpython#129701, #113956.
+KNOWN = "intern_common"
 # Above the two stacks of a race; further ones tell where a thread or a block of memory is from.
 ACCESS = re.compile(r"^  (?:previous )?(?:atomic )?(?:read|write) of size ", re.IGNORECASE)
 RACE = re.compile(r"^WARNING: ThreadSanitizer: (data race|heap-use-after-free)")
@@ -97,11 +100,14 @@ def stacks(report: list[str]) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 def is_ours(report: list[str]) -> bool:
     """Whether a report is of conduit's code; see the module."""
-    calls = [
-        [file for _, file in takewhile(lambda frame: frame[0] != INTERPRETER, frames)]
+    accesses = [
+        list(takewhile(lambda frame: frame[0] != INTERPRETER, frames))
         for head, frames in stacks(report)
         if ACCESS.match(head) or not RACE.match(report[0])
     ]
+    if all(any(function == KNOWN for function, _ in frames) for frames in accesses):
+        return False
+    calls = [[file for _, file in frames] for frames in accesses]
     return any(files and MODULE.match(files[0]) for files in calls) or (
         len(calls) > 1 and all(any(map(MODULE.match, files)) for files in calls)
     )
