@@ -70,6 +70,7 @@ OURS = "__pyx_f_number conduit/_handle.c:9 (_handle.cpython-313t-x86_64-linux-gn
 LIST = "list_item Objects/listobject.c:689 (python3.13t+0x16936c)"
 ALLOCATE = "PyType_GenericAlloc Objects/typeobject.c:2081 (python3.13t+0x1f8363)"
 MEMSET = "memset sanitizer_common_interceptors.inc:799 (libtsan.so.2+0x5cbc4)"
+INTERN = "intern_common Objects/unicodeobject.c:15308 (python3.13t+0x220f21)"
 LOOP = "_PyEval_EvalFrameDefault Python/generated_cases.c.h:813 (python3.13t+0x2e9c36)"
 
 
@@ -82,6 +83,9 @@ LOOP = "_PyEval_EvalFrameDefault Python/generated_cases.c.h:813 (python3.13t+0x2
         # Memory that is used again: the interpreter's affair, whatever it is for.
         ([MEMSET, ALLOCATE, OURS, LOOP], [LIST, LOOP], False),
         ([LIST, LOOP, OURS], [LIST, LOOP, OURS], False),
+        # CPython's own.
+        ([LIST, INTERN, OURS, LOOP], [INTERN, OURS, LOOP], False),
+        ([LIST, OURS, LOOP], [INTERN, OURS, LOOP], True),
     ],
 )
 def test_a_race_is_ours_if_our_modules_have_part_in_it(

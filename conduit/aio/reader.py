@@ -47,11 +47,13 @@ class AsyncReader(Closing):
 
     async def receive_exactly(self, size: int) -> bytes:
         """Receive exactly ``size`` bytes; see `Reader.receive_exactly`."""
-        return await self._read(self._ahead.exactly, size)
+        found = self._at_once(self._ahead.exactly, size)
+        return await self._read(self._ahead.exactly, size) if found is None else found
 
     async def receive_until(self, delimiter: bytes) -> bytes:
         """Receive the bytes up to a delimiter, which is consumed; see `Reader.receive_until`."""
-        return await self._read(self._ahead.until, delimiter)
+        found = self._at_once(self._ahead.until, delimiter)
+        return await self._read(self._ahead.until, delimiter) if found is None else found
 
     def take_fds(self, count: int = 1) -> tuple[Descriptor, ...]:
         """Return the first ``count`` descriptors that came; see `Reader.take_fds`."""
@@ -66,11 +68,14 @@ class AsyncReader(Closing):
         self.close()
         await checkpoint()
 
-    async def _read(self, find: Callable[[_W], bytes | None], wanted: _W) -> bytes:
-        if not self._receiving.free():
-            await self._receiving.let_others_run()
+    def _at_once(self, find: Callable[[_W], bytes | None], wanted: _W) -> bytes | None:
+        """Return what has come already, or None; also if other tasks are due first."""
         # Of no bytes, a closed reader would have enough.
-        while (found := find(wanted)) is None or self._reader.closed:
+        return None if not self._receiving.free() or self._reader.closed else find(wanted)
+
+    async def _read(self, find: Callable[[_W], bytes | None], wanted: _W) -> bytes:
+        await self._receiving.let_others_run()
+        while self._reader.closed or (found := find(wanted)) is None:
             # Receive once, or wait until another task has: it may have got what is wanted here.
             # What it gets is in the reader then, and is consumed by who awaits it.
             await self._receiving.call(partial(self._reader._fetch, wanted, self._ahead.came))
