@@ -57,7 +57,7 @@ from conduit import (
 from conduit._conduit import Send
 from conduit.aio import AsyncConduit, AsyncListener, direction
 from conduit.aio.direction import STRIDE
-from conduit.aio.waiter import new_waiter
+from conduit.aio.waiter import Waiter, new_waiter
 from conduit.objects import may_wait
 from conduit.takeover import Takeover
 
@@ -871,6 +871,74 @@ async def test_what_a_handler_raises_as_a_call_begins_to_wait_stays_itself(
         await ends[0].receive()
     monkeypatch.undo()
     assert not isinstance(caught.value, Error)
+
+
+def strike_as_a_call_ends(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the next call that leaves its queue be struck by a handler, at one of two places."""
+    leave = direction.Direction.leave
+
+    def struck(self: direction.Direction, waiter: Waiter) -> None:
+        monkeypatch.setattr(direction.Direction, "leave", leave)
+        if where == "before the call of what was taken out":
+            self.waiting.remove(waiter)
+            waiter.holds.pop()
+        raise OSError("from the handler")
+
+    monkeypatch.setattr(direction.Direction, "leave", struck)
+
+
+@pytest.mark.parametrize("where", ["at the beginning", "before the call of what was taken out"])
+async def test_a_send_that_a_handler_strikes_as_it_ends_gives_up_its_turn(
+    monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    # Until the end: the traceback has the message that was struck.
+    tracebacks: list[object] = []
+
+    async def transfer(one: AsyncConduit) -> None:
+        with pytest.raises(OSError, match="from the handler") as caught:
+            await one.transfer(data=b"never leaves")
+        tracebacks.append(caught)
+
+    one, other = AsyncConduit.pair()
+    async with one, other:
+        queued = fill(one.fileno())
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(transfer, one)
+            await all_blocked()
+            strike_as_a_call_ends(where, monkeypatch)
+            tasks.cancel_scope.cancel()
+        drain(other.fileno(), queued)
+        assert len(tracebacks) == 1
+        with anyio.fail_after(GENEROUS):
+            await one.transfer(data=b"next")
+            assert (await other.receive()).data == b"next"
+
+
+async def test_a_receive_that_a_handler_strikes_as_it_ends_lets_the_next_one_receive(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got: list[bytes] = []
+
+    async def struck(*, task_status: anyio.abc.TaskStatus[anyio.CancelScope]) -> None:
+        with anyio.CancelScope() as scope:
+            task_status.started(scope)
+            with pytest.raises(OSError, match="from the handler"):
+                await ends[1].receive()
+
+    async def receive() -> None:
+        got.append((await ends[1].receive()).data)
+
+    with anyio.fail_after(GENEROUS):
+        async with anyio.create_task_group() as tasks:
+            scope = await tasks.start(struck)
+            await all_blocked()
+            tasks.start_soon(receive)
+            await all_blocked()
+            strike_as_a_call_ends("at the beginning", monkeypatch)
+            scope.cancel()
+            await all_blocked()
+            await ends[0].transfer(data=b"for the next one")
+    assert got == [b"for the next one"]
 
 
 # Other tasks

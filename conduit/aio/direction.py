@@ -117,8 +117,7 @@ class Receiving(Direction):
                 pass
         # The first in the queue has just tried in vain.
         tried = not self.waiting
-        waiter = self.join()
-        try:
+        with self.place() as waiter:
             while self.waiting[0] is not waiter:
                 await waiter.wait()
             if self.passed >= STRIDE:
@@ -131,19 +130,15 @@ class Receiving(Direction):
                     return attempt()
                 except WouldBlockError:
                     tried = True
-        finally:
-            first = self.waiting[:1] == [waiter]
-            self.leave(waiter)
-            if first:
-                self._wake_next(waiter.loop)
 
-    def _wake_next(self, here: object) -> None:
+    def _has_left(self, waiter: Waiter) -> None:
+        """Wake the next."""
         # A copy, since other threads may change the list: each waiter may be of another loop.
-        for waiter in self.waiting.copy():
+        for other in self.waiting.copy():
             try:
-                return waiter.wake(here)
+                return other.wake(waiter.loop)
             except RuntimeError:
-                self.leave(waiter)
+                self.leave(other)
         return None
 
 
@@ -157,18 +152,19 @@ class Sending(Direction):
 
     async def finish(self, send: Send) -> None:
         """Send the message, or the rest of it."""
-        waiter = self.join()
-        waiter.holds.append(send.cancel)
         try:
-            if self.passed >= STRIDE:
-                self.passed = 0
-                await checkpoint()
-            while events := send.step(waiter.wake):
-                if events == PAUSE:
-                    await sleep(RETRY)
-                elif events == QUEUED:
-                    await waiter.wait()
-                else:
-                    await self.wait(waiter, send.sent)
+            with self.place() as waiter:
+                waiter.holds.append(send.cancel)
+                if self.passed >= STRIDE:
+                    self.passed = 0
+                    await checkpoint()
+                while events := send.step(waiter.wake):
+                    if events == PAUSE:
+                        await sleep(RETRY)
+                    elif events == QUEUED:
+                        await waiter.wait()
+                    else:
+                        await self.wait(waiter, send.sent)
         finally:
-            self.leave(waiter)
+            # Again: a signal handler may have raised before the call that `leave` took out.
+            send.cancel()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from conduit.aio.waiter import Waiter, checkpoint, new_waiter
 
@@ -20,15 +21,27 @@ class Queue:
         # A list, since copying one is atomic, also without a GIL.
         self.waiting: list[Waiter] = []
 
-    def join(self) -> Waiter:
-        """Enter the queue, until `leave`."""
+    @contextmanager
+    def place(self) -> Iterator[Waiter]:
+        """Let a call wait in the queue until the end of the ``with``.
+
+        It leaves whatever a signal handler raises, and wherever: first the call is prepared to
+        leave, then it enters; it leaves twice; and a generator that is dropped ends all the same.
+        """
         for waiter in self.waiting.copy():
             if not waiter.has_ended:
                 break
             self.leave(waiter)
         waiter = new_waiter()
-        self.waiting.append(waiter)
-        return waiter
+        try:
+            self.waiting.append(waiter)
+            yield waiter
+        finally:
+            try:
+                self.leave(waiter)
+            finally:
+                self.leave(waiter)
+                self._has_left(waiter)
 
     def leave(self, waiter: Waiter) -> None:
         """Leave the queue, and release what the waiter holds; no-op if others have done so."""
@@ -36,6 +49,9 @@ class Queue:
             self.waiting.remove(waiter)
         while waiter.holds:
             waiter.holds.pop()()
+
+    def _has_left(self, waiter: Waiter) -> None:
+        """Do what is due once a call has left."""
 
     def wake_all(self) -> None:
         """Wake all waiters. May be called in any thread or signal handler."""

@@ -178,12 +178,9 @@ class AsyncTakeover(Closing):
         `aclose`, or `close` from anywhere, ends it.
         """
         takeover = self.takeover
-        waiter = self._queue.join()
-        try:
+        with self._queue.place() as waiter:
             while not takeover._is_over:
                 await waiter.wait()
-        finally:
-            self._queue.leave(waiter)
         return takeover.wait(0)
 
     def close(self) -> None:
@@ -201,22 +198,20 @@ class AsyncTakeover(Closing):
 
     async def _drive(self, steps: Steps[_T]) -> _T:
         """Run all steps, and wait between them."""
-        waiter = self._queue.join()
-        try:
-            wait = next(steps)
-            while True:
-                try:
-                    await _wait(waiter, *wait)
-                except BaseException as exc:
-                    # The steps may end in spite of it, with a result.
-                    wait = steps.throw(exc)
-                else:
-                    wait = next(steps)
-        except StopIteration as done:
-            result: _T = done.value
-            return result
-        finally:
-            self._queue.leave(waiter)
+        with self._queue.place() as waiter:
+            try:
+                wait = next(steps)
+                while True:
+                    try:
+                        await _wait(waiter, *wait)
+                    except BaseException as exc:
+                        # The steps may end in spite of it, with a result.
+                        wait = steps.throw(exc)
+                    else:
+                        wait = next(steps)
+            except StopIteration as done:
+                result: _T = done.value
+                return result
 
     def _answer(self, takeover: Takeover) -> None:
         """Answer successors, until one serves or this is closed."""
@@ -227,9 +222,8 @@ class AsyncTakeover(Closing):
 
         async def answer() -> None:
             # Not before: a task that is cancelled before it runs would never leave.
-            waiter = self._queue.join()
-            waiter.holds.append(watched.close)
-            try:
+            with self._queue.place() as waiter:
+                waiter.holds.append(watched.close)
                 while not takeover._is_over:
                     try:
                         succession.step()
@@ -237,8 +231,6 @@ class AsyncTakeover(Closing):
                     except Exception:
                         log.exception("answering successors failed, and goes on")
                         await waiter.wait(limit=PAUSE)
-            finally:
-                self._queue.leave(waiter)
 
         self._answering = spawn(answer)
 
