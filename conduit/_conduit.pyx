@@ -57,8 +57,7 @@ cdef enum:
     # How an item is closed once it was sent: not by this message; by its number; by its object's
     # close(); a Descriptor that is moved; a Descriptor that is shared, which is only given back.
     NOT, AS_INT, AS_OBJECT, MOVED, SHARED
-    # The most bytes that receive_exactly() makes room for at once.
-    PIECE = 1 << 18
+    PIECE = 1 << 18  # The bytes that receive_exactly() makes room for before any have come.
 
 
 cdef int fd_from(object value, str call) except -1:
@@ -263,7 +262,7 @@ cdef class Message:
         The kernel attaches it to each message (``SCM_CREDENTIALS``), so datagrams have it too. A
         user not mapped in this user namespace shows as the overflow uid, 65534: it may be anyone.
         """
-        return self._sender
+        return self._sender and Peer(*self._sender)
 
     def __repr__(self) -> str:
         return f"<conduit.Message of {len(self._data)} bytes and {len(self._fds)} descriptors>"
@@ -281,6 +280,30 @@ cdef class Message:
         err = close_all(fds, count) or err
         if err:
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing what came with {self!r}")
+
+
+cdef Message message_of(RecvResult *result, bytes payload, ssize_t size):
+    """Return what came, as a Message whose Descriptors own the fds. Without memory, close them."""
+    cdef int i = 0
+    cdef tuple fds
+    cdef Descriptor descriptor
+    cdef Message message
+    try:
+        message = Message.__new__(Message)
+        message._fds = fds = PyTuple_New(result.count)
+        while i < result.count:
+            descriptor = Descriptor.__new__(Descriptor)
+            descriptor.fd = result.fds[i]
+            Py_INCREF(descriptor)
+            PyTuple_SET_ITEM(fds, i, descriptor)
+            i += 1
+        message._data = payload if size == len(payload) else payload[:size]
+        if result.told:
+            message._sender = result.sender.pid, result.sender.uid, result.sender.gid
+        return message
+    except MemoryError:  # pragma: no cover - traced runs do not run out of memory
+        close_fds(&result.fds[i], result.count - i)  # pragma: no cover
+        raise  # pragma: no cover
 
 
 @cython.final
@@ -314,22 +337,17 @@ cdef class Send(Waiter):
     cdef int _load(self, Handle handle, tuple items, object data, bint keep) except -1:
         """Pin the buffer and resolve the items; on failure ``__dealloc__`` undoes it."""
         handle.enter()
-        self.handle = handle
-        self.items = items
-        self.data = b"\0"
-        self.size = 1
+        self.handle, self.items, self.data, self.size = handle, items, b"\0", 1
         if data is not None:
             # First: its __buffer__() may run any code, and none may run once the fds are known.
             PyObject_GetBuffer(data, &self.view, PyBUF_SIMPLE)
             self.viewed = True
-            self.data = <const char *>self.view.buf
-            self.size = self.view.len
+            self.data, self.size = <const char *>self.view.buf, self.view.len
             if not self.size and handle.kind == SOCK_STREAM:
                 raise ValueError("a stream carries no empty message; omit data to send one NUL")
         elif not items:
             raise ValueError("there is nothing to send: neither descriptors nor data")
-        self._resolve(keep)
-        return 0
+        return self._resolve(keep)
 
     cdef int _resolve(self, bint keep) except -1:
         """Prepare each item and find its fd."""
@@ -362,9 +380,7 @@ cdef class Send(Waiter):
                 if self.fds[i] < 0:
                     self.fds[i] = fd_of(self.items[i])
                 if self.fds[i] == self.handle.fd:
-                    raise self.handle.error(
-                        "it cannot carry itself: it would keep its own end open"
-                    )
+                    raise self.handle.error("it cannot carry itself: its own end would stay open")
                 if self.fds[i] > highest:
                     highest = self.fds[i]
                 elif not keep:
@@ -586,10 +602,11 @@ cdef class Conduit:
 
     cdef readonly Handle _handle
     cdef double seconds
-    # source: the object that owns a borrowed fd. place: the path it is bound at. early: messages
-    # that an interrupted receive_exactly() received.
+    # source: the object that owns a borrowed fd. place: the path it is bound at. early: what an
+    # interrupted receive_exactly() received; the first ``early_size`` bytes of it.
     cdef object source, place
-    cdef list early
+    cdef Message early
+    cdef Py_ssize_t early_size
     cdef object __weakref__
 
     def __cinit__(self):
@@ -623,7 +640,7 @@ cdef class Conduit:
         return conduit
 
     @staticmethod
-    def _accept(handle: Handle, timeout: float | None = None) -> Conduit:
+    def _accept(Handle handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef Limit limit = Limit(mistakes.seconds_from(timeout), 0)
@@ -636,9 +653,7 @@ cdef class Conduit:
             else:
                 fd = accept_fd(listening.fd)  # pragma: no cover - as in receiving
             if fd < 0 and fd != -ECONNABORTED:
-                listening.handle.retry(
-                    fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD
-                )
+                handle.retry(fd, &limit, "accepting", "no connection is pending", ErrType.NO_FD)
         conduit._handle.open(fd, "conduit", "", True)
         return conduit
 
@@ -719,8 +734,8 @@ cdef class Conduit:
             try:
                 self._handle.close()
             finally:
-                for message in early or ():
-                    message.close()
+                if early is not None:
+                    early.close()
                 # Last: dropping an object may run any code.
                 del source
 
@@ -903,38 +918,17 @@ cdef class Conduit:
 
     cpdef Message _receive_by(self, max_data, max_fds, deadline):
         """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
-        cdef Limit limit = self._limit(deadline)
-        return self._message(max_data, max_fds, &limit)
-
-    cdef Message _message(self, max_data, max_fds, Limit *limit):
         cdef RecvResult result
         cdef bytes payload
         cdef ssize_t got
-        cdef int i = 0
-        cdef tuple fds
-        cdef Descriptor descriptor
-        cdef Message message = Message.__new__(Message)
+        cdef Limit limit = self._limit(deadline)
         if not (1 <= index(max_data) <= INT_MAX and index(max_fds) >= 0):
             raise mistakes.not_a_limit(max_data, max_fds)
         payload = PyBytes_FromStringAndSize(NULL, max_data)
         got = self._receive(
-            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result, limit
+            PyBytes_AS_STRING(payload), len(payload), 0, min(max_fds, SLOTS), &result, &limit
         )
-        try:
-            message._fds = fds = PyTuple_New(result.count)
-            while i < result.count:
-                descriptor = Descriptor.__new__(Descriptor)
-                descriptor.fd = result.fds[i]
-                Py_INCREF(descriptor)
-                PyTuple_SET_ITEM(fds, i, descriptor)
-                i += 1
-            message._data = payload if got == len(payload) else payload[:got]
-            if result.told:
-                message._sender = Peer(result.sender.pid, result.sender.uid, result.sender.gid)
-        except MemoryError:  # pragma: no cover - traced runs do not run out of memory
-            close_fds(&result.fds[i], result.count - i)  # pragma: no cover
-            raise  # pragma: no cover
-        return message
+        return message_of(&result, payload, got)
 
     def receive_exactly(self, size: int, max_fds: int = CONDUIT_MAX_FDS) -> Message:
         """Receive exactly ``size`` bytes, and the descriptors that came with them.
@@ -947,47 +941,58 @@ cdef class Conduit:
         Raises as `receive`. `PeerClosedError` says how many bytes came before the end. On that, and
         on more than ``max_fds`` descriptors, all that had come is closed and lost.
         """
-        cdef list early
-        cdef Py_ssize_t wanted = mistakes.size_from(size), left = wanted, count = 0
-        cdef Message message
+        cdef Py_ssize_t room, got, have, wanted = mistakes.size_from(size)
+        cdef bytes payload, grown
+        cdef Message early, message
+        cdef RecvResult result
         cdef Limit limit = self._limit()
         self._handle.fileno()
         with cython.critical_section(self):
-            early, self.early = self.early or [], None
-        for message in early:
-            left -= len(message._data)
-            count += len(message._fds)
+            early = self.early or Message()
+            fds, self.early = list(early._fds), None
+            have, self.early_size = self.early_size, 0
+        # Not copied where its room can be used, since a call may be interrupted very often.
+        fits = self._handle.kind == SOCK_STREAM and len(early._data) <= wanted
+        payload, sender = early._data if fits else early._data[:have], early._sender
         try:
-            if left < 0:
-                raise ValueError(f"{wanted - left} bytes have come already, more than {size}")
-            while left:
-                piece = min(left, PIECE) if self._handle.kind == SOCK_STREAM else left
-                message = self._message(piece, max(max_fds - count, 0), &limit)
-                if message._data or message._fds:
-                    early.append(message)
-                left -= len(message._data)
-                count += len(message._fds)
-                if not message._data:
+            if have > wanted:
+                raise ValueError(f"{have} bytes have come already, more than {size}")
+            while have < wanted:
+                if have == len(payload):
+                    # On a stream no more than a multiple of what came: the size is a peer's word.
+                    room = wanted if self._handle.kind != SOCK_STREAM else PIECE + 8 * have
+                    grown = PyBytes_FromStringAndSize(NULL, min(room, wanted))
+                    memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(payload), have)
+                    payload = grown
+                got = self._receive(
+                    PyBytes_AS_STRING(payload) + have, min(len(payload) - have, INT_MAX), 0,
+                    min(max(max_fds - len(fds), 0), SLOTS), &result, &limit,
+                )
+                message = message_of(&result, b"", 0)
+                fds.extend(message._fds)
+                sender = sender or message._sender
+                have += got
+                if not got:
                     # An empty packet: the deadline must hold however many of them come.
                     use = Use(self._handle)
                     self._handle.wait(POLLIN, None, &limit, "receiving")
                     use.close()
         except BaseException as exc:
-            lost = isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
+            early = Message(payload, fds, sender)
+            if isinstance(exc, PeerClosedError) and (have or fds):
+                prefix_message(exc, f"after {have} of {wanted} bytes")
+            if isinstance(exc, PeerClosedError) or isinstance(exc, Error) and (
                 exc.type is ErrType.BAD_CTRL_MESG or self._handle.number() < 0
-            )
-            for message in early if lost else ():
-                message.close()
-            if early and not lost:
+            ):
+                early.close()
+            elif have or fds:
                 with cython.critical_section(self):
-                    self.early = early if self.early is None else self.early + early
-            if early and isinstance(exc, PeerClosedError):
-                prefix_message(exc, f"after {wanted - left} of {wanted} bytes")
+                    if self.early is not None:  # Of another call, interrupted meanwhile.
+                        payload = self.early._data[:self.early_size] + payload[:have]
+                        early = Message(payload, self.early._fds + early._fds, early._sender)
+                    self.early, self.early_size = early, have + self.early_size
             raise
-        return Message(
-            b"".join([each.data for each in early]), [fd for each in early for fd in each.fds],
-            early[0].sender if early else None,
-        )
+        return Message(payload[:wanted], fds, sender)
 
     def __iter__(self) -> Iterator[Message]:
         """Receive messages until the peer closes."""

@@ -260,13 +260,8 @@ cdef class Handle(FdHolder):
         with cython.critical_section(self):
             fresh = self.fd == FRESH
             if fresh:
-                self.kind = kind
-                self.unfit = -unfit
-                self.known = known
-                self.owned = owned
-                self.what = what
-                self.label = name
-                self.fd = fd
+                self.kind, self.unfit, self.known, self.owned = kind, -unfit, known, owned
+                self.what, self.label, self.fd = what, name, fd
         if not fresh:
             raise self.error("it was initialised before", 0, None, ErrType.NO_FD)
         return 0

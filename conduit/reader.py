@@ -173,7 +173,8 @@ class ReadAhead:
 
     def _cut(self, end: int, start: int) -> bytes:
         """Return ``_tail`` up to ``end``, and continue at ``start``."""
-        found, rest, tail = bytes(self._tail[:end]), bytes(self._tail[start:]), bytearray()
+        with memoryview(self._tail) as view:
+            found, rest, tail = bytes(view[:end]), bytes(view[start:]), bytearray()
         self._data = rest
         self._tail = tail
         self._searched = b"", 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import signal
 import socket
 import time
@@ -23,7 +24,15 @@ from helpers import (
     send,
 )
 
-from conduit import Conduit, Error, ErrType, PeerClosedError, TransferTimeoutError
+from conduit import (
+    Conduit,
+    Error,
+    ErrType,
+    Peer,
+    PeerClosedError,
+    TransferTimeoutError,
+    WouldBlockError,
+)
 
 Ends = tuple[Conduit, Conduit]
 Wired = tuple[Conduit, socket.socket]
@@ -214,6 +223,80 @@ def test_more_descriptors_than_asked_for_close_all_that_came(wired: Wired) -> No
     assert caught.value.type is ErrType.BAD_CTRL_MESG
     assert os.read(out, 1) == b""
     os.close(out)
+
+
+@only_blocking
+@only_streams
+def test_a_long_message_arrives_whole_whenever_calls_end_early(ends: Ends) -> None:
+    one, other = ends
+    data = random.Random(1).randbytes(5 << 20)
+    sending = Call(one.transfer, memory(b"1"), data=data)
+    other.timeout = 0
+    ended_early = 0
+    while True:
+        try:
+            message = other.receive_exactly(len(data))
+            break
+        except WouldBlockError:
+            ended_early += 1
+    sending.result()
+    assert ended_early
+    with message:
+        assert message.data == data
+        assert [content(fd.fileno()) for fd in message.fds] == [b"1"]
+
+
+def test_a_call_after_one_that_ended_early_may_ask_for_more_or_less(ends: Ends) -> None:
+    one, other = ends
+    other.timeout = 0.01
+    one.transfer(data=b"abc")
+    for size in (9, 1000, 5):
+        with pytest.raises(TimeoutError):
+            other.receive_exactly(size)
+    with pytest.raises(ValueError, match="3 bytes have come already, more than 2"):
+        other.receive_exactly(2)
+    one.transfer(data=b"defghij")
+    message = other.receive_exactly(10)
+    assert message.data == b"abcdefghij"
+
+
+@only_streams
+def test_no_more_is_received_than_the_last_call_asks_for(ends: Ends) -> None:
+    one, other = ends
+    other.timeout = 0.01
+    one.transfer(data=b"abc")
+    with pytest.raises(TimeoutError):
+        other.receive_exactly(1000)
+    one.transfer(data=b"defgh")
+    assert other.receive_exactly(5).data == b"abcde"
+    assert other.receive().data == b"fgh"
+
+
+@only_streams
+def test_no_memory_is_taken_for_what_is_only_announced(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(data=b"abc")
+    other.timeout = 0.01
+    with pytest.raises(TimeoutError):
+        other.receive_exactly(1 << 50)
+    assert other.receive_exactly(3).data == b"abc"
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_PASSCRED"), reason="this system has no SO_PASSCRED")
+@only_streams
+def test_the_sender_is_known_though_a_call_ended_early(ends: Ends) -> None:
+    one, other = ends
+    with socket.socket(fileno=os.dup(other.fileno())) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    one.transfer(data=b"ab")
+    other.timeout = 0.01
+    with pytest.raises(TimeoutError):
+        other.receive_exactly(3)
+    one.transfer(data=b"c")
+    message = other.receive_exactly(3)
+    assert message.data == b"abc"
+    assert message.sender == Peer(os.getpid(), os.getuid(), os.getgid())
+    assert isinstance(message.sender, Peer)
 
 
 @only_blocking
