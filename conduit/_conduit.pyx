@@ -640,7 +640,7 @@ cdef class Conduit:
         return conduit
 
     @staticmethod
-    def _accept(Handle handle, timeout: float | None = None) -> Conduit:
+    def _accept(Handle handle not None: Handle, timeout: float | None = None) -> Conduit:
         """Accept a connection on a handle over a non-blocking listening socket; for `Listener`."""
         cdef Conduit conduit = Conduit.__new__(Conduit)
         cdef Limit limit = Limit(mistakes.seconds_from(timeout), 0)
