@@ -145,12 +145,12 @@ cdef class Descriptor(FdHolder):
 
     def __dealloc__(self):
         # No call uses it: a call holds this object. But a forked child may have its parent's calls.
-        self.sync()
-        release_fds(&self.node)
+        if self.fd >= 0:
+            self.sync()
+            release_fds(&self.node)
         if self.fd >= 0:
             close_now(self.fd)
-            # No source: it would be a reference to this object that outlives it.
-            warn_unclosed(f"<conduit.Descriptor {self.fd}>", NULL, 1)
+            warn_unclosed(f"<conduit.Descriptor {self.fd}>", NULL, 1)  # A source would outlive it.
 
     def __repr__(self) -> str:
         cdef int fd = self.number()
