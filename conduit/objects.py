@@ -40,7 +40,6 @@ import select
 import socket
 import stat
 import sys
-from functools import lru_cache
 
 from conduit import mistakes
 from conduit._syscalls import offset_of, same_file, socket_options
@@ -49,13 +48,11 @@ from conduit.errors import DescriptorTypeError, Error, ErrType, from_errno, from
 TYPE_CHECKING = False  # A checker takes it for true. `typing` takes long to import.
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import IO, Any, TypeVar
+    from typing import IO, Any
 
     from _typeshed import HasFileno
 
     from conduit._conduit import Descriptor
-
-    _F = TypeVar("_F", bound=Callable[..., Any])
 
 _POSITION = (1 << 64) - 1
 """The part of a text file's tell() that is an offset in bytes; above it is a decoder's state."""
@@ -95,11 +92,6 @@ _KINDS = {
 
 _socket_class = socket.socket
 _FileIO = io.FileIO
-
-
-def _remembering(function: _F) -> _F:
-    """Let a function remember what it answered; a checker sees its own types."""
-    return lru_cache(typed=True)(function)  # type: ignore[return-value]
 
 
 def fd_of(obj: object, call: str = "transfer") -> int:
@@ -541,12 +533,14 @@ for _mode, _raw_mode in _RAW_MODES.items():
         for _letters in itertools.permutations(_mode + _letter):
             _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
 
+_checked: set[tuple[object, ...]] = set()
+"""Arguments of `open_file` that are known to be valid."""
+
 _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 
 _O_PATH = getattr(os, "O_PATH", 0)
 
 
-@_remembering
 def check_file_arguments(
     mode: str | None,
     buffering: int,
@@ -559,6 +553,10 @@ def check_file_arguments(
     Raises:
         TypeError, ValueError, LookupError: as ``open()`` does for the same arguments.
     """
+    arguments = mode, buffering, encoding, errors, newline
+    # 1 and 1.0 are equal, but not both valid.
+    if arguments in _checked and type(buffering) is int:
+        return
     if mode not in _MODES:
         if not isinstance(mode, str):
             raise TypeError(f"mode must be str or None, not {type(mode).__name__}")
@@ -579,9 +577,9 @@ def check_file_arguments(
         for argument, value in given.items():
             if value is not None:
                 raise ValueError(f"binary mode doesn't take an {argument!r} argument")
+    _checked.add(arguments)
 
 
-@_remembering
 def raw_file(flags: int, mode: str | None, buffering: int) -> tuple[type[io.FileIO], str]:
     """Return the class to make a raw file of a descriptor with, and the mode to give it.
 
