@@ -941,7 +941,7 @@ cdef class Conduit:
         Raises as `receive`. `PeerClosedError` says how many bytes came before the end. On that, and
         on more than ``max_fds`` descriptors, all that had come is closed and lost.
         """
-        cdef Py_ssize_t room, got, have, wanted = mistakes.size_from(size)
+        cdef long long room, got, have, wanted = mistakes.size_from(size)
         cdef bytes payload, grown
         cdef Message early, message
         cdef RecvResult result
