@@ -717,11 +717,18 @@ def test_the_stop_signal_can_be_chosen(bench: Bench) -> None:
 def test_what_goes_on_accepting_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    def serves() -> bool:
+        # Before it listens there, or has started COMMAND: not yet.
+        with contextlib.suppress(CommandError, LookupError):
+            answer = next(control.ask(str(tmp_path / "c"), "status"))
+            return bool(answer["generations"][0]["state"] == "serving")
+        return False
+
     def end_it() -> None:
-        words = str(tmp_path / "c"), "status"
-        await_that((tmp_path / "c").exists)
-        await_that(lambda: next(control.ask(*words))["generations"][0]["state"] == "serving")
-        os.kill(runner, signal.SIGTERM)
+        try:
+            await_that(serves)
+        finally:
+            os.kill(runner, signal.SIGTERM)
 
     runner = os.getpid()
     monkeypatch.setattr(plan, "GRACE", 0.2)
