@@ -184,6 +184,27 @@ def test_what_came_before_a_signal_handler_raised_is_there_for_the_next_call(end
 
 
 @only_streams
+@only_blocking
+def test_a_call_in_a_handler_and_the_one_it_interrupts_both_leave_what_they_got(ends: Ends) -> None:
+    one, other = ends
+    one.transfer(memory(b"1"), data=b"ab")
+
+    def interrupt(*_: object) -> None:
+        one.transfer(memory(b"2"), data=b"cd")
+        other.timeout = 0.01
+        other.receive_exactly(10)
+
+    with handling(signal.SIGUSR1, interrupt):
+        interrupting = interrupt_once_polling(signal.SIGUSR1)
+        with pytest.raises(TransferTimeoutError):
+            other.receive_exactly(10)
+    interrupting.result()
+    with other.receive_exactly(4) as message:
+        assert sorted(message.data) == sorted(b"abcd")
+        assert sorted(content(fd.fileno()) for fd in message.fds) == [b"1", b"2"]
+
+
+@only_streams
 def test_closing_closes_what_had_come(ends: Ends) -> None:
     one, other = ends
     out, into = os.pipe()
