@@ -916,7 +916,7 @@ cdef class Conduit:
         """
         return self._receive_by(max_data, max_fds, None)
 
-    cpdef Message _receive_by(self, max_data, max_fds, deadline):
+    def _receive_by(self, max_data: int, max_fds: int, deadline: float | None) -> Message:
         """Receive as `receive`, until a time of `monotonic`; None: as the timeout says."""
         cdef RecvResult result
         cdef bytes payload
