@@ -749,6 +749,8 @@ def test_a_forked_child_has_nothing_of_what_is_on_its_way() -> None:
             ForkingPickler.loads(pickled)
 
 
+# As in `context`: one child of these waited for that lock for ever, in CI.
+@pytest.mark.skipif(SANITIZED, reason="AddressSanitizer does not survive a fork beside threads")
 def test_a_child_forked_while_others_send_has_nothing_of_theirs() -> None:
     over = threading.Event()
 
