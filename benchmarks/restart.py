@@ -22,9 +22,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
+import errno
 import json
 import os
 import platform
+import random
 import re
 import shlex
 import signal
@@ -113,7 +115,7 @@ class Site:
         self.stop_signal = server.stop_signal
         self._server = server
         self._way = way
-        self._socket = socket.create_server((HOST, 0), backlog=2048)
+        self._socket = _listener()
         self.port: int = self._socket.getsockname()[1]
         if way != HELD:
             self._socket.close()
@@ -228,6 +230,16 @@ class Site:
 
     def _control(self) -> list[str]:
         return ["--control", f"{self.directory}/control"]
+
+
+def _listener() -> socket.socket:
+    """Listen at a port that no client is given meanwhile (``ip_local_port_range``, ip(7))."""
+    while True:
+        try:
+            return socket.create_server((HOST, random.randrange(20_000, 32_000)), backlog=2048)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
 
 
 def _ask(port: int) -> str:
