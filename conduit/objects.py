@@ -534,7 +534,7 @@ for _mode, _raw_mode in _RAW_MODES.items():
             _MODES["".join(_letters)] = ("r" in _mode or "+" in _mode, _mode != "r", _raw_mode)
 
 _checked: set[tuple[object, ...]] = set()
-"""Arguments of `open_file` that are known to be valid."""
+"""Values of mode, encoding, errors and newline that are known to be valid together."""
 
 _OWN_MODES = {os.O_RDONLY: "rb", os.O_WRONLY: "wb"}
 
@@ -553,9 +553,9 @@ def check_file_arguments(
     Raises:
         TypeError, ValueError, LookupError: as ``open()`` does for the same arguments.
     """
-    arguments = mode, buffering, encoding, errors, newline
-    # 1 and 1.0 are equal, but not both valid.
-    if arguments in _checked and type(buffering) is int:
+    arguments = mode, encoding, errors, newline
+    # Any other buffering is checked each time: programs may pass any number, and 1.0 equals 1.
+    if type(buffering) is int and buffering == -1 and arguments in _checked:
         return
     if mode not in _MODES:
         if not isinstance(mode, str):
