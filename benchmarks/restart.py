@@ -233,7 +233,7 @@ class Site:
 
 
 def _listener() -> socket.socket:
-    """Listen at a port that no client is given meanwhile (``ip_local_port_range``, ip(7))."""
+    """Listen at a port that the system assigns to no client (``ip_local_port_range``, ip(7))."""
     while True:
         try:
             return socket.create_server((HOST, random.randrange(20_000, 32_000)), backlog=2048)

@@ -168,7 +168,7 @@ class Descriptor:
         name: str | None = None,
     ) -> IO[Any]: ...
     def _mode(self) -> int:
-        """Return the ``st_mode``, or minus the errno; no other thread closes it meanwhile."""
+        """Return the ``st_mode``, or minus the errno. No thread can close it during the call."""
     def _open_as(self, arguments: tuple[Any, ...] | None, close: bool) -> Any:
         """Turn it into a file, or for None a socket; on failure ``close`` it or leave it open."""
     def to_conn(self) -> socket.socket:

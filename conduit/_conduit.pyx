@@ -179,7 +179,7 @@ cdef class Descriptor(FdHolder):
             raise from_errno(-err, ErrType.FAILED_CLOSE, f"closing descriptor {fd}")
 
     def _mode(self) -> int:
-        """Return the ``st_mode``, or minus the errno; no other thread closes it meanwhile."""
+        """Return the ``st_mode``, or minus the errno. No thread can close it during the call."""
         return self.number(True)
 
     # See `objects`.
@@ -283,7 +283,7 @@ cdef class Message:
 
 
 cdef Message message_of(RecvResult *result, bytes payload, ssize_t size):
-    """Return what came, as a Message whose Descriptors own the fds. Without memory, close them."""
+    """Return the received message; its Descriptors own the fds. On MemoryError, close them."""
     cdef int i = 0
     cdef tuple fds
     cdef Descriptor descriptor
@@ -959,7 +959,7 @@ cdef class Conduit:
                 raise ValueError(f"{have} bytes have come already, more than {size}")
             while have < wanted:
                 if have == len(payload):
-                    # On a stream no more than a multiple of what came: the size is a peer's word.
+                    # On a stream, a multiple of what came at most: a peer may choose the size.
                     room = wanted if self._handle.kind != SOCK_STREAM else PIECE + 8 * have
                     grown = PyBytes_FromStringAndSize(NULL, min(room, wanted))
                     memcpy(PyBytes_AS_STRING(grown), PyBytes_AS_STRING(payload), have)
@@ -987,7 +987,7 @@ cdef class Conduit:
                 early.close()
             elif have or fds:
                 with cython.critical_section(self):
-                    if self.early is not None:  # Of another call, interrupted meanwhile.
+                    if self.early is not None:  # Left by another call.
                         payload = self.early._data[:self.early_size] + payload[:have]
                         early = Message(payload, self.early._fds + early._fds, early._sender)
                     self.early, self.early_size = early, have + self.early_size

@@ -817,7 +817,7 @@ def kind(self: Descriptor) -> str:
     """
     fd, mode = self.fileno(), self._mode()
     if mode < 0:
-        # `fileno` raises if it was closed meanwhile.
+        # `fileno` raises if it is closed.
         self.fileno()
         raise from_errno(-mode, ErrType.UNKNOWN, f"the kind of descriptor {fd}")
     kind = _KINDS.get(stat.S_IFMT(mode))

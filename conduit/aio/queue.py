@@ -25,8 +25,8 @@ class Queue:
     def place(self) -> Iterator[Waiter]:
         """Let a call wait in the queue until the end of the ``with``.
 
-        It leaves whatever a signal handler raises, and wherever: first the call is prepared to
-        leave, then it enters; it leaves twice; and a generator that is dropped ends all the same.
+        It leaves even if a signal handler raises: the ``try`` begins before it enters, `leave` is
+        called twice, and dropping the generator runs the ``finally``, too.
         """
         for waiter in self.waiting.copy():
             if not waiter.has_ended:
@@ -51,7 +51,7 @@ class Queue:
             waiter.holds.pop()()
 
     def _has_left(self, waiter: Waiter) -> None:
-        """Do what is due once a call has left."""
+        """Called after a call has left."""
 
     def wake_all(self) -> None:
         """Wake all waiters. May be called in any thread or signal handler."""
