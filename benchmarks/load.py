@@ -2,8 +2,9 @@
 
     python benchmarks/load.py PORT [SECONDS]
 
-Half of them make a connection for each request (``Connection: close``), half keep theirs. It stops
-when its standard input has a line, and prints what it counted as JSON.
+Half of them make a connection for each request (``Connection: close``), half keep theirs. It prints
+a line once both kinds were answered, stops when its standard input has a line, and prints what it
+counted as JSON.
 
 A request *failed* if its connection was refused, reset, closed or silent before the whole answer
 was there, or if the answer is not 200. One case is counted apart, as *sent again*: the server
@@ -123,13 +124,16 @@ class _Clients:
         self._is_kept = is_kept
         self._counts = dict.fromkeys(("refused", "dropped", "silent", "wrong", "again"), 0)
         self._answers: list[tuple[float, str]] = []
+        self.begun = asyncio.Event()
         self.is_over = False
 
     async def run(self) -> None:
-        """Send requests until it is over."""
+        """Send requests until it is over, and one more: it is answered by what serves then."""
         connection = None
-        while not self.is_over:
+        is_last = False
+        while not is_last:
             await asyncio.sleep(self._thinking)
+            is_last = self.is_over
             connection = await self._request(connection)
         if connection is not None:
             connection.close()
@@ -146,6 +150,7 @@ class _Clients:
                     connection = _Connection(*await asyncio.open_connection(HOST, self._port))
                 status, process = await connection.ask(self._is_kept)
             self._answers.append((time.monotonic(), process))
+            self.begun.set()
             if status == 200 and self._is_kept:
                 return connection
             what = "" if status == 200 else "wrong"
@@ -181,6 +186,9 @@ async def load(port: int, thinking: float = THINKING) -> list[Count]:
     """Run clients of both kinds until standard input has a line."""
     kinds = [_Clients(port, is_kept, thinking) for is_kept in (False, True)]
     tasks = [asyncio.ensure_future(kind.run()) for kind in kinds for _ in range(CLIENTS)]
+    for kind in kinds:
+        await asyncio.wait_for(kind.begun.wait(), PATIENCE)
+    print("begun", flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
     for kind in kinds:
         kind.is_over = True

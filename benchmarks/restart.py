@@ -312,7 +312,7 @@ def _write_settings(site: Site) -> None:
 
 @contextlib.contextmanager
 def _load(port: int, thinking: float) -> Iterator[list[Count]]:
-    """Send requests for a while; the counts of both kinds of clients are there afterwards."""
+    """Send requests meanwhile; the counts of both kinds of clients are there afterwards."""
     counts: list[Count] = []
     process = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("load.py"), str(port), str(thinking)],
@@ -321,6 +321,8 @@ def _load(port: int, thinking: float) -> Iterator[list[Count]]:
         text=True,
     )
     try:
+        assert process.stdout is not None
+        process.stdout.readline()
         yield counts
         said, _ = process.communicate("enough\n", timeout=PATIENCE)
         counts += [Count(*each) for each in json.loads(said)]

@@ -24,10 +24,10 @@ def assert_no_request_fails(server: servers.Server, way: str) -> None:
     if result.trouble == "not installed":
         pytest.skip("the server is not installed")
     assert result.trouble == ""
-    for count in result.counts:
-        assert count.failed == 0, count
-        assert count.answered > 50
-        assert count.processes > RESTARTS
+    assert [count.failed for count in result.counts] == [0, 0], result
+    # Of the kept connections, all may have gone to one of the new processes.
+    assert result.new is not None
+    assert result.new.processes > 1
 
 
 @pytest.mark.parametrize("server", CLEAN, ids=lambda server: server.name)
