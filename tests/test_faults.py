@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import errno
@@ -126,12 +127,11 @@ def test_a_peer_killed_before_it_connects_is_not_noticed(path: str, kind: int) -
     doomed = Doomed(lambda: None)
     doomed.wait_until_done()
     with Listener(path, type=kind) as listener:
-        call = Call(listener.accept, 0.2)
+        call = Call(listener.accept, GENEROUS)
         assert call.is_waiting()
         doomed.kill()
-        with pytest.raises(TransferTimeoutError):
-            call.result()
-        with Conduit.connect(path, type=kind), listener.accept(GENEROUS):
+        assert call.is_waiting()
+        with Conduit.connect(path, type=kind), call.result():
             pass
 
 
@@ -540,6 +540,7 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
     arguments = (ctypes.c_char_p * (len(known) + 2))(str(looker).encode(), *known, None)
     children, done = 600, threading.Event()
     listening = str(tmp_path / "s")
+    worked = collections.Counter[Callable[..., object]]()
 
     def look() -> int:
         pid = start(arguments)
@@ -547,21 +548,28 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
     def look_often() -> int:
-        return sum(look() for _ in range(children))
+        found = sum(look() for _ in range(children))
+        while min(map(worked.__getitem__, (packets, stream, make))) < 10:
+            found += look()
+        return found
 
-    def exchange(kind: int, count: int) -> int:
+    def exchange(kind: int, count: int, me: Callable[..., object]) -> None:
         one, other = Conduit.pair(type=kind)
-        numbers, messages = files(count), 0
+        numbers = files(count)
         with one, other:
             while not done.is_set():
                 one.transfer(*numbers, keep=True)
                 other.receive().close()
-                messages += 1
+                worked[me] += 1
         close_all(numbers)
-        return messages
 
-    def make() -> int:
-        made = 0
+    def packets() -> None:
+        exchange(socket.SOCK_SEQPACKET, 253, packets)
+
+    def stream() -> None:
+        exchange(socket.SOCK_STREAM, 1, stream)
+
+    def make() -> None:
         with Listener(listening) as listener:
             while not done.is_set():
                 with Conduit.connect(listening) as one, listener.accept() as other:
@@ -569,26 +577,21 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
                     with pytest.raises(TransferTimeoutError):
                         other.receive()
                     with Conduit.from_conn(one):
-                        made += 1
-        return made
+                        worked[make] += 1
 
     seen = memory()
     os.set_inheritable(seen, True)
     assert look() == 1, "a descriptor that a child does see"
     os.close(seen)
     assert look() == 0
-    working = [
-        Call(exchange, socket.SOCK_SEQPACKET, 253),
-        Call(exchange, socket.SOCK_STREAM, 1),
-        Call(make),
-    ]
+    working = [Call(packets), Call(stream), Call(make)]
     looking = [Call(look_often) for _ in range(2)]
     try:
         assert [call.result() for call in looking] == [0, 0]
     finally:
         done.set()
-        worked = [call.result() for call in working]
-    assert min(worked) > 10
+        for call in working:
+            call.result()
 
 
 # Full tables
@@ -712,7 +715,7 @@ def test_close_in_the_middle_of_calls_touches_no_foreign_descriptor(kind: int) -
     def churn() -> int:
         """Own files for an instant each; nobody else may close or send one."""
         times = 0
-        while not done.is_set():
+        while not (times and done.is_set()):
             numbers = [memory(b"foreign") for _ in range(3)]
             identities = [identity(number) for number in numbers]
             link, peer = Conduit.pair(type=kind)

@@ -157,7 +157,7 @@ def test_an_exception_of_a_handler_stays_itself_and_leaves_nothing_open(
         before = len(open_descriptors())
         deadline = time.monotonic() + 1.5
         other.timeout = 0
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or not strikes:
             given = Descriptor(os.open(path, os.O_RDONLY))
             try:
                 with struck(random.uniform(5e-6, 3e-4)):
@@ -175,7 +175,6 @@ def test_an_exception_of_a_handler_stays_itself_and_leaves_nothing_open(
                     listener.accept(0).close()
         gc.collect()
         assert len(open_descriptors()) <= before + 1, "but for the waker"
-    assert strikes
 
 
 @pytest.mark.parametrize("how", ["transfer_conn", "transfer"])

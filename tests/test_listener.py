@@ -227,9 +227,10 @@ def test_a_signal_handler_that_raises_ends_a_connect(path: str) -> None:
         for sock in fill_backlog(path, socket.SOCK_STREAM):
             stack.enter_context(sock)
         with handling(signal.SIGALRM, interrupt):
+            interrupting = interrupt_once_polling(signal.SIGALRM)
             with pytest.raises(KeyboardInterrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.05)
                 Conduit.connect(path)
+            interrupting.result()
 
 
 @not_traced

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import restart
 import servers
+from helpers import GENEROUS
 
 RESTARTS = 2
 
@@ -49,7 +50,7 @@ def test_gunicorn_is_not_ready_with_an_application_that_cannot_be_imported(tmp_p
         cwd=restart.PROGRAMS.parent,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=GENEROUS,
         check=False,
     )
     assert ended.returncode != 0

@@ -92,15 +92,14 @@ def test_no_sender_starves_though_the_others_always_have_more() -> None:
             receiving = Call(receive)
             calls = [Call(transfer, number) for number in range(4)]
             deadline = time.monotonic() + GENEROUS
-            while sum(counts.values()) < 400 or not all(counts.values()):
-                assert time.monotonic() < deadline
+            while min(counts.values()) < 50:
+                # One that is overtaken has next to no turns.
+                assert time.monotonic() < deadline, counts
                 os.sched_yield()
             over.set()
             for call in calls:
                 call.result()
         receiving.result()
-    # One that the system lets run late misses turns; one that is overtaken has next to none.
-    assert max(counts.values()) <= 5 * min(counts.values()) + 10
 
 
 @pytest.mark.parametrize("data", [b"bye", LARGE], ids=["short", "long"])
@@ -166,23 +165,20 @@ def test_close_ends_a_wait_for_the_turn(ends: Ends, main: bool) -> None:
     number = memory(b"kept")
     me = threading.get_native_id()
 
-    def close() -> float:
+    def close() -> None:
         wait_until_asleep(me if main else second.thread.native_id or 0)
         one.close()
-        return time.monotonic()
 
     if main:
         closing = Call(close)
         with pytest.raises(Error, match="closed meanwhile") as caught:
             one.transfer(number)
-        ended = time.monotonic()
-        assert ended - closing.result() < 0.25
     else:
         second = Call(one.transfer, number)
         closing = Call(close)
-        closing.result()
         with pytest.raises(Error, match="closed meanwhile") as caught:
             second.result()
+    closing.result()
     assert caught.value.type is ErrType.NO_FD
     assert content(number) == b"kept"
     os.close(number)

@@ -530,7 +530,7 @@ def test_a_rain_of_deadlines_leaves_the_position(
 ) -> None:
     interrupted = 0
     until = time.monotonic() + 1
-    while time.monotonic() < until:
+    while time.monotonic() < until or not interrupted:
         with make(lines) as file:
             first = file.readline()
             try:
@@ -547,7 +547,6 @@ def test_a_rain_of_deadlines_leaves_the_position(
             if not sent(ends):
                 assert not file.closed
                 assert file.tell() == len(first)
-    assert interrupted
 
 
 @pytest.mark.parametrize("error", [TimeoutError, ValueError, KeyError])
@@ -568,8 +567,8 @@ def test_what_a_handler_raises_while_flushing_waits_stays_itself(
     file = open(feed, "wb")
     try:
         file.write(b"x")
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(error, match="the program's own") as caught:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             ends[0].transfer_file(file)
         assert type(caught.value) is error
         assert not file.closed

@@ -103,17 +103,19 @@ def test_sending_ends_at_the_deadline_and_nothing_is_lost(ends: Ends) -> None:
 @only_blocking
 def test_a_deadline_counts_for_the_whole_call_whatever_interrupts_it(ends: Ends) -> None:
     ends[0].timeout = 0.3
-    ticks = []
-    with handling(signal.SIGALRM, lambda *_: ticks.append(1)):
-        start = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        try:
-            with pytest.raises(conduit.TransferTimeoutError):
-                ends[0].receive_fd()
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    assert 0.3 <= time.monotonic() - start < GENEROUS
-    assert len(ticks) > 1
+    ticks: list[int] = []
+    # Again, if the machine stood still through a whole wait.
+    while len(ticks) < 2:
+        ticks.clear()
+        with handling(signal.SIGALRM, lambda *_: ticks.append(1)):
+            start = time.monotonic()
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            try:
+                with pytest.raises(conduit.TransferTimeoutError):
+                    ends[0].receive_fd()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        assert 0.3 <= time.monotonic() - start < GENEROUS
 
 
 def test_a_timeout_of_zero_never_waits(ends: Ends) -> None:

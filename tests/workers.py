@@ -168,8 +168,10 @@ def forget(writer: Connection) -> None:
     with Descriptor(end) as descriptor, open(reader, "rb") as pipe:
         unread, unwritten = get_context().Pipe(duplex=False)
         with unread, unwritten, contextlib.suppress(ValueError):
-            unwritten.send(descriptor)
-            [shelf] = module._shelves
+            # Nothing expires meanwhile.
+            with module._lock:
+                unwritten.send(descriptor)
+                [shelf] = module._shelves
             descriptor.close()
             assert pipe.read() == b""
             assert shelf.ended.wait(30)

@@ -7,7 +7,17 @@ import subprocess
 
 import pytest
 from helpers import is_private
-from peers import LIMIT, accepted, free_port, installed, needs, plugged, running, served, succeeded
+from peers import (
+    LIMIT,
+    accepted,
+    installed,
+    needs,
+    plugged,
+    reserved_port,
+    running,
+    served,
+    succeeded,
+)
 
 import conduit
 
@@ -61,9 +71,8 @@ def test_the_datagram_socket_of_netcat_arrives_as_one() -> None:
 
 
 def test_a_netcat_that_cannot_connect_is_a_closed_peer() -> None:
-    with plugged() as (link, theirs):
-        port = str(free_port())
-        with running(installed("nc"), "-F", "127.0.0.1", port, stdout=theirs) as netcat:
+    with plugged() as (link, theirs), reserved_port() as port:
+        with running(installed("nc"), "-F", "127.0.0.1", str(port), stdout=theirs) as netcat:
             theirs.close()
             with pytest.raises(conduit.PeerClosedError):
                 link.receive_conn()

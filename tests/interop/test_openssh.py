@@ -11,7 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from peers import LIMIT, accepted, find, free_port, installed, needs, python, running, served
+from peers import (
+    LIMIT,
+    accepted,
+    find,
+    free_port,
+    installed,
+    needs,
+    python,
+    reserved_port,
+    running,
+    served,
+)
 
 PROXY = shlex.join(python("fdpass_proxy.py")).replace("%", "%%") + " %h %p"
 
@@ -50,9 +61,9 @@ def test_ssh_speaks_on_the_connection_that_a_conduit_handed_it() -> None:
 
 @needs("ssh")
 def test_ssh_says_so_when_its_proxy_has_no_connection_to_hand_over() -> None:
-    port = free_port()
-    with running(*ssh("-p", str(port), "127.0.0.1"), env=ENVIRONMENT) as client:
-        _, err = client.communicate(timeout=LIMIT)
+    with reserved_port() as port:
+        with running(*ssh("-p", str(port), "127.0.0.1"), env=ENVIRONMENT) as client:
+            _, err = client.communicate(timeout=LIMIT)
     assert client.returncode == 255
     assert "ConnectionRefusedError" in err
     assert "proxy dialer did not pass back a connection" in err
