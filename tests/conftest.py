@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from commands import Bench
 from drivers import BLOCKING, LOOPS, Driver, LoopDriver
-from helpers import HAS_PROC, KINDS, open_descriptors, raise_limit_of_descriptors
+from helpers import GENEROUS, HAS_PROC, KINDS, open_descriptors, raise_limit_of_descriptors
 
 import conduit
 
@@ -108,7 +109,9 @@ def no_descriptor_leaks_and_nothing_hangs(
     yield
     faulthandler.cancel_dump_traceback_later()
     after = open_descriptors()
-    if after != before:
+    # A thread may be closing some just now.
+    deadline = time.monotonic() + GENEROUS / 3
+    while after != before and time.monotonic() < deadline:
         gc.collect()
         after = open_descriptors()
     leaked = {number: name for number, name in after.items() if before.get(number) != name}

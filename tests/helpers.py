@@ -381,6 +381,18 @@ def in_child(function: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that refuses, and that is given to nobody meanwhile.
+
+    A server can listen there: where all set SO_REUSEADDR, two may be bound and one may listen.
+    """
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]
+
+
 OTHER = str(Path(__file__).with_name("other_process.py"))
 
 
@@ -395,14 +407,16 @@ def other_process(task: str, number: int, *args: str) -> subprocess.Popen[str]:
     )
 
 
-def run_python(code: str, *args: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *args: str, timeout: float = GENEROUS, **kwargs: Any
+) -> subprocess.CompletedProcess[str]:
     """Run a program in a Python of its own."""
     return subprocess.run(
         # Not from the current directory, where the modules may not be compiled.
         [sys.executable, "-P", "-W", "error", "-c", code, *args],
         capture_output=True,
         text=True,
-        timeout=GENEROUS,
+        timeout=timeout,
         check=False,
         **kwargs,
     )

@@ -1008,7 +1008,7 @@ def test_a_handler_that_raises_anywhere_in_a_send_leaves_all_open_or_sends_all(
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: None)
     there.conduit.timeout = here.conduit.timeout = 0
     before = len(open_descriptors())
-    outcomes = set()
+    outcomes: set[tuple[bool, int]] = set()
     with handling(signal.SIGALRM, handler), warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         deadline = time.monotonic() + 3

@@ -42,6 +42,7 @@ from helpers import (
     no_more_room,
     not_traced,
     open_descriptors,
+    reserved_port,
     room_for,
     run_python,
     wait_until_gone,
@@ -402,13 +403,13 @@ def test_another_address_under_the_same_name_is_a_fresh_socket(path: str) -> Non
             assert identity(fresh) != identity(sock)
             assert new.ready() == ("http",)
             assert new.dropped == ("http",)
-            # Nobody accepts on the old one once its last owner lets go of it.
-            address = sock.getsockname()
-            sock.close()
-            assert old.wait(GENEROUS)
-            old.close()
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(address, GENEROUS)
+            with socket.create_connection(sock.getsockname(), GENEROUS) as client:
+                sock.close()
+                assert old.wait(GENEROUS)
+                old.close()
+                # Nobody owns the queue that it is in.
+                with pytest.raises(ConnectionResetError):
+                    client.recv(1)
 
 
 @pytest.mark.parametrize("change", ["port", "type", "family", "to unix", "from unix"])
@@ -424,9 +425,8 @@ def test_a_change_of_any_part_of_the_address_is_a_fresh_socket(
         old.ready()
         new = stack.enter_context(Takeover(path))
         if change == "port":
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port = free.getsockname()[1]
-            fresh = new.listen("127.0.0.1", port, name="x")
+            with reserved_port() as port:
+                fresh = new.listen("127.0.0.1", port, name="x")
         elif change == "type":
             fresh = new.listen("127.0.0.1", 0, name="x", type=socket.SOCK_DGRAM)
         elif change == "family":
@@ -563,9 +563,11 @@ def test_nothing_keeps_a_dropped_socket_open_once_it_is_handed_over(path: str) -
         new = stack.enter_context(Takeover(path))
         new.ready()
         assert old.wait(GENEROUS)
-        sock.close()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(address, GENEROUS)
+        with socket.create_connection(address, GENEROUS) as client:
+            sock.close()
+            # Nobody owns the queue that it is in.
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
 
 
 def test_a_socket_that_there_was_no_room_for_can_be_asked_for_again(path: str) -> None:
@@ -954,6 +956,7 @@ def test_an_address_that_a_drained_server_still_has_is_tried_again(
         return resolve(*args)
 
     monkeypatch.setattr(sockets, "resolve", resolve_and_tell)
+    monkeypatch.setattr(protocol, "GREETING", GENEROUS)
     with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
         old.ready()
         with Takeover(path) as new:
@@ -1000,8 +1003,9 @@ def test_an_address_is_tried_again_though_the_predecessor_died_before_it_sent_an
 
 
 def test_an_address_that_a_worker_of_a_killed_server_has_is_tried_again(
-    start: Callable[..., Server], running: Server, path: str
+    start: Callable[..., Server], running: Server, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(protocol, "GREETING", GENEROUS)
     address = address_of(running)
     running.call("fork")
     running.process.kill()
@@ -1322,6 +1326,14 @@ def free(path: str) -> None:
             reason = talk.hear()["reason"]
             if "under way" not in reason:
                 return
+
+
+def expire(takeover: Takeover) -> None:
+    """Let the time of all who are connected be over, to one whose thread answers."""
+    for session in takeover._succession._sessions.copy().values():
+        session.deadline = 0.0
+    # It is asleep until the deadline that was.
+    Talk.to(str(takeover.path)).link.close()
 
 
 def test_another_version_of_the_protocol_is_refused(running: Server, path: str) -> None:
@@ -1705,13 +1717,12 @@ def go_to(talk: Talk, step: str) -> None:
 def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving(
     path: str, step: str, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Takeover(path) as old, old.listen("127.0.0.1", 0, name="x") as sock:
+    # Its thread may be about to note the deadline that `expire` has just moved.
+    old = Takeover(path, timeout=10)
+    with old, old.listen("127.0.0.1", 0, name="x") as sock:
         old.offer(b"state")
         old.ready()
         with Talk.to(path) as talk:
-            if how == "hangs":
-                monkeypatch.setattr(old._succession, "timeout", 0.05)
-                monkeypatch.setattr(protocol, "GREETING", 0.05)
             go_to(talk, step)
             if how == "no":
                 talk.say("refused", reason="no")
@@ -1720,6 +1731,9 @@ def test_a_successor_that_says_no_closes_or_hangs_leaves_the_predecessor_serving
             elif how == "closes":
                 talk.link.close()
             else:
+                monkeypatch.setattr(old._succession, "timeout", 0.0)
+                monkeypatch.setattr(protocol, "GREETING", 0.0)
+                expire(old)
                 talk.hear_all_until("refused")
                 with pytest.raises(conduit.PeerClosedError):
                     talk.hear()
@@ -1762,9 +1776,10 @@ def test_a_successor_that_fails_before_it_is_ready_leaves_the_predecessor_servin
 
 
 def test_one_that_is_ready_too_late_is_told_so_and_owns_nothing(path: str) -> None:
-    with Takeover(path, timeout=0.05) as old:
+    with Takeover(path) as old:
         old.ready()
         with Takeover(path) as new:
+            expire(old)
             free(path)
             with pytest.raises(TakeoverError, match=r"the other side refuses: .*deadline passed"):
                 new.ready()
@@ -1775,9 +1790,10 @@ def test_one_that_is_ready_too_late_is_told_so_and_owns_nothing(path: str) -> No
 
 
 def test_one_that_failed_to_take_over_does_not_when_it_tries_again(path: str) -> None:
-    with Takeover(path, timeout=0.05) as old:
+    with Takeover(path) as old:
         old.ready()
         with Takeover(path) as new:
+            expire(old)
             free(path)
             for _ in range(2):
                 with pytest.raises(TakeoverError):
@@ -1880,9 +1896,6 @@ def test_a_predecessor_killed_at_any_step_leaves_the_successor_what_came(
 
 
 # Either side is stopped, and goes on when the other has given it up, or has gone on without it.
-
-NOT_LONG = 1.0
-"""Seconds until a successor gives up a predecessor that is stopped."""
 
 
 def stop_at(server: Server, step: tuple[str, str, str]) -> None:
@@ -2023,7 +2036,7 @@ def test_a_predecessor_that_was_stopped_is_the_owner_unless_it_has_confirmed(
     start: Callable[..., Server], running: Server, path: str, step: tuple[str, str, str]
 ) -> None:
     successor, third = start(), start()
-    successor.call("give_up_after", NOT_LONG)
+    successor.call("give_up_once_stopped", running.pid)
     stop_at(running, step)
     with connections(running) as clients:
         ask_to_follow(successor, path)
@@ -2049,7 +2062,7 @@ def test_a_predecessor_that_was_stopped_while_the_line_went_on_owns_nothing(
     start: Callable[..., Server], running: Server, path: str, word: str
 ) -> None:
     successor, third = start(), start()
-    successor.call("give_up_after", NOT_LONG)
+    successor.call("give_up_once_stopped", running.pid)
     step = next(step for step in STEPS_OF_A_PREDECESSOR if step[2] == word)
     stop_at(running, step)
     with connections(running) as clients:
@@ -2394,7 +2407,7 @@ def test_no_thread_is_left_after_close(path: str) -> None:
         old.ready()
         with Takeover(path) as new, Talk.to(path), Talk.to(path):
             new.ready()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_fileno_is_readable_when_wait_returns_and_not_before(path: str) -> None:
@@ -2835,7 +2848,7 @@ def test_without_a_thread_the_program_answers_successors(path: str) -> None:
         old.offer(lambda: b"state")
         old.step()
         old.ready()
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
         assert is_private(old.fileno())
         assert not readable(old.fileno())
         with stepping(old), Takeover(path, thread=False) as new:
@@ -2851,7 +2864,7 @@ def test_without_a_thread_the_program_answers_successors(path: str) -> None:
         old.close()
         assert old.fileno() == -1
         old.step()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_without_a_thread_waiting_answers_successors(path: str) -> None:
@@ -3047,7 +3060,8 @@ at_each_line(attempt, 4, 40)
 @pytest.mark.parametrize("first", range(1, 5))
 @pytest.mark.parametrize("driver_of_it", ["thread", "step"])
 def test_a_handler_may_close_it_at_any_line(driver_of_it: str, first: int) -> None:
-    done = run_python(AT_EACH_LINE + CLOSED_BY_A_HANDLER, driver_of_it, str(first))
+    code = AT_EACH_LINE + CLOSED_BY_A_HANDLER
+    done = run_python(code, driver_of_it, str(first), timeout=3 * GENEROUS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
@@ -3120,7 +3134,8 @@ at_each_line(attempt, 9, 400)
 def test_a_handler_may_strike_at_any_line_of_a_successor(
     driver_of_it: str, strike: str, first: int
 ) -> None:
-    done = run_python(AT_EACH_LINE + SUCCESSOR_INTERRUPTED, driver_of_it, strike, str(first))
+    code = AT_EACH_LINE + SUCCESSOR_INTERRUPTED
+    done = run_python(code, driver_of_it, strike, str(first), timeout=3 * GENEROUS)
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -3397,9 +3412,9 @@ with Takeover(sys.argv[1], thread=thread) as old, old.listen("127.0.0.1", 0, nam
             if not thread:
                 driving.join(20)
             assert old.wait(20)
+            before = len(beats)
             assert new.wait(0.1) is False
-    gevent.sleep(0.05)
-    assert len(beats) > 3, beats
+            assert len(beats) > before
 """
 
 

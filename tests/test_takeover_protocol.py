@@ -62,6 +62,7 @@ def test_a_takeover_goes_from_hello_to_over(side: Side) -> None:
 
 
 @pytest.mark.parametrize("side", Side)
+@settings(deadline=None)
 @given(length=st.integers(0, len(RIGHT)), message=ANYTHING | st.sampled_from(KINDS))
 def test_what_may_not_be_said_is_an_error_and_changes_nothing(
     side: Side, length: int, message: Any
@@ -126,6 +127,7 @@ def test_a_refusal_has_a_reason_of_some_length_the_versions_and_the_pid() -> Non
         Conversation(Side.SUCCESSOR).hear({"kind": "refused", "pid": "x"})
 
 
+@settings(deadline=None)
 @given(ANYTHING)
 def test_the_version_is_the_highest_that_both_speak_or_none(versions: Any) -> None:
     version = protocol.version_for({"versions": versions})
@@ -194,5 +196,5 @@ class TwoSides(RuleBasedStateMachine):
             assert new.received or new.is_refused
 
 
-TwoSides.TestCase.settings = settings(max_examples=200, stateful_step_count=40)
+TwoSides.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
 test_no_order_of_events_makes_two_owners = TwoSides.TestCase

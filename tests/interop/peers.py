@@ -139,18 +139,6 @@ def all_of(sock: socket.socket) -> bytes:
         return file.read()
 
 
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that refuses, and that is given to nobody meanwhile.
-
-    A server can listen there: where all set SO_REUSEADDR, two may be bound and one may listen.
-    """
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
-
-
 def free_port() -> int:
     """A port that was free just now, for programs that cannot be handed one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:

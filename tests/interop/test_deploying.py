@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 from commands import await_that, children
-from helpers import GENEROUS
-from peers import reserved_port
+from helpers import GENEROUS, reserved_port
 from real_systemd import Systemd, booted, version
 from sides import SYS_ADMIN, is_capable
 

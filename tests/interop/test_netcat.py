@@ -6,14 +6,13 @@ import socket
 import subprocess
 
 import pytest
-from helpers import is_private
+from helpers import is_private, reserved_port
 from peers import (
     LIMIT,
     accepted,
     installed,
     needs,
     plugged,
-    reserved_port,
     running,
     served,
     succeeded,

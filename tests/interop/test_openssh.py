@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from helpers import reserved_port
 from peers import (
     LIMIT,
     accepted,
@@ -19,7 +20,6 @@ from peers import (
     installed,
     needs,
     python,
-    reserved_port,
     running,
     served,
 )

@@ -17,6 +17,7 @@ from typing import Any
 from conduit import Conduit
 from conduit._syscalls import monotonic
 from conduit.takeover import Takeover, protocol
+from conduit.takeover.inheritance import Inheritance
 from conduit.takeover.talk import NOTHING, TYPE, Outgoing, Talk
 
 
@@ -101,6 +102,23 @@ class Server:
                 session.deadline = monotonic() + seconds
             # It is asleep until the deadline that was.
             Conduit.connect(self.takeover.path, type=TYPE).close()
+
+    def give_up_once_stopped(self, pid: int) -> None:
+        """Wait for the other side of a takeover until it is stopped, and all it said has come."""
+        inheritance: Any = Inheritance
+        wait, was_stopped = inheritance._await, False
+
+        def wait_or_give_up(self: object, talk: object, events: int, deadline: float) -> Any:
+            nonlocal was_stopped
+            # Nothing has come since it was seen to be stopped.
+            if was_stopped:
+                deadline = 0.0
+            with open(f"/proc/{pid}/stat") as stat:
+                was_stopped = stat.read().rpartition(")")[2].split()[0] == "T"
+            conduit, events, left = wait(self, talk, events, deadline)
+            return conduit, events, min(left, 0.01)
+
+        inheritance._await = wait_or_give_up
 
     def conversations(self) -> list[bool]:
         """Whether each of those who are connected was refused."""
