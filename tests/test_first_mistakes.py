@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import pytest
 
-from conduit import Conduit, Descriptor, DescriptorTypeError, ErrType, Listener
-from conduit.aio import AsyncConduit
+from conduit import Channel, Conduit, Descriptor, DescriptorTypeError, ErrType, Listener, Reader
+from conduit.aio import AsyncChannel, AsyncConduit, AsyncListener, AsyncReader, AsyncTakeover
 from conduit.cli.addresses import parse_address
 from conduit.takeover import Takeover
 
@@ -141,6 +141,29 @@ def test_address_in_another_form_is_answered_with_the_right_one(text: str, hint:
 def test_address_that_is_none_in_any_form_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         parse_address(text)
+
+
+def test_a_timeout_that_nothing_would_keep_cannot_be_set(
+    link: Conduit, tmp_path: pathlib.Path
+) -> None:
+    """A Conduit has one. A Channel and a Reader wait as long as it, the rest as their loop says."""
+
+    async def mistaken() -> None:
+        with Channel(Conduit.from_conn(link)) as channel, Listener(tmp_path / "one") as listener:
+            ours, theirs = AsyncConduit.pair()
+            async with (
+                ours,
+                AsyncChannel(theirs) as async_channel,
+                AsyncListener(tmp_path / "other") as async_listener,
+                AsyncReader(ours) as reader,
+            ):
+                waiting: list[Any] = [channel, Reader(link), listener, ours]
+                waiting += [async_channel, async_listener, reader, AsyncTakeover(tmp_path / "t")]
+                for each in waiting:
+                    with pytest.raises(AttributeError, match="has no attribute 'timeout'"):
+                        each.timeout = 5
+
+    anyio.run(mistaken)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,6 +24,8 @@ class AsyncChannel(Closing):
     after a failed one, everything is open and the caller's.
     """
 
+    __slots__ = ("_channel", "_conduit", "_receiving")
+
     def __init__(
         self,
         conduit: AsyncConduit | Conduit,

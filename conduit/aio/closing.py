@@ -11,6 +11,9 @@ from conduit.mistakes import not_picklable
 class Closing(ABC):
     """What ``async with`` closes at the end."""
 
+    # With those of the classes: what is set by mistake, such as a timeout, is an error.
+    __slots__ = ("__weakref__",)
+
     def __reduce__(self) -> str:
         raise not_picklable(self)
 

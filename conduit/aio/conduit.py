@@ -57,6 +57,8 @@ class AsyncConduit(Closing):
     is also where a cancellation takes effect.
     """
 
+    __slots__ = ("_conduit", "_receive_fd", "_receiving", "_sending", "_transfer_fd")
+
     def __init__(self, conduit: Conduit | int, name: str = "") -> None:
         if not isinstance(conduit, Conduit):
             conduit = Conduit(conduit, name)

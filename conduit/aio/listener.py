@@ -25,6 +25,8 @@ class AsyncListener(Closing):
     It takes and raises what `Listener` does.
     """
 
+    __slots__ = ("_accepting", "_listener")
+
     def __init__(
         self,
         path: StrOrBytesPath,

@@ -22,6 +22,8 @@ class AsyncReader(Closing):
     reader. Several tasks may use one reader: each call's result is whole.
     """
 
+    __slots__ = ("_ahead", "_reader", "_receiving")
+
     def __init__(self, conduit: AsyncConduit, *, limit: int = 65536) -> None:
         self._reader = Reader(conduit._conduit, limit=limit)
         self._ahead = self._reader._ahead

@@ -43,6 +43,8 @@ class AsyncTakeover(Closing):
     cancelled, without a ``predecessor_line``.
     """
 
+    __slots__ = ("_answering", "_arguments", "_entered", "_queue")
+
     def __init__(
         self,
         path: StrOrBytesPath,
