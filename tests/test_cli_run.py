@@ -759,7 +759,8 @@ def test_what_goes_on_accepting_is_killed(
 @contextlib.contextmanager
 def beside_but_reaped(function: Callable[[], None]) -> Iterator[None]:
     """Run a function in a child that is reaped in the block, as all children are."""
-    if fork_among_threads() == 0:
+    pid = fork_among_threads()
+    if pid == 0:
         try:
             signal.alarm(int(GENEROUS))
             function()
@@ -767,7 +768,7 @@ def beside_but_reaped(function: Callable[[], None]) -> Iterator[None]:
             os._exit(0)
     yield
     with contextlib.suppress(ChildProcessError):
-        os.wait()
+        os.waitpid(pid, 0)
 
 
 def test_what_command_leaves_behind_ends_with_it(bench: Bench) -> None:
