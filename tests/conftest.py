@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import gc
+import operator
 import os
 import signal
 import socket
@@ -32,6 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     raise_limit_of_descriptors()
     # What a shell starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # A handler that does nothing: Python complains of a signal that comes just as the default is
+    # put back. Not of Python code, whose lines a test may count.
+    signal.signal(signal.SIGCHLD, operator.is_)
 
 
 ANYWHERE = ["test_anywhere.py", "test_first_mistakes.py", "test_stubs.py"]

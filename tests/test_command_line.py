@@ -28,6 +28,7 @@ from conduit.cli import run as module
 from conduit.cli.addresses import parse_address
 from conduit.cli.messages import CommandError
 from conduit.cli.run import Options
+from conduit.cli.signals import Signals
 from conduit.errors import TakeoverError
 from conduit.takeover import Takeover
 
@@ -353,6 +354,24 @@ def test_an_ignored_signal_stays_ignored(bench: Bench) -> None:
     finally:
         signal.signal(signal.SIGHUP, hangup)
     assert run.end()[0] == 5
+
+
+def test_no_signal_comes_while_the_handlers_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python complains of one for which a handler is no longer there when it is to be called."""
+    signals = Signals()
+    with signals:
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        put_back = []
+
+        def look(number: int, handler: Any) -> None:
+            assert number in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            put_back.append(number)
+            real(number, handler)
+
+        real = signal.signal
+        monkeypatch.setattr(signal, "signal", look)
+    assert signal.SIGCHLD in put_back
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == mask
 
 
 # One after the other

@@ -46,10 +46,12 @@ class Signals:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
+        # Python complains of a signal that comes just as the default is put back.
+        signal.pthread_sigmask(signal.SIG_BLOCK, self._old_handlers)
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._old_wakeup)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._old_mask)
         os.close(self._inside)
         os.close(self._outside)
 
