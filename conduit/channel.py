@@ -99,10 +99,9 @@ class Channel(Closing):
     datagram socket, which has no end and may have many senders, and for an impossible limit.
     """
 
-    # So that what is set by mistake, such as a timeout, is an error.
     __slots__ = (
         *("_assembler", "_codec", "_conduit", "_is_mine", "_lock", "_max_fds", "_max_size"),
-        *("_one_count", "_one_size", "_owed", "_packets", "_receive_one", "_what", "__weakref__"),
+        *("_one_count", "_one_size", "_owed", "_packets", "_receive_one", "_what"),
     )
 
     def __init__(

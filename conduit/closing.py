@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class Closing:
     """What ``with`` closes at the end. The compiled classes copy these methods."""
 
-    __slots__ = ()
+    # With those of the classes: what is set by mistake, such as a timeout, is an error.
+    __slots__ = ("__weakref__",)
 
     def close(self) -> None:
         """Close what this object owns; each class overrides it."""

@@ -57,8 +57,7 @@ class Listener(Closing):
             somebody listens there, ``ENAMETOOLONG``, ``EACCES`` and what bind(2) reports.
     """
 
-    # So that what is set by mistake, such as a timeout, is an error.
-    __slots__ = ("__weakref__", "_allow", "_handle", "_place", "path")
+    __slots__ = ("_allow", "_handle", "_place", "path")
 
     path: str | bytes
 

@@ -208,8 +208,7 @@ class Reader(Closing):
             if the conduit is closed.
     """
 
-    # So that what is set by mistake, such as a timeout, is an error.
-    __slots__ = ("__weakref__", "_ahead", "_closed", "_conduit", "_gap", "_limit", "_receive")
+    __slots__ = ("_ahead", "_closed", "_conduit", "_gap", "_limit", "_receive")
 
     def __init__(self, conduit: Conduit, *, limit: int = 65536) -> None:
         if limit < 1:
