@@ -55,7 +55,7 @@ def serve(path: str) -> None:
             try:
                 with listener.accept() as client:
                     # A caller that connects and says nothing delays the others no longer than this.
-                    client.timeout = 30
+                    client.timeout = 5
                     with client.receive(max_fds=3) as message:
                         if os.fork() == 0:
                             try:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import gc
 import os
+import re
 import resource
 import shutil
 import signal
@@ -405,6 +406,11 @@ def other_process(task: str, number: int, *args: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def patient(example: str) -> str:
+    """Return an example with its deadlines of some seconds as long as a test's."""
+    return re.sub(r"(timeout( = |=|\())(5|10)\b", rf"\g<1>{GENEROUS}", example)
 
 
 def run_python(

@@ -13,7 +13,7 @@ from pathlib import Path
 import performance
 import pytest
 from diagrams import CONVERSATION, DIAGRAMS
-from helpers import GENEROUS, needs_descriptors, run_python
+from helpers import GENEROUS, needs_descriptors, patient, run_python
 
 import conduit
 from conduit.errors import ErrType
@@ -178,6 +178,6 @@ def test_the_server_of_the_page_on_run_serves_and_ends_under_it(tmp_path: Path) 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_each_example_runs_without_a_warning(example: str, tmp_path: Path) -> None:
     # As a file, which a process that is spawned imports; where that finds no uncompiled modules.
-    (tmp_path / "example.py").write_text(example)
+    (tmp_path / "example.py").write_text(patient(example))
     done = run_python(RUN, str(tmp_path / "example.py"), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
