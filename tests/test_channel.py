@@ -745,7 +745,7 @@ def test_a_deadline_holds_for_a_message_that_comes_in_drops_and_loses_nothing(
         begun = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             here.receive()
-        assert time.monotonic() - begun > 0.19
+        assert 0.19 < time.monotonic() - begun < GENEROUS
         stop.append(True)
         sent = dripping.result()
         here.conduit.timeout = None
@@ -767,7 +767,7 @@ def test_a_deadline_holds_for_the_rest_of_a_message_that_does_not_come(driver: D
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert time.monotonic() - begun > 0.14
+            assert 0.14 < time.monotonic() - begun < GENEROUS
             dripping.result()
         peer.send(data[32:])
         with here.receiving() as obj:
@@ -988,7 +988,7 @@ def test_a_handler_that_raises_anywhere_in_a_receive_loses_no_step_of_the_stream
             obj = None
         gc.collect()
     # It strikes as the call returns once in some twenty times.
-    assert strikes > 4 * lost
+    assert strikes > 7 * lost
     assert len(open_descriptors()) <= before + 2, "but for the wakers"
 
 
@@ -1440,7 +1440,7 @@ def test_a_deadline_holds_whatever_a_peer_sends_that_nobody_asked_for(
             begun = time.monotonic()
             with pytest.raises(TransferTimeoutError):
                 here.receive()
-            assert time.monotonic() - begun > 0.19
+            assert 0.19 < time.monotonic() - begun < GENEROUS
 
 
 @only_blocking

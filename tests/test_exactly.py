@@ -13,6 +13,7 @@ import time
 import pytest
 from drivers import only_blocking
 from helpers import (
+    GENEROUS,
     PORTABLE,
     Call,
     content,
@@ -115,7 +116,7 @@ def test_a_deadline_holds_however_many_empty_packets_come(wired: Wired) -> None:
         begun = time.monotonic()
         with pytest.raises(TransferTimeoutError):
             link.receive_exactly(1)
-        assert time.monotonic() - begun > 0.19
+        assert 0.19 < time.monotonic() - begun < GENEROUS
 
 
 def test_no_bytes_are_there_at_once(ends: Ends) -> None:

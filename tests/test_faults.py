@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import errno
@@ -540,7 +539,7 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
     arguments = (ctypes.c_char_p * (len(known) + 2))(str(looker).encode(), *known, None)
     children, done = 600, threading.Event()
     listening = str(tmp_path / "s")
-    worked = collections.Counter[Callable[..., object]]()
+    worked = [0, 0, 0]
 
     def look() -> int:
         pid = start(arguments)
@@ -549,27 +548,21 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
 
     def look_often() -> int:
         found = sum(look() for _ in range(children))
-        while min(map(worked.__getitem__, (packets, stream, make))) < 10:
+        while min(worked) <= 10:
             found += look()
         return found
 
-    def exchange(kind: int, count: int, me: Callable[..., object]) -> None:
+    def exchange(place: int, kind: int, count: int) -> None:
         one, other = Conduit.pair(type=kind)
         numbers = files(count)
         with one, other:
             while not done.is_set():
                 one.transfer(*numbers, keep=True)
                 other.receive().close()
-                worked[me] += 1
+                worked[place] += 1
         close_all(numbers)
 
-    def packets() -> None:
-        exchange(socket.SOCK_SEQPACKET, 253, packets)
-
-    def stream() -> None:
-        exchange(socket.SOCK_STREAM, 1, stream)
-
-    def make() -> None:
+    def make(place: int) -> None:
         with Listener(listening) as listener:
             while not done.is_set():
                 with Conduit.connect(listening) as one, listener.accept() as other:
@@ -577,14 +570,18 @@ def test_no_child_ever_sees_a_descriptor_that_arrives_meanwhile(tmp_path: Path) 
                     with pytest.raises(TransferTimeoutError):
                         other.receive()
                     with Conduit.from_conn(one):
-                        worked[make] += 1
+                        worked[place] += 1
 
     seen = memory()
     os.set_inheritable(seen, True)
     assert look() == 1, "a descriptor that a child does see"
     os.close(seen)
     assert look() == 0
-    working = [Call(packets), Call(stream), Call(make)]
+    working = [
+        Call(exchange, 0, socket.SOCK_SEQPACKET, 253),
+        Call(exchange, 1, socket.SOCK_STREAM, 1),
+        Call(make, 2),
+    ]
     looking = [Call(look_often) for _ in range(2)]
     try:
         assert [call.result() for call in looking] == [0, 0]

@@ -379,7 +379,7 @@ def test_a_barrier_ends_at_its_deadline_whatever_the_manager_writes(manager: Man
     with socket.socket(fileno=end) as there, flooding(there, b"not yet"):
         with pytest.raises(conduit.TransferTimeoutError):
             waiting.result()
-        assert time.monotonic() - begun >= 0.2
+        assert 0.2 <= time.monotonic() - begun < GENEROUS
 
 
 class Alarm(conduit.TransferTimeoutError):

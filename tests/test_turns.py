@@ -92,8 +92,8 @@ def test_no_sender_starves_though_the_others_always_have_more() -> None:
             receiving = Call(receive)
             calls = [Call(transfer, number) for number in range(4)]
             deadline = time.monotonic() + GENEROUS
-            while min(counts.values()) < 50:
-                # One that is overtaken has next to no turns.
+            # One that the system lets run late makes up for it; one that is overtaken does not.
+            while sum(sent := counts.values()) < 400 or max(sent) > 5 * min(sent) + 10:
                 assert time.monotonic() < deadline, counts
                 os.sched_yield()
             over.set()

@@ -7,16 +7,7 @@ import subprocess
 
 import pytest
 from helpers import is_private, reserved_port
-from peers import (
-    LIMIT,
-    accepted,
-    installed,
-    needs,
-    plugged,
-    running,
-    served,
-    succeeded,
-)
+from peers import LIMIT, accepted, installed, needs, plugged, running, served, succeeded
 
 import conduit
 

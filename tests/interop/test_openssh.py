@@ -12,17 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import reserved_port
-from peers import (
-    LIMIT,
-    accepted,
-    find,
-    free_port,
-    installed,
-    needs,
-    python,
-    running,
-    served,
-)
+from peers import LIMIT, accepted, find, free_port, installed, needs, python, running, served
 
 PROXY = shlex.join(python("fdpass_proxy.py")).replace("%", "%%") + " %h %p"
 
