@@ -139,13 +139,6 @@ def all_of(sock: socket.socket) -> bytes:
         return file.read()
 
 
-def free_port() -> int:
-    """A port that was free just now, for programs that cannot be handed one."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
-
-
 class Lines:
     """JSON objects, one a line, over a stream that carries descriptors with some of them."""
 

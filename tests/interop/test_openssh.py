@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import reserved_port
-from peers import LIMIT, accepted, find, free_port, installed, needs, python, running, served
+from peers import LIMIT, accepted, find, installed, needs, python, running, served
 
 PROXY = shlex.join(python("fdpass_proxy.py")).replace("%", "%%") + " %h %p"
 
@@ -77,28 +77,25 @@ class Server:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run it on a port of its own: another one each time that somebody else was faster."""
+        """Run it on a port of its own."""
         if not os.getuid():
             os.makedirs("/run/sshd", mode=0o755, exist_ok=True)
-        for _ in range(10):
-            self.port = free_port()
+        command = [installed("sshd"), "-D", "-e", "-f", str(self._config)]
+        with reserved_port() as self.port:
             self._configure()
-            command = [installed("sshd"), "-D", "-e", "-f", str(self._config)]
             with running(*command) as process:
                 assert process.stderr is not None
                 said = ""
-                for line in process.stderr:
+                while "Server listening on" not in said:
+                    line = process.stderr.readline()
+                    assert line, said
                     said += line
-                    if line.startswith("Server listening on"):
-                        try:
-                            yield
-                        finally:
-                            process.terminate()
-                            # Its end is that of all its children too: they hold the pipe.
-                            process.communicate(timeout=LIMIT)
-                        return
-            assert "Address already in use" in said, said
-        raise AssertionError("no port is free for long enough")
+                try:
+                    yield
+                finally:
+                    process.terminate()
+                    # Its end is that of all its children too: they hold the pipe.
+                    process.communicate(timeout=LIMIT)
 
     def _configure(self) -> None:
         self._config.write_text(

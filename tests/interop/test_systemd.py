@@ -11,12 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import is_private, memory, same_file
+from helpers import is_private, memory, reserved_port, same_file
 from peers import (
     LIMIT,
     all_of,
     connected,
-    free_port,
     installed,
     needs,
     python,
@@ -118,32 +117,25 @@ def test_a_listener_of_systemd_socket_activate_is_handed_on_with_who_waits_at_it
 ) -> None:
     settings = ("PYTHON", "LD_", "ASAN_", "UBSAN_", "COVERAGE_")
     kept = [f"--setenv={name}" for name in os.environ if name.startswith(settings)]
-    with conduit.Listener(tmp_path / "next") as successor:
-        program = python("activated_service.py", str(tmp_path / "next"))
-        for _ in range(10):
-            port = free_port()
-            command = [installed("systemd-socket-activate"), "-l", f"127.0.0.1:{port}"]
-            with running(*command, "--fdname=web", *kept, *program) as service:
-                assert service.stderr is not None
-                said = service.stderr.readline()
-                if not said.startswith("Listening on"):
-                    said += service.stderr.read()
-                    assert "Address already in use" in said, said
-                    continue
-                # The first to connect is what starts the service.
-                with connected(("127.0.0.1", port)) as first:
-                    with successor.accept(LIMIT) as link:
-                        link.timeout = LIMIT
-                        with link.receive() as message:
-                            assert message.data == b"web"
-                            listener = message.fds[0].to_conn()
-                    with listener:
-                        assert succeeded(service) == "1 web\n"
-                        assert listener.getsockname() == ("127.0.0.1", port)
-                        listener.setblocking(True)
-                        conn, _ = listener.accept()
-                        with conn:
-                            conn.sendall(b"by the successor")
-                        assert all_of(first) == b"by the successor"
-                return
-        raise AssertionError("no port is free for long enough")
+    program = python("activated_service.py", str(tmp_path / "next"))
+    with conduit.Listener(tmp_path / "next") as successor, reserved_port() as port:
+        command = [installed("systemd-socket-activate"), "-l", f"127.0.0.1:{port}"]
+        with running(*command, "--fdname=web", *kept, *program) as service:
+            assert service.stderr is not None
+            said = service.stderr.readline()
+            assert said.startswith("Listening on"), said + service.stderr.read()
+            # The first to connect is what starts the service.
+            with connected(("127.0.0.1", port)) as first:
+                with successor.accept(LIMIT) as link:
+                    link.timeout = LIMIT
+                    with link.receive() as message:
+                        assert message.data == b"web"
+                        listener = message.fds[0].to_conn()
+                with listener:
+                    assert succeeded(service) == "1 web\n"
+                    assert listener.getsockname() == ("127.0.0.1", port)
+                    listener.setblocking(True)
+                    conn, _ = listener.accept()
+                    with conn:
+                        conn.sendall(b"by the successor")
+                    assert all_of(first) == b"by the successor"
