@@ -22,11 +22,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import csv
-import errno
 import json
 import os
 import platform
-import random
 import re
 import shlex
 import signal
@@ -115,10 +113,14 @@ class Site:
         self.stop_signal = server.stop_signal
         self._server = server
         self._way = way
-        self._socket = _listener()
+        # Held to the end, so that the port is nobody else's: where all set SO_REUSEADDR, two may be
+        # bound, of which one listens.
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind((HOST, 0))
         self.port: int = self._socket.getsockname()[1]
-        if way != HELD:
-            self._socket.close()
+        if way == HELD:
+            self._socket.listen(2048)
         self._words = words or (
             server.command if way in (RELOAD, TAKEOVER, HELD) else server.alone or server.command
         )
@@ -230,16 +232,6 @@ class Site:
 
     def _control(self) -> list[str]:
         return ["--control", f"{self.directory}/control"]
-
-
-def _listener() -> socket.socket:
-    """Listen at a port that the system assigns to no client (``ip_local_port_range``, ip(7))."""
-    while True:
-        try:
-            return socket.create_server((HOST, random.randrange(20_000, 32_000)), backlog=2048)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE:
-                raise
 
 
 def _ask(port: int) -> str:
