@@ -217,6 +217,16 @@ def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
+def is_listening(path: Path) -> bool:
+    """Whether a socket that is bound at a path listens: its flags are SO_ACCEPTCON then.
+
+    Other sockets of the machine, those of tests beside this one too, may have any bytes for a name.
+    """
+    lines = Path("/proc/net/unix").read_bytes().splitlines()
+    end = b" " + os.fsencode(path)
+    return any(line.endswith(end) and line.split()[3] == b"00010000" for line in lines)
+
+
 def await_that(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + GENEROUS
     while not holds():

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import Bench, Run, await_gone, await_that, children, conduit_says
+from commands import Bench, Run, await_gone, await_that, children, conduit_says, is_listening
 from helpers import GENEROUS, fork_among_threads, handling, memory, room_for
 from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
 
@@ -861,6 +861,20 @@ def test_where_the_system_does_not_tell_a_path_is_taken_for_listened_at(
     assert inspection.is_listened_at("/no/such")
 
 
+def test_other_sockets_may_have_any_name(tmp_path: Path) -> None:
+    path = str(tmp_path / "a b\nc")
+    odd = f"\0{tmp_path}\n\n0: 0\n\xff\n".encode("latin-1")
+    with socket.socket(socket.AF_UNIX) as other, socket.socket(socket.AF_UNIX) as sock:
+        other.bind(odd)
+        other.listen()
+        assert not inspection.is_listened_at(path)
+        sock.bind(path)
+        assert not inspection.is_listened_at(path)
+        sock.listen()
+        assert inspection.is_listened_at(path)
+        assert not inspection.is_listened_at(path[:-1])
+
+
 def test_a_path_that_nobody_listens_at_is_not_put_back(tmp_path: Path) -> None:
     path = str(tmp_path / "s")
     spares = Spares(".run", inspection.is_listened_at)
@@ -1253,12 +1267,6 @@ def test_check_tells_when_it_may_not_ask(tmp_path: Path) -> None:
     with beside(refuse):
         await_that(lambda: is_listening(tmp_path / "c"))
         assert main(words) == 1
-
-
-def is_listening(path: Path) -> bool:
-    """Whether a socket that is bound at a path listens: its flags are SO_ACCEPTCON then."""
-    lines = Path("/proc/net/unix").read_text().splitlines()
-    return any(line.endswith(f" {path}") and line.split()[3] == "00010000" for line in lines)
 
 
 @pytest.mark.parametrize(

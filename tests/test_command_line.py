@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import Bench, await_gone, await_that, children, conduit_says
+from commands import Bench, await_gone, await_that, children, conduit_says, is_listening
 from helpers import GENEROUS, Call, memory, room_for
 from sides import NOBODY, beside, is_at_eof, needs_root, wait_until_process_polls
 
@@ -757,13 +757,8 @@ def receiving(path: Path, *command: str, stdout: int = subprocess.PIPE) -> subpr
     words = [sys.executable, "-P", "-m", "conduit", "receive", str(path)]
     words += ["--", *command] if command else []
     process = subprocess.Popen(words, stdout=stdout, stderr=subprocess.PIPE)
-    # The path is there a moment before the socket listens (SO_ACCEPTCON among its flags).
-    await_that(
-        lambda: any(
-            line.endswith(f" {path}") and line.split()[3] == "00010000"
-            for line in Path("/proc/net/unix").read_text().splitlines()
-        )
-    )
+    # The path is there a moment before the socket listens.
+    await_that(lambda: is_listening(path))
     return process
 
 

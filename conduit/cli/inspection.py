@@ -80,14 +80,12 @@ def is_listened_at(path: str) -> bool:
 
     Connecting would tell, too, but not every server copes with a client that says nothing.
     """
-    end = b" " + os.fsencode(path)
+    # Its flags are SO_ACCEPTCON. The last word is whatever name somebody has bound: it may have
+    # blanks, line ends and any other byte, so that neither lines nor words can be counted on.
+    socket = rb"^\S+: \S+ \S+ 00010000 \S+ \S+ +\d+ " + re.escape(os.fsencode(path)) + b"$"
     try:
-        with open("/proc/net/unix", "rb") as lines:
-            # Its flags are SO_ACCEPTCON, and the path is the last word; it may have blanks.
-            return any(
-                line.split(None, 7)[3] == b"00010000" and line.rstrip(b"\n").endswith(end)
-                for line in lines
-            )
+        with open("/proc/net/unix", "rb") as sockets:
+            return re.search(socket, sockets.read(), re.MULTILINE) is not None
     except FileNotFoundError:
         return True
 
