@@ -35,6 +35,7 @@ from helpers import (
     is_open,
     memory,
     needs_descriptors,
+    reserved_port,
     room_for,
     run_python,
     send,
@@ -911,16 +912,16 @@ def test_a_listener_that_is_sent_and_not_received_takes_connections_that_nobody_
     ends: Ends,
 ) -> None:
     one, other = ends
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    one.transfer_conn(listener)
-    with socket.create_connection(address) as client:
-        other.close()
-        # Nobody can receive it any more, so it is closed, and so is what waited there.
-        with pytest.raises(ConnectionResetError):
-            client.recv(1)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
+    with reserved_port() as port:
+        address = ("127.0.0.1", port)
+        one.transfer_conn(socket.create_server(address))
+        with socket.create_connection(address) as client:
+            other.close()
+            # Nobody can receive it any more, so it is closed, and so is what waited there.
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
 
 
 @needs_root

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import GENEROUS, content, is_open, memory, other_process, waits
+from helpers import GENEROUS, content, is_open, memory, other_process, reserved_port, waits
 
 import conduit
 from conduit import Conduit
@@ -159,17 +159,18 @@ def test_a_udp_connection_is_carried_on(other: Other, waiting: bool) -> None:
 
 
 def test_a_listener_accepts_in_the_other_process(other: Other) -> None:
-    listener = socket.create_server(("127.0.0.1", 0))
-    address = listener.getsockname()
-    with socket.create_connection(address) as client:
-        other.start("accept")
-        other.link.transfer_conn(listener)
-        client.settimeout(GENEROUS)
-        pid = client.recv(64)
-        seen = other.outcome()
-        assert seen == {"pid": int(pid), "address": list(address)}
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(address)
+    with reserved_port() as port:
+        listener = socket.create_server(("127.0.0.1", port))
+        address = listener.getsockname()
+        with socket.create_connection(address) as client:
+            other.start("accept")
+            other.link.transfer_conn(listener)
+            client.settimeout(GENEROUS)
+            pid = client.recv(64)
+            seen = other.outcome()
+            assert seen == {"pid": int(pid), "address": list(address)}
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
 
 
 def test_a_terminal_is_one_in_the_other_process(other: Other) -> None:
