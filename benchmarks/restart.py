@@ -127,7 +127,7 @@ class Site:
         if way not in (RELOAD, TAKEOVER, HELD) and not (words or server.alone):
             self._words += " PORT"
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._before: set[str] = set()
+        self._before: dict[str, int] = {}
         self._log = (directory / "log").open("ab")
 
     def start(self) -> None:
@@ -177,7 +177,7 @@ class Site:
 
     def mark(self) -> None:
         """Note the processes that there are: those that come are new."""
-        self._before = set(os.listdir("/proc"))
+        self._before = {pid: _begun(pid) for pid in os.listdir("/proc") if pid.isdigit()}
 
     def run(self, words: str) -> None:
         """Run a command of this Python to its end."""
@@ -207,7 +207,9 @@ class Site:
         def enough() -> bool:
             nonlocal row
             process = _ask(self.port)
-            row = row + 1 if process and process not in self._before else 0
+            # A number may have been another process's before.
+            is_new = process and self._before.get(process) != _begun(process)
+            row = row + 1 if is_new else 0
             return row >= answers
 
         self.await_that(enough)
@@ -232,6 +234,15 @@ class Site:
 
     def _control(self) -> list[str]:
         return ["--control", f"{self.directory}/control"]
+
+
+def _begun(pid: str) -> int:
+    """When a process began, in ticks (proc(5)); 0 if it has ended."""
+    try:
+        # The name, which may have any bytes, comes before.
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    except OSError:
+        return 0
 
 
 def _ask(port: int) -> str:

@@ -383,14 +383,16 @@ def in_child(function: Callable[[], None]) -> int:
 
 
 @contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that refuses, and that is given to nobody meanwhile.
+def reserved_port(host: str = "127.0.0.1") -> Iterator[int]:
+    """A port that refuses, and that is given to nobody meanwhile; with "::", of both families.
 
     A server can listen there: where all set SO_REUSEADDR, two may be bound and one may listen.
     """
-    with socket.socket() as sock:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind((host, 0))
         yield sock.getsockname()[1]
 
 

@@ -17,7 +17,14 @@ from typing import Any
 import anyio
 import pytest
 from anyio import to_thread
-from helpers import GENEROUS, fork_among_threads, is_open, no_more_room, run_python
+from helpers import (
+    GENEROUS,
+    fork_among_threads,
+    is_open,
+    no_more_room,
+    reserved_port,
+    run_python,
+)
 
 import conduit
 from conduit.aio import AsyncTakeover, takeover
@@ -218,13 +225,13 @@ async def test_waiting_for_an_address_in_use_is_cancelled_and_nothing_was_opened
     async with AsyncTakeover(path) as old:
         await old.ready()
         async with AsyncTakeover(path) as new:
-            with socket.create_server(("127.0.0.1", 0)) as other:
-                port = other.getsockname()[1]
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(lambda: new.listen("127.0.0.1", port))
-                    await turns(3)
-                    tasks.cancel_scope.cancel()
-            (await new.listen("127.0.0.1", port)).close()
+            with reserved_port() as port:
+                with socket.create_server(("127.0.0.1", port)):
+                    async with anyio.create_task_group() as tasks:
+                        tasks.start_soon(lambda: new.listen("127.0.0.1", port))
+                        await turns(3)
+                        tasks.cancel_scope.cancel()
+                (await new.listen("127.0.0.1", port)).close()
 
 
 @pytest.mark.parametrize("what", ["wait", "enter"])

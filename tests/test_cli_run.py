@@ -1578,7 +1578,10 @@ def test_servers_are_ready_once_they_wait_and_are_reloaded(bench: Bench, name: s
         (bench.directory / "app.py").write_text(APP)
         words = [word.replace("{directory}", str(bench.directory)) for word in SERVERS[name]]
         command = [sys.executable, *words]
-    run = bench.run("--ready=accepting", "--listen=127.0.0.1:0", command=command)
+    # Where gunicorn has a socket of its own, which another's would be in the way of.
+    environment = {"XDG_RUNTIME_DIR": str(bench.directory)}
+    words = ["--ready=accepting", "--listen=127.0.0.1:0"]
+    run = bench.run(*words, command=command, environment=environment)
     run.await_line(") serves")
     assert answers(bench)
     assert ask(bench, "reload").returncode == 0

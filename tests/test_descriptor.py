@@ -35,7 +35,7 @@ from helpers import (
     same_file,
     waits,
 )
-from sides import is_at_eof
+from sides import identity, is_at_eof
 
 import conduit
 from conduit import (
@@ -415,7 +415,7 @@ def test_every_call_that_sends_an_object_sends_it(kind: int, how: str, keep: boo
 # Used by a call meanwhile
 
 
-inode_of_moved: list[int] = []
+moved_files: list[tuple[int, int]] = []
 
 
 @pytest.fixture
@@ -428,7 +428,7 @@ def sent_by_another(
         queued = fill(one.fileno())
         mine, peer = socket.socketpair()
         with peer:
-            inode_of_moved.append(os.fstat(mine.fileno()).st_ino)
+            moved_files.append(identity(mine.fileno()))
             descriptor = Descriptor(mine.detach())
             sending = Call(one.transfer, descriptor, keep=not moved)
             assert sending.is_waiting()
@@ -514,8 +514,8 @@ def test_a_forked_child_has_nothing_of_what_a_thread_of_the_parent_moves(
         with Descriptor.__new__(Descriptor) as fresh:
             assert fresh.closed
         # What the moving message held is closed as the child begins.
-        assert inode_of_moved[-1] not in [
-            os.fstat(number).st_ino for number in open_descriptors() if is_open(number)
+        assert moved_files[-1] not in [
+            identity(number) for number in open_descriptors() if is_open(number)
         ]
 
     assert in_child(child) == 0

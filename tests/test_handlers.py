@@ -19,7 +19,15 @@ from typing import Any
 
 import pytest
 from drivers import Driver
-from helpers import content, handling, is_open, memory, not_traced, open_descriptors
+from helpers import (
+    content,
+    handling,
+    in_child,
+    is_open,
+    memory,
+    not_traced,
+    open_descriptors,
+)
 from sides import close_all
 
 from conduit import Conduit, Descriptor, Error, Listener, WouldBlockError
@@ -363,59 +371,64 @@ def test_memory_that_runs_out_at_any_allocation_leaves_nothing_open(
     name: str, tmp_path: Path
 ) -> None:
     testing = pytest.importorskip("_testcapi")
-    sock = socket.socket(socket.AF_UNIX)
-    failures = 0
-    path = str(tmp_path / "s")
-    # So that the int of a descriptor is no small one, which takes no memory before Python 3.15,
-    # where it takes none up to 1,024.
-    more = [memory() for _ in range(260)]
-    # So that each collection looks only at what is made from here on.
-    gc.freeze()
-    with sock, Listener(path) as listener, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        for allocation in range(60):
-            one, other = Conduit.pair()
-            one.timeout = other.timeout = 0
-            numbers = [Descriptor(memory()), Descriptor(memory())]
-            waiting = Conduit.connect(path)
-            one.transfer_conn(sock, keep=True)
-            calls: dict[str, Callable[[], Any]] = {
-                "from_conn": lambda: Conduit.from_conn(sock),
-                "pair": Conduit.pair,
-                "connect": lambda: Conduit.connect(path),
-                "accept": partial(listener.accept, 0),
-                "transfer": partial(one.transfer, *numbers),
-            }
-            call = calls.get(name) or getattr(other, name)
-            gc.collect()
-            before = set(open_descriptors())
-            result: Any = ()
-            try:
-                testing.set_nomemory(allocation, allocation + 1)
+
+    def child() -> None:
+        sock = socket.socket(socket.AF_UNIX)
+        failures = 0
+        path = str(tmp_path / "s")
+        # So that the int of a descriptor is no small one, which takes no memory before Python 3.15,
+        # where it takes none up to 1,024.
+        more = [memory() for _ in range(260)]
+        # So that each collection looks only at what is made from here on.
+        gc.freeze()
+        with sock, Listener(path) as listener, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            for allocation in range(60):
+                one, other = Conduit.pair()
+                one.timeout = other.timeout = 0
+                numbers = [Descriptor(memory()), Descriptor(memory())]
+                waiting = Conduit.connect(path)
+                one.transfer_conn(sock, keep=True)
+                calls: dict[str, Callable[[], Any]] = {
+                    "from_conn": lambda: Conduit.from_conn(sock),
+                    "pair": Conduit.pair,
+                    "connect": lambda: Conduit.connect(path),
+                    "accept": partial(listener.accept, 0),
+                    "transfer": partial(one.transfer, *numbers),
+                }
+                call = calls.get(name) or getattr(other, name)
+                gc.collect()
+                before = set(open_descriptors())
+                result: Any = ()
                 try:
-                    result = call()
-                finally:
-                    testing.remove_mem_hooks()
-            # Without memory to compare users, a listener refuses its peer, and finds no other.
-            except (MemoryError, RuntimeError, SystemError, WouldBlockError):
-                failures += 1
-            results: Any = result if isinstance(result, tuple) else (result,)
-            for place in range(len(results)):
-                if isinstance(results[place], int):
-                    os.close(results[place])
-                elif results[place] is not None:
-                    results[place].close()
-            del result, results
-            gc.collect()
-            after = set(open_descriptors())
-            assert not after - before, (allocation, after - before)
-            for link in (one, other, waiting):
-                link.close()
-            for number in numbers:
-                number.close()
-            with contextlib.suppress(WouldBlockError):
-                while True:
-                    listener.accept(0).close()
-    gc.unfreeze()
-    close_all(more)
-    assert failures or (name == "receive_fd" and sys.version_info >= (3, 15))
+                    testing.set_nomemory(allocation, allocation + 1)
+                    try:
+                        result = call()
+                    finally:
+                        testing.remove_mem_hooks()
+                # Without memory to compare users, a listener refuses its peer, and finds no other.
+                except (MemoryError, RuntimeError, SystemError, WouldBlockError):
+                    failures += 1
+                results: Any = result if isinstance(result, tuple) else (result,)
+                for place in range(len(results)):
+                    if isinstance(results[place], int):
+                        os.close(results[place])
+                    elif results[place] is not None:
+                        results[place].close()
+                del result, results
+                gc.collect()
+                after = set(open_descriptors())
+                assert not after - before, (allocation, after - before)
+                for link in (one, other, waiting):
+                    link.close()
+                for number in numbers:
+                    number.close()
+                with contextlib.suppress(WouldBlockError):
+                    while True:
+                        listener.accept(0).close()
+        gc.unfreeze()
+        close_all(more)
+        assert failures or (name == "receive_fd" and sys.version_info >= (3, 15))
+
+    # In a process of one thread: it would strike another, such as the one that pytest-xdist has.
+    assert in_child(child) == 0

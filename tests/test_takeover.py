@@ -957,12 +957,12 @@ def test_an_address_that_a_drained_server_still_has_is_tried_again(
 
     monkeypatch.setattr(sockets, "resolve", resolve_and_tell)
     monkeypatch.setattr(protocol, "GREETING", GENEROUS)
-    with socket.create_server(("127.0.0.1", 0)) as taken, Takeover(path) as old:
+    with reserved_port() as port, Takeover(path) as old:
+        taken = socket.create_server(("127.0.0.1", port))
         old.ready()
-        with Takeover(path) as new:
-            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+        with taken, Takeover(path) as new:
+            call = Call(new.listen, "127.0.0.1", port, name="http")
             assert tried.wait(GENEROUS)
-            port = taken.getsockname()[1]
             taken.close()
             with call.result() as sock:
                 assert sock.getsockname()[1] == port
@@ -990,13 +990,13 @@ def test_an_address_is_tried_again_though_the_predecessor_died_before_it_sent_an
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "GREETING", GENEROUS)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with reserved_port() as port, socket.create_server(("127.0.0.1", port)) as taken:
         with conduit.Listener(path, type=SEQPACKET) as control:
             entering = Call(Takeover, path)
             control.accept(GENEROUS).close()
         with entering.result() as new:
             assert new.predecessor is None
-            call = Call(new.listen, "127.0.0.1", taken.getsockname()[1], name="http")
+            call = Call(new.listen, "127.0.0.1", port, name="http")
             assert call.is_waiting()
             taken.close()
             call.result().close()
@@ -1006,17 +1006,18 @@ def test_an_address_that_a_worker_of_a_killed_server_has_is_tried_again(
     start: Callable[..., Server], running: Server, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "GREETING", GENEROUS)
-    address = address_of(running)
-    running.call("fork")
-    running.process.kill()
-    running.process.wait(GENEROUS)
-    with Takeover(path) as new:
-        assert new.predecessor is None
-        call = Call(new.listen, *address, name="http")
-        assert call.is_waiting()
-        # The worker ends with its standard input.
-        running.end()
-        call.result().close()
+    with reserved_port() as port:
+        running.call("listen", "late", "127.0.0.1", port)
+        running.call("fork")
+        running.process.kill()
+        running.process.wait(GENEROUS)
+        with Takeover(path) as new:
+            assert new.predecessor is None
+            call = Call(new.listen, "127.0.0.1", port, name="late")
+            assert call.is_waiting()
+            # The worker ends with its standard input.
+            running.end()
+            call.result().close()
 
 
 # Which socket is meant: names of several addresses, scopes, network namespaces.
@@ -3814,12 +3815,12 @@ def test_every_address_is_of_both_families_and_is_handed_over(path: str, host: s
 
 @needs_ipv6
 def test_every_address_of_each_family_can_be_had_side_by_side(path: str) -> None:
-    with Takeover(path) as takeover, takeover.listen("0.0.0.0", 0, name="four") as four:
-        port = four.getsockname()[1]
-        with takeover.listen("::", port, name="six") as six:
-            assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-            assert connects("127.0.0.1", port)
-            assert connects("::1", port)
+    with Takeover(path) as takeover, reserved_port("::") as port:
+        with takeover.listen("0.0.0.0", port, name="four"):
+            with takeover.listen("::", port, name="six") as six:
+                assert six.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+                assert connects("127.0.0.1", port)
+                assert connects("::1", port)
 
 
 def test_without_ipv6_every_address_is_of_ipv4(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

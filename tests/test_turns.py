@@ -30,6 +30,7 @@ from helpers import (
     open_descriptors,
     wait_until_asleep,
 )
+from sides import identity
 
 import conduit
 from conduit import Conduit, Descriptor, Error, ErrType
@@ -338,15 +339,14 @@ def test_a_child_closes_what_a_waiting_message_holds(ends: Ends) -> None:
     fill(one.fileno())
     number = memory(b"held")
     os.ftruncate(number, 5)
-    inode = os.fstat(number).st_ino
+    file = identity(number)
     first, second = Call(one.transfer, number), Call(one.transfer, number)
     for call in (first, second):
         assert call.thread.native_id is not None
         wait_until_asleep(call.thread.native_id)
 
     def count() -> int:
-        paths = [f"/proc/self/fd/{fd}" for fd in open_descriptors() if is_open(fd)]
-        return sum(os.stat(path).st_ino == inode for path in paths)
+        return sum(identity(fd) == file for fd in open_descriptors() if is_open(fd))
 
     def child() -> None:
         assert count() == 1, "the caller's own"
