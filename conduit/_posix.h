@@ -304,19 +304,38 @@ static inline int conduit_mode(int fd)
     return fstat(fd, &status) ? -errno : (int)status.st_mode;
 }
 
-/* Something close-on-exec to wake poll() by: [to poll, to write to]; 0, or -1 and errno. */
+/* Move an fd above standard error; it is closed, also on failure. */
+static inline int conduit_move_up(int fd)
+{
+    int moved;
+    if (fd < 0 || fd > STDERR_FILENO)
+        return fd;
+    moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    close(fd);
+    return moved;
+}
+
+/* Something close-on-exec to wake poll() by: [to poll, to write to]; 0, or -1 and no ends. */
 static inline int conduit_waker(int ends[2])
 {
 #ifdef CONDUIT_EVENTFD
-    ends[0] = ends[1] = eventfd(0, EFD_CLOEXEC);
-    return ends[0] < 0 ? -1 : 0;
+    ends[0] = ends[1] = conduit_move_up(eventfd(0, EFD_CLOEXEC));
 #else
-    if (pipe(ends))
+    if (pipe(ends)) {
+        ends[0] = ends[1] = -1;
         return -1;
+    }
+    ends[0] = conduit_move_up(ends[0]);
+    ends[1] = conduit_move_up(ends[1]);
+    if (ends[0] < 0 || ends[1] < 0) {
+        close(ends[0] < 0 ? ends[1] : ends[0]);
+        ends[0] = ends[1] = -1;
+        return -1;
+    }
     fcntl(ends[0], F_SETFD, FD_CLOEXEC);
     fcntl(ends[1], F_SETFD, FD_CLOEXEC);
-    return 0;
 #endif
+    return ends[0] < 0 ? -1 : 0;
 }
 
 static inline void conduit_wake(int end)

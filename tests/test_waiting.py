@@ -53,6 +53,22 @@ def set_waits(number: int, wait: bool) -> None:
     fcntl.fcntl(number, fcntl.F_SETFL, flags)
 
 
+def test_what_wakes_a_waiting_call_is_no_standard_stream() -> None:
+    def child() -> None:
+        one, other = Conduit.pair()
+        with one, other:
+            os.close(0)
+            os.close(1)
+            call = Call(one.receive)
+            assert call.is_waiting()
+            assert not is_open(0)
+            assert not is_open(1)
+            other.transfer(data=b"x")
+            assert call.result().data == b"x"
+
+    assert in_child(child) == 0
+
+
 # Deadlines
 
 
