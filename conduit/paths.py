@@ -104,8 +104,10 @@ class Place:
         # A relative address says nothing of the directory it was bound in.
         if bound.startswith(b"/"):
             address = os.fsencode(self._absolute)
-        if bound == address and not address.startswith(b"\0"):
-            self._inode = inode_of(self._absolute)
+        # A path that this process may not look at, it could not remove either.
+        with Ignoring(OSError):
+            if bound == address and not address.startswith(b"\0"):
+                self._inode = inode_of(self._absolute)
 
     def bind(self, what: str, name: str, type: int, mode: int, backlog: int | None) -> Handle:
         """Bind a new socket here, and listen unless it takes datagrams.
@@ -222,13 +224,14 @@ def _bind_path(sock: socket.socket, path: bytes, mode: int, backlog: int) -> tup
 
 
 def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
-    """Bind a socket at a path that has the mode at once, less the umask."""
+    """Bind a socket at a path that has the mode at once, less what `_add_mode` can add."""
     if sys.platform == "linux":
         # Linux makes the path with the mode of the socket's own inode (seen from 5.10 to 7.3).
         os.fchmod(sock.fileno(), mode)
-        sock.bind(path)
-        return
-    # The umask is the process's: for a moment it also restricts files that other threads make.
+        if os.path.exists("/proc/self/fd"):
+            sock.bind(path)
+            return
+    # The umask is the process's: for a moment it also holds for files that other threads make.
     before = os.umask(0o777 & ~mode)
     try:
         sock.bind(path)
@@ -261,7 +264,8 @@ class _Alone:
     bound; and a socket that is bound but does not listen yet looks stale. The lock is an abstract
     name, which the system takes back however this process ends. A lock file would need more
     permissions than bind(2), could be left behind, and any user could hold it. A holder of another
-    user does not count, nor does one that does not listen.
+    user does not count, nor does one that does not listen, or that nobody can ask who it is, since
+    its backlog is full: this user's own are done in a moment.
 
     Only Linux has abstract names. Elsewhere, and between users or network namespaces, the race
     between the two calls remains.
@@ -308,14 +312,10 @@ class _Alone:
 
 
 def _holder(lock: bytes) -> int | None:
-    """Return the uid of the process that listens at a name; None if none does."""
+    """Return the uid of the process that listens at a name; None if none does, or it is full."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         probe.setblocking(False)
-        code = probe.connect_ex(lock)
-        if code == errno.EAGAIN:
-            # Its backlog is full, so its user cannot be read: assume this one until the next look.
-            return os.geteuid()
-        if code:
+        if probe.connect_ex(lock):
             return None
         # struct ucred: pid, uid, gid.
         uid = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[4:8]

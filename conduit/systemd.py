@@ -72,7 +72,7 @@ def listen_fds() -> tuple[Descriptor, ...]:
             not open. Nothing was taken, closed or changed, not even the environment.
     """
     saved = {name: os.environ[name] for name in _VARIABLES if name in os.environ}
-    fds, names = _announced()
+    fds, names = announced()
     taken: list[Descriptor] = []
     try:
         # All in C: no signal handler can run between the making of one and its entry in the list.
@@ -226,8 +226,11 @@ def watchdog_interval() -> float | None:
     return usec / 1e6
 
 
-def _announced() -> tuple[range, list[str]]:
+def announced() -> tuple[range, list[str]]:
     """Return the descriptors that the environment announces, all open, and their names.
+
+    Who opens others before they are taken looks first: if a number is not open, the next descriptor
+    gets it, and would be taken for a socket of the manager's.
 
     Raises:
         Error: as `listen_fds`.

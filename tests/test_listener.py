@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import time
 import uuid
@@ -37,7 +38,7 @@ from helpers import (
     room_for,
     send,
 )
-from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
+from sides import NOBODY, SYS_ADMIN, beside, is_at_eof, is_capable, needs_root, public_directory
 
 from conduit import (
     Conduit,
@@ -475,6 +476,24 @@ def test_the_socket_has_the_mode_that_was_asked_for_whatever_the_umask(
             os.umask(before)
         with listener:
             assert stat.S_IMODE(os.stat(path).st_mode) == mode
+
+
+@pytest.mark.skipif(
+    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
+    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
+)
+def test_it_has_its_mode_without_proc_as_well(path: str) -> None:
+    code = """if 1:
+        import os, stat, sys
+        from conduit import Listener
+        os.umask(0o022)
+        with Listener(sys.argv[1], mode=0o666):
+            print(oct(stat.S_IMODE(os.stat(sys.argv[1]).st_mode)), oct(os.umask(0)))
+    """
+    hide = ["unshare", "--mount", "/bin/sh", "-euc", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
+    words = [*hide, sys.executable, "-P", "-c", code, path]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=GENEROUS, check=False)
+    assert (said.stdout, said.stderr) == ("0o666 0o22\n", "")
 
 
 def test_only_this_user_may_connect_unless_something_else_was_asked_for(
@@ -1061,16 +1080,21 @@ def locked(path: str, backlog: int | None = 10) -> Iterator[socket.socket]:
         yield lock
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_a_place_where_another_is_about_to_listen_is_left_to_it(path: str, full: bool) -> None:
+def test_a_place_where_another_is_about_to_listen_is_left_to_it(path: str) -> None:
     stale(path)
-    with locked(path, 0 if full else 10), contextlib.ExitStack() as stack:
-        if full:
-            for sock in fill_backlog(os.fsdecode(lock_of(path)), socket.SOCK_SEQPACKET):
-                stack.enter_context(sock)
+    with locked(path):
         assert_taken(path, "about to listen")
         assert os.listdir(os.path.dirname(path)) == ["socket"]
     assert_listens(path)
+
+
+def test_a_lock_whose_holder_nobody_can_ask_keeps_no_one_for_long(path: str) -> None:
+    """As any user could hold it."""
+    stale(path)
+    with locked(path, 0), contextlib.ExitStack() as stack:
+        for sock in fill_backlog(os.fsdecode(lock_of(path)), socket.SOCK_SEQPACKET):
+            stack.enter_context(sock)
+        assert_listens(path)
 
 
 def test_a_lock_that_does_not_listen_is_none(path: str) -> None:
@@ -1202,6 +1226,19 @@ def test_without_linux_the_umask_gives_the_mode(path: str, monkeypatch: pytest.M
                 assert os.umask(0) == 0
     finally:
         os.umask(umask)
+
+
+def test_a_socket_is_adopted_though_its_path_cannot_be_looked_at(tmp_path: Path) -> None:
+    directory = tmp_path / "d"
+    directory.mkdir()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(f"{directory}/s")
+        sock.listen()
+        directory.rename(tmp_path / "moved")
+        directory.touch()
+        with Listener.from_conn(sock, f"{directory}/s") as listener:
+            assert not listener.closed
+    assert os.listdir(tmp_path / "moved") == ["s"]
 
 
 def test_its_address_is_its_absolute_path(

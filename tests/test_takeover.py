@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import math
 import os
 import queue
 import resource
@@ -54,6 +55,7 @@ from conduit import systemd
 from conduit.aio import AsyncTakeover
 from conduit.errors import Ignoring, TakeoverError, reraise
 from conduit.takeover import Takeover, inheritance, protocol, room, sockets, succession, watch
+from conduit.takeover.holdings import Holdings
 from conduit.takeover.protocol import VERSIONS
 from conduit.takeover.talk import Outgoing
 from conduit.takeover.talk import Talk as Talker
@@ -553,6 +555,43 @@ def test_paths_that_may_not_be_removed_any_more_do_not_keep_it_from_closing() ->
 
     with beside(serve_and_drop_privileges):
         pass
+
+
+@needs_root
+def test_a_path_that_may_not_be_looked_at_any_more_is_handed_over() -> None:
+    def take_over_and_drop_privileges() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            unix, control = f"{directory}/unix", f"@{directory}/control"
+            allow = lambda _: True  # noqa: E731
+            with Takeover(control, allow=allow) as old, old.listen(unix) as sock:
+                old.ready()
+                with Takeover(control, allow=allow) as new:
+                    os.seteuid(NOBODY)
+                    with new.listen(unix) as same:
+                        assert identity(same) == identity(sock)
+                        new.ready()
+                    os.seteuid(0)
+                    assert old.wait(GENEROUS)
+
+    with beside(take_over_and_drop_privileges):
+        pass
+
+
+def test_what_was_not_open_when_it_was_announced_is_none_of_its_own(path: str) -> None:
+    def child() -> None:
+        lowest = os.dup(0)
+        os.close(lowest)
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(lowest - 2))
+        with Takeover(path, thread=False) as takeover:
+            # By now that is a descriptor of its own.
+            assert is_open(lowest)
+            for _ in range(2):
+                with pytest.raises(conduit.Error, match=f"descriptor {lowest} is not open"):
+                    takeover.listen("127.0.0.1", 0)
+            del os.environ["LISTEN_FDS"]
+            takeover.listen("127.0.0.1", 0).close()
+
+    assert in_child(child) == 0
 
 
 def test_nothing_keeps_a_dropped_socket_open_once_it_is_handed_over(path: str) -> None:
@@ -2148,6 +2187,8 @@ def close_each_from(control: conduit.Listener) -> None:
         {"kind": "sockets", "sockets": [{"name": "x", "socket": "FD"}]},
         {"kind": "sockets", "sockets": [{"name": "x", "socket": 5}]},
         {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "path": 5}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "path": "/a\0b"}]},
+        {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "path": "/\ud800"}]},
         {"kind": "sockets", "sockets": [{"name": "x", "socket": "SOCKET", "inode": 7}]},
         {"kind": "items", "items": [{"name": "x"}]},
         {"kind": "items", "items": [{"name": 1, "fd": "FD"}]},
@@ -2188,6 +2229,13 @@ def test_a_predecessor_that_talks_nonsense_is_an_error(path: str, message: Any) 
             with pytest.raises(TakeoverError):
                 entering.result()
         assert os.path.exists(path)
+
+
+def test_an_inode_that_is_no_integer_is_nonsense() -> None:
+    # As JSON may have it: 9e999.
+    row = {"name": "x", "socket": None, "inode": [math.inf, 1]}
+    with pytest.raises(TakeoverError, match="malformed"):
+        Holdings(b"").receive("sockets", {"sockets": [row]})
 
 
 def test_what_a_dead_predecessor_and_the_next_one_both_had_is_the_next_ones(path: str) -> None:

@@ -117,15 +117,15 @@ class Holdings:
             elif kind == "state":
                 file = message["file"]
                 self.state = b"" if file is None else _content(_fd_of(file))
-        except (ValueError, TypeError, LookupError, AttributeError, OSError) as exc:
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError, OSError) as exc:
             if from_handler(exc):
                 raise  # pragma: no cover - traced runs have no handler that raises
             raise failure(f"a message ({kind}) is malformed: {exc!r}") from exc
 
     def _receive_socket(self, row: dict[str, Any]) -> None:
         name, path, inode = _name_of(row), row.get("path"), row.get("inode")
-        if not isinstance(path, str | None):
-            raise TypeError(f"{path!r} is no path")
+        if path is not None and b"\0" in os.fsencode(path):
+            raise ValueError(f"{path!r} is no path")
         if inode is not None:
             device, number = inode
             inode = int(device), int(number)

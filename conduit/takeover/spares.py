@@ -40,12 +40,14 @@ class Spares:
 
     def add(self, path: str, inode: tuple[int, int]) -> None:
         """Give a socket a second name, if it has none and the system allows it."""
-        if path in self._names or inode_of(path) != inode:
+        if path in self._names:
             return
         name = second_name(path, self._end)
-        # Noted before linking, in case a handler raises, and after it, in case one closes.
-        self._names[path] = name
         try:
+            if inode_of(path) != inode:
+                return
+            # Noted before linking, in case a handler raises, and after it, in case one closes.
+            self._names[path] = name
             _link(path, name)
             self._names[path] = name
         except OSError as exc:

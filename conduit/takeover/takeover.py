@@ -143,6 +143,12 @@ class Takeover(Closing):
         self._paths: dict[str, tuple[int, int]] = {}
         self._spares = Spares()
         self._activated: list[Descriptor] | None = None
+        # Before anything is opened: see `systemd.announced`. Only `listen` needs it.
+        self._misled: Error | None = None
+        try:
+            systemd.announced()
+        except Error as exc:
+            self._misled = exc.with_traceback(None)
         # One thread at a time takes sockets from those that were passed.
         self._taking = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -649,6 +655,9 @@ class Takeover(Closing):
     def _passed(self, name: str, host: str, port: int | None, type: int) -> socket.socket | None:
         with self._taking:
             if self._activated is None:
+                if self._misled is not None and systemd.announced()[0]:
+                    # These numbers are this process's own by now.
+                    raise self._misled.with_traceback(None)
                 self._activated = list(systemd.listen_fds())
             return sockets.passed(self._activated, name, host, port, type)
 
