@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +106,16 @@ class Command:
 
 
 class Run:
-    """One `conduit run`."""
+    """One `conduit run`, started by another program if there is one."""
 
-    def __init__(self, words: list[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        environment: dict[str, str] | None = None,
+        around: Sequence[str] = (),
+    ) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "conduit", *words],
+            [*around, sys.executable, "-P", "-m", "conduit", *words],
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

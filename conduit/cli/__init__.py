@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CommandError as exc:
         complain(exc)
         return exc.code
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
+        # Text that the locale has no bytes for, as well.
         complain(exc)
         return 1
     except KeyboardInterrupt:

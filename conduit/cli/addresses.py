@@ -68,5 +68,7 @@ def parse_address(text: str) -> Address:
         host.encode("idna")
     except UnicodeError as exc:
         raise ValueError(f"{text!r}: {host!r} cannot be a host: {exc.__cause__ or exc}") from exc
+    if not given and len(place.encode()) > 255:
+        raise ValueError(f"{place!r} has more than 255 bytes: give it a name, as in web={place}")
     kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
     return Address(given or place, name, host, int(port), kind)

@@ -61,7 +61,8 @@ def ask(path: str, kind: str, **fields: Any) -> Iterator[dict[str, Any]]:
     """Send a request to a control socket, and yield the answers.
 
     Raises:
-        CommandError: nobody answers there (`NOBODY`), or the request is refused.
+        CommandError: nobody answers there (`NOBODY`), the request is refused, or what comes is no
+            answer to it.
         Error: the socket cannot be reached.
     """
     for _ in range(_ATTEMPTS):
@@ -86,14 +87,72 @@ def _connect(path: str) -> Channel:
         raise
 
 
-def _all(path: str, answer: dict[str, Any], channel: Channel) -> Iterator[dict[str, Any]]:
+def _all(path: str, answer: Any, channel: Channel) -> Iterator[dict[str, Any]]:
     while True:
-        if answer["kind"] == "refused":
-            raise CommandError(f"who serves at {path} refuses: {answer.get('reason')}")
-        yield answer
-        if answer["kind"] != "progress":
-            return
+        match answer:
+            case {"kind": "refused"}:
+                raise CommandError(f"who serves at {path} refuses: {answer.get('reason')}")
+            case {"kind": "progress", "text": str()}:
+                yield answer
+            case {"kind": "status"} | {"kind": "end", "text": str(), "code": int()}:
+                yield answer
+                return
+            case _:
+                raise _unclear(path, answer)
         try:
             answer = channel.receive()
         except PeerClosedError as exc:
             raise CommandError(f"who serves at {path} ended without an answer") from exc
+
+
+_NUMBER = (int, float)
+
+_STATUS: dict[str, Any] = {
+    "version": str,
+    "pid": int,
+    "control": str,
+    "since": _NUMBER,
+    "reloads": int,
+    "restarts": int,
+    "generations": list,
+    "sockets": list,
+}
+
+_GENERATION: dict[str, Any] = {
+    "number": int,
+    "state": str,
+    "seconds": _NUMBER,
+    "pid": int,
+    "command": list,
+}
+
+_SOCKET: dict[str, Any] = {"name": str, "type": str, "address": str}
+
+
+def checked(path: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Return a status, which has all that this version tells; another version's may not.
+
+    Raises:
+        CommandError: it has not.
+    """
+    if (
+        not _has(told, _STATUS)
+        or not 0 <= told["since"] < 1 << 40
+        or not all(_has(each, _GENERATION) for each in told["generations"])
+        or not all(isinstance(w, str) for each in told["generations"] for w in each["command"])
+        or not all(_has(each, _SOCKET) for each in told["sockets"])
+    ):
+        raise _unclear(path, told)
+    return told
+
+
+def _has(told: Any, fields: dict[str, Any]) -> bool:
+    return isinstance(told, dict) and all(
+        isinstance(told.get(name), kind) for name, kind in fields.items()
+    )
+
+
+def _unclear(path: str, answer: Any) -> CommandError:
+    return CommandError(
+        f"who serves at {path} answers what this version of conduit cannot read: {answer!r:.200}"
+    )

@@ -5,7 +5,10 @@ socket is in one of its epoll sets, or a thread is in accept, poll, select or re
 seen from outside, without the program's help.
 
 Some processes may not be inspected (another user's, unless this one is root's; one that has changed
-its user), and without /proc none can be. None stands for unknown.
+its user), and without a /proc of this pid namespace none can be. None stands for unknown.
+
+What is there may change or be gone at the next look, and the addresses that a process gives to a
+system call are whatever it likes: what cannot be read is passed over (`_ODD`).
 """
 
 from __future__ import annotations
@@ -30,14 +33,18 @@ _SELECT = {"x86_64": (23, 270), "aarch64": (72,)}
 """select, pselect6."""
 
 _MANY = 1 << 16
-"""The most descriptors of one poll(2) that are read."""
+"""The most descriptors of one poll(2) or select(2) that are read."""
+
+_ODD = (OSError, ValueError, IndexError, OverflowError, struct.error)
+"""What reading of something else than expected raises."""
 
 
 class Sight(NamedTuple):
     """What was seen of some processes.
 
     Attributes:
-        having: the inodes of sockets that they have; None if none could be looked at.
+        having: the inodes of sockets that they have; None if none could be looked at, or if not all
+            could, and those have not all of the sockets.
         waiting: those that they wait on.
     """
 
@@ -62,16 +69,22 @@ def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
     """Return which of some sockets, by inode, the processes have and wait on."""
     having: set[int] = set()
     waiting: set[int] = set()
-    is_known = False
+    is_known, is_whole = False, True
     for pid in pids:
-        fds = _open_fds(pid)
-        if fds is None:
+        try:
+            fds = _open_fds(pid)
+        except (FileNotFoundError, ProcessLookupError):
+            # It has ended.
+            continue
+        except OSError:
+            is_whole = False
             continue
         is_known = True
         its = {fd: inode for fd, (kind, inode) in fds.items() if inode in sockets}
         if its:
             having.update(its.values())
             waiting.update(_waited_for(pid, fds, its))
+    is_known = is_known and (is_whole or sockets <= having)
     return Sight(frozenset(having) if is_known else None, frozenset(waiting))
 
 
@@ -86,30 +99,29 @@ def is_listened_at(path: str) -> bool:
     try:
         with open("/proc/net/unix", "rb") as sockets:
             return re.search(socket, sockets.read(), re.MULTILINE) is not None
-    except FileNotFoundError:
+    except OSError:
         return True
 
 
 def _processes() -> Iterator[tuple[int, tuple[int, int, int]]]:
     """Yield pids with their parent, group and session."""
     with contextlib.suppress(OSError):
+        if os.readlink("/proc/self") != str(os.getpid()):
+            # It shows another pid namespace, where the numbers are those of other processes.
+            return
         for name in os.listdir("/proc"):
             if name.isdigit():
-                with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as stat:
+                with contextlib.suppress(*_ODD), open(f"/proc/{name}/stat", "rb") as stat:
                     # The name may have blanks and parentheses.
                     words = stat.read().rpartition(b")")[2].split()
                     yield int(name), (int(words[1]), int(words[2]), int(words[3]))
 
 
-def _open_fds(pid: int) -> dict[int, tuple[str, int]] | None:
+def _open_fds(pid: int) -> dict[int, tuple[str, int]]:
     """Return what a process has open: the kind of each, and the inode of a socket."""
     found = {}
-    try:
-        names = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return None
-    for name in names:
-        with contextlib.suppress(OSError):
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(*_ODD):
             kind, _, rest = os.readlink(f"/proc/{pid}/fd/{name}").partition(":")
             inode = int(rest[1:-1]) if kind == "socket" else -1
             found[int(name)] = rest if kind == "anon_inode" else kind, inode
@@ -131,8 +143,8 @@ def _waited_for(pid: int, fds: dict[int, tuple[str, int]], its: dict[int, int]) 
 
 def _epoll_set(pid: int, fd: int) -> list[int]:
     """Return the inodes in an epoll set."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}") as info:
-        inodes = re.findall(r"^tfd:.* ino:([0-9a-f]+)", info.read(), re.MULTILINE)
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/fdinfo/{fd}", "rb") as info:
+        inodes = re.findall(rb"^tfd:.* ino:([0-9a-f]+)", info.read(), re.MULTILINE)
         return [int(inode, 16) for inode in inodes]
     return []
 
@@ -142,8 +154,8 @@ def _blocked_on(pid: int) -> Iterator[int]:
     machine = os.uname().machine
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError, ValueError):
-                with open(f"/proc/{pid}/task/{thread}/syscall") as syscall:
+            with contextlib.suppress(*_ODD):
+                with open(f"/proc/{pid}/task/{thread}/syscall", "rb") as syscall:
                     # "running" without more; else in hexadecimal, but for the first.
                     number, *rest = syscall.read().split()
                 call, arguments = int(number), [int(word, 16) for word in rest]
@@ -164,7 +176,9 @@ def _polled(pid: int, address: int, count: int) -> list[int]:
 def _selected(pid: int, count: int, address: int) -> list[int]:
     if not address:
         return []
-    bits = int.from_bytes(_memory(pid, address, (min(count, _MANY) + 63) // 64 * 8), "little")
+    # As the system does, which cuts it off where the process's table of descriptors ends.
+    count = min(count, _MANY)
+    bits = int.from_bytes(_memory(pid, address, (count + 63) // 64 * 8), "little")
     return [fd for fd in range(count) if bits >> fd & 1]
 
 

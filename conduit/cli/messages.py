@@ -21,6 +21,32 @@ class CommandError(Exception):
         self.code = code
 
 
+def plain(text: str) -> str:
+    r"""Return text without control characters, which become escapes such as ``\n`` or ``\x1b``.
+
+    Names, words and answers are whatever somebody gave, and a terminal obeys what it is shown. The
+    bytes of paths that are no characters (surrogates) stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each
+        if each.isprintable() or "\udc80" <= each <= "\udcff"
+        else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
+def _bytes_of(text: str) -> bytes:
+    """Return a line for standard output, with any bytes that paths and words have."""
+    text = f"{plain(text)}\n"
+    try:
+        return os.fsencode(text)
+    except UnicodeEncodeError:
+        # It was written in another locale.
+        return text.encode(sys.getfilesystemencoding(), "backslashreplace")
+
+
 def say(text: str) -> None:
     """Print a line on standard error; if the reader is slow or gone, it is lost."""
     # A terminal may want to stop who writes from the background.
@@ -32,7 +58,7 @@ def say(text: str) -> None:
         if sys.stderr is not None and poller.poll(_PATIENCE):
             # Whoever read it may be gone; serving goes on.
             with contextlib.suppress(OSError):
-                print(f"conduit: {text}", file=sys.stderr, flush=True)
+                print(f"conduit: {plain(text)}", file=sys.stderr, flush=True)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -42,14 +68,14 @@ def complain(exc: Exception) -> None:
     say(" ".join(str(exc).split()))
 
 
-def show(text: str) -> None:
-    """Print text on standard output, with any bytes that paths and words have.
+def show(*lines: str) -> None:
+    """Print lines on standard output.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: they cannot be written.
     """
     with open(1, "wb", closefd=False) as output:
-        output.write(os.fsencode(text) + b"\n")
+        output.writelines(map(_bytes_of, lines))
 
 
 def tell(text: str) -> None:
@@ -58,7 +84,7 @@ def tell(text: str) -> None:
     # the exit code.
     if sys.stdout is not None:
         with contextlib.suppress(OSError):
-            os.write(1, os.fsencode(f"conduit: {text}\n"))
+            os.write(1, _bytes_of(f"conduit: {text}"))
 
 
 class Log(logging.Handler):

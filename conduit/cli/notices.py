@@ -12,7 +12,7 @@ from conduit._conduit import Conduit
 from conduit.cli.inspection import family
 from conduit.cli.messages import say
 from conduit.errors import Error
-from conduit.peer import Peer
+from conduit.peer import Peer, same_user_or_root
 
 _LONGEST = 4096
 
@@ -42,6 +42,7 @@ class Notices:
 
     def __init__(self, directory: str | None) -> None:
         self._told = sys.platform == "linux"
+        self._complained = False
         try:
             self._make(None)
         except OSError:
@@ -68,8 +69,9 @@ class Notices:
 
     def close(self) -> None:
         """Close the socket, and remove its path and directory."""
-        self._conduit.close()
+        # On a file system that is full of errors or read-only by now, they stay.
         with contextlib.suppress(OSError):
+            self._conduit.close()
             os.rmdir(self._directory)
 
     def fileno(self) -> int:
@@ -94,13 +96,16 @@ class Notices:
             except BlockingIOError:
                 break
             except Error as exc:
-                say(f"a notice that cannot be read: {exc}")
+                # Once: any user may send such, as many as it likes.
+                if not self._complained:
+                    self._complained = True
+                    say(f"a notice that cannot be read: {exc}")
         return notices
 
 
 def _speaks_for(sender: Peer | None, command: int) -> bool:
     """Whether the sender of a notice is this user or root, or a process of COMMAND."""
-    if sender is None or sender.uid in (0, os.geteuid()):
+    if sender is None or same_user_or_root(sender):
         return True
     with contextlib.suppress(ProcessLookupError):
         # Also where /proc does not show the processes of others.

@@ -212,10 +212,13 @@ def withhold() -> None:
     Called before anything else is opened. Otherwise the next descriptor could become standard
     output, and COMMAND would inherit what a shell, say, left open.
     """
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir("/dev/fd"):
-            with contextlib.suppress(OSError):
-                os.set_inheritable(int(name), int(name) < FIRST)
+    # The first on Linux, where /dev may lack the other; macOS and the BSDs have the other.
+    for directory in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            for name in os.listdir(directory):
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(int(name), int(name) < FIRST)
+            break
     while (fd := os.open(os.devnull, os.O_RDWR)) < FIRST:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -301,10 +304,13 @@ def _spawn(
     descriptors: Iterable[tuple[int, int]],
 ) -> int:
     """Start a program in Python in a group of its own, with ``(there, here)`` descriptors."""
+    # Isolated, which includes -E; but where Python is told where it lies, it must hear it.
+    isolated = ["-P", "-s"] if "PYTHONHOME" in environment else ["-I"]
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, "-I", "-S", "-c", program, *words],
-        environment,
+        [sys.executable, *isolated, "-S", "-c", program, *words],
+        # Wine leaves variables without a name, which Python does not pass on.
+        {name: value for name, value in environment.items() if name},
         file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],
         setpgroup=0,
         # Which Python would have a traceback for.

@@ -20,7 +20,7 @@ from conduit import __version__, systemd
 from conduit._conduit import Conduit
 from conduit.cli import inspection, plan, processes, sockets
 from conduit.cli.addresses import Address
-from conduit.cli.control import NOBODY, Guest, ask
+from conduit.cli.control import NOBODY, Guest, ask, checked
 from conduit.cli.messages import CommandError, say, show
 from conduit.cli.notices import Notice, Notices
 from conduit.cli.plan import Generation, Plan, Policy, State
@@ -111,9 +111,11 @@ def run(options: Options) -> int:
     Raises:
         CommandError: COMMAND cannot be found, or does not become ready. It is gone, and a
             predecessor goes on serving.
-        Error: the predecessor refuses, or an address cannot be had.
+        Error: the predecessor refuses, an address cannot be had, or the environment announces
+            sockets (LISTEN_FDS) that are not there.
     """
     check_command(options.command)
+    systemd.announced()
     processes.withhold()
     with contextlib.ExitStack() as stack:
         # Longer than COMMAND's own deadline, so that its deadline is the one reported.
@@ -134,8 +136,9 @@ def check(options: Options) -> None:
     check_command(options.command)
     told = None
     try:
-        [told] = ask(options.control, "status")
-        show(f"takes over from conduit {told['version']} (pid {told['pid']})")
+        for answer in ask(options.control, "status"):
+            told = checked(options.control, answer)
+            show(f"takes over from conduit {told['version']} (pid {told['pid']})")
     except CommandError as exc:
         if exc.code != NOBODY:
             raise
@@ -187,7 +190,8 @@ class _Runner:
         self._sockets: list[Opened] = []
         self._guests: list[Guest] = []
         self._paths: dict[str, tuple[int, int]] = {}
-        self._spares = Spares(_END, inspection.is_listened_at)
+        self._unseen: set[str] = set()
+        self._spares = Spares(_END, self._is_needed)
         self._poller = select.poll()
 
     def __enter__(self) -> Self:
@@ -208,8 +212,13 @@ class _Runner:
         wanted = Wanted(options.addresses, options.backlog, options.mode, options.owner)
         self._sockets.extend(opened(self._takeover, wanted))
         for each in self._sockets:
-            if each.path and (inode := inode_of(each.path)):
-                self._paths[each.path] = inode
+            # One that this process may not look at can't be put back.
+            with contextlib.suppress(OSError):
+                if each.path and (inode := inode_of(each.path)):
+                    self._paths[each.path] = inode
+                    if each.is_listening and not inspection.is_listened_at(each.path):
+                        # It is of another network namespace, which /proc does not show.
+                        self._unseen.add(each.path)
         self._inodes = frozenset(os.fstat(each.sock.fileno()).st_ino for each in self._sockets)
         self._takeover._receive_guests(self._answer)
         for number in (self._signals.fileno(), self._takeover.fileno()):
@@ -298,6 +307,10 @@ class _Runner:
             running.process.send_all(action.number)
         else:
             running.process.send(action.number)
+
+    def _is_needed(self, path: str) -> bool:
+        """Whether to put a path back that is gone: somebody listens there, as far as is known."""
+        return path in self._unseen or inspection.is_listened_at(path)
 
     def _keep_paths(self) -> None:
         """Make second names of Unix sockets, as a COMMAND that ends may remove the first."""

@@ -59,21 +59,30 @@ class Opened(NamedTuple):
         is_path = self.sock.family == socket.AF_UNIX and isinstance(bound, str)
         return bound if is_path else ""
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether connections can be accepted from it."""
+        return bool(self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
     def status(self) -> dict[str, Any]:
         """Return what `conduit status` reports of it."""
         is_unix = self.sock.family == socket.AF_UNIX
         is_stream = self.sock.type == socket.SOCK_STREAM
+        kind = "unix" if is_unix else "tcp" if is_stream else "udp"
         queue = None
         if is_stream:
             with contextlib.suppress(AttributeError, OSError, struct.error):
                 queue = _unix_queue(self.sock) if is_unix else _tcp_queue(self.sock)
         bound = self.sock.getsockname()
-        if isinstance(bound, tuple):
+        if self.sock.family in (socket.AF_INET, socket.AF_INET6):
             host, port = bound[:2]
             bound = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        elif not is_unix:
+            # Another family, such as vsock: as Python tells it.
+            kind, bound = str(getattr(self.sock.family, "name", self.sock.family)), repr(bound)
         return {
             "name": self.name,
-            "type": "unix" if is_unix else "tcp" if is_stream else "udp",
+            "type": kind,
             "address": os.fsdecode(bound).replace("\0", "@", 1),
             "queue": queue,
         }
@@ -178,6 +187,8 @@ def _given(takeover: Takeover) -> Iterator[Opened]:
                 seen.add(inode)
                 count += 1
                 key = f"{fd.name}-{count}"
+                if len(os.fsencode(key)) > 255:
+                    key = f"passed-{count}"
                 yield Opened(key, fd.name, _adopted(takeover, fd.to_conn(), key))
     finally:
         while passed:

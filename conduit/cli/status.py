@@ -6,8 +6,8 @@ import json
 import time
 from typing import Any
 
-from conduit.cli.control import ask
-from conduit.cli.messages import show
+from conduit.cli.control import ask, checked
+from conduit.cli.messages import plain, show
 
 
 def status(control: str, as_json: bool) -> None:
@@ -18,22 +18,25 @@ def status(control: str, as_json: bool) -> None:
         as_json: for programs.
 
     Raises:
-        CommandError: nobody serves there.
+        CommandError: nobody serves there, or who does tells what is no status.
         OSError: it cannot be printed.
     """
     for answer in ask(control, "status"):
         told = {name: value for name, value in answer.items() if name != "kind"}
-        show(json.dumps(told) if as_json else table(told))
+        if as_json:
+            show(json.dumps(told))
+        else:
+            show(*table(checked(control, told)))
 
 
-def table(told: dict[str, Any]) -> str:
-    """Return the status as a table for people."""
+def table(told: dict[str, Any]) -> list[str]:
+    """Return the status as a table for people, line by line."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told["since"]))
     lines = [
         f"conduit {told['version']} (pid {told['pid']}) at {told['control']} since {since}, "
         f"{told['reloads']} reloads, {told['restarts']} restarts",
     ]
-    if told["predecessor"]:
+    if told.get("predecessor"):
         lines.append(f"taken over from pid {told['predecessor']}, which drains")
     lines.append("")
     generations = [
@@ -47,15 +50,16 @@ def table(told: dict[str, Any]) -> str:
         for each in told["generations"]
     ]
     sockets = [
-        (each["name"], each["type"], each["address"], str(each["queue"]).replace("None", "-"))
+        (each["name"], each["type"], each["address"], str(each.get("queue")).replace("None", "-"))
         for each in told["sockets"]
     ]
     lines += _aligned(("GENERATION", "STATE", "SECONDS", "PID", "COMMAND"), *generations)
     lines += ["", *_aligned(("SOCKET", "TYPE", "ADDRESS", "WAITING"), *sockets)]
-    return "\n".join(lines)
+    return lines
 
 
-def _aligned(*rows: tuple[str, ...]) -> list[str]:
+def _aligned(*words: tuple[str, ...]) -> list[str]:
+    rows = [tuple(map(plain, row)) for row in words]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip()
