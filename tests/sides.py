@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 import threading
 import traceback
@@ -109,6 +110,17 @@ def wait_until_process_polls(pid: int) -> None:
         # A kernel that does not tell where a process sleeps still tells that it does.
         asleep = asleep + 1 if where in ("", "0") and state == "S" else 0
         os.sched_yield()
+
+
+def unshared(*words: str) -> list[str]:
+    """What runs a command by unshare(1), with these words before it; a skip where none can."""
+    around = ["unshare", *words]
+    try:
+        subprocess.run([*around, "true"], check=True, capture_output=True, timeout=GENEROUS)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        said = getattr(exc, "stderr", b"").decode().strip()
+        pytest.skip(f"no such namespace: {said or exc}")
+    return around
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from commands import Bench, Run, await_that, conduit_says, is_listening
 from helpers import GENEROUS, in_child
-from sides import SYS_ADMIN, beside, is_capable, wait_until_process_polls
+from sides import beside, unshared, wait_until_process_polls
 
 from conduit import Conduit
 from conduit.channel import Channel
@@ -34,11 +34,6 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
 while True:
     time.sleep(1000)
 """
-
-needs_namespaces = pytest.mark.skipif(
-    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
-    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
-)
 
 
 def python(code: str) -> list[str]:
@@ -131,9 +126,8 @@ def test_sockets_that_were_not_seen_may_be_where_nobody_could_look(
     assert inspection.see([1, 2], frozenset([77])).having is None
 
 
-@needs_namespaces
 def test_the_proc_of_another_pid_namespace_tells_nothing(bench: Bench) -> None:
-    around = ["unshare", "--pid", "--fork", "--kill-child"]
+    around = unshared("--pid", "--fork", "--kill-child")
     run = run_below(bench, around, f"--listen={bench.unix}", command=python(READY))
     run.await_line("serves")
     run.process.terminate()
@@ -149,9 +143,8 @@ os.unlink(sys.argv[1])
 """
 
 
-@needs_namespaces
 def test_the_path_of_a_socket_of_another_network_namespace_is_put_back(bench: Bench) -> None:
-    around = [*passing(bench.unix, "web"), "unshare", "--net"]
+    around = [*passing(bench.unix, "web"), *unshared("--net")]
     run = run_below(bench, around, "--restart=always", command=[*python(REMOVER), bench.unix])
     for _ in range(2):
         run.await_line("serves")
@@ -419,14 +412,13 @@ def test_of_notices_that_cannot_be_read_one_line_is_said(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-@needs_namespaces
 def test_a_user_who_is_not_mapped_does_not_speak_for_one_that_looks_the_same() -> None:
     code = """if 1:
         from conduit.cli.notices import _speaks_for
         from conduit.peer import Peer
         print(_speaks_for(Peer(1 << 22, 65534, 65534), 1 << 22))
     """
-    words = ["unshare", "--user", "--map-user=65534", *python(code)]
+    words = [*unshared("--user", "--map-user=65534"), *python(code)]
     said = subprocess.run(words, capture_output=True, text=True, timeout=GENEROUS, check=True)
     assert said.stdout == "False\n"
     assert _speaks_for(Peer(1 << 22, 0, 0), 1 << 22)

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from commands import Bench, Run, await_gone, await_that, children, conduit_says, is_listening
 from helpers import GENEROUS, fork_among_threads, handling, memory, room_for
-from sides import NOBODY, SYS_ADMIN, beside, is_capable, needs_root
+from sides import NOBODY, beside, needs_root, unshared
 
 import conduit
 from conduit import Conduit, Descriptor, Error, Message, systemd
@@ -1168,14 +1168,10 @@ while True:
 """
 
 
-@pytest.mark.skipif(
-    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
-    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
-)
 def test_process_1_needs_no_shell_no_temporary_files_and_no_utf_8(bench: Bench) -> None:
     place = os.fsencode(bench.directory) + b"/\xff"
     os.mkdir(place)
-    isolate = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    isolate = unshared("--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
     words: list[str | bytes] = [*isolate, "/bin/sh", "-euc", BARE, str(bench.directory)]
     words += [sys.executable, "-P", "-m", "conduit", "run", "--control", place + b"/control"]
     words += [b"--listen=" + place + b"/s", "--", *python(ORPHANS)]

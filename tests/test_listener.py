@@ -38,7 +38,7 @@ from helpers import (
     room_for,
     send,
 )
-from sides import NOBODY, SYS_ADMIN, beside, is_at_eof, is_capable, needs_root, public_directory
+from sides import NOBODY, beside, is_at_eof, needs_root, public_directory, unshared
 
 from conduit import (
     Conduit,
@@ -478,10 +478,6 @@ def test_the_socket_has_the_mode_that_was_asked_for_whatever_the_umask(
             assert stat.S_IMODE(os.stat(path).st_mode) == mode
 
 
-@pytest.mark.skipif(
-    not is_capable(SYS_ADMIN) or shutil.which("unshare") is None,
-    reason="only an administrator (CAP_SYS_ADMIN) has namespaces",
-)
 def test_it_has_its_mode_without_proc_as_well(path: str) -> None:
     code = """if 1:
         import os, stat, sys
@@ -490,8 +486,9 @@ def test_it_has_its_mode_without_proc_as_well(path: str) -> None:
         with Listener(sys.argv[1], mode=0o666):
             print(oct(stat.S_IMODE(os.stat(sys.argv[1]).st_mode)), oct(os.umask(0)))
     """
-    hide = ["unshare", "--mount", "/bin/sh", "-euc", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
-    words = [*hide, sys.executable, "-P", "-c", code, path]
+    hide = 'mount -t tmpfs none /proc; exec "$@"'
+    around = unshared("--mount", "/bin/sh", "-euc", hide, "sh")
+    words = [*around, sys.executable, "-P", "-c", code, path]
     said = subprocess.run(words, capture_output=True, text=True, timeout=GENEROUS, check=False)
     assert (said.stdout, said.stderr) == ("0o666 0o22\n", "")
 

@@ -48,7 +48,7 @@ from helpers import (
     run_python,
     wait_until_gone,
 )
-from sides import NOBODY, beside, is_at_eof, needs_root, public_directory
+from sides import NOBODY, beside, is_at_eof, needs_root, public_directory, unshared
 
 import conduit
 from conduit import systemd
@@ -1110,13 +1110,7 @@ def in_network(*commands: str) -> list[str]:
     script = "\n".join([*steps, 'exec "$@"'])
     # A user who is not root is one in a namespace of users.
     user = ["--map-root-user"] if os.geteuid() else []
-    around = ["unshare", "--net", *user, "sh", "-ec", script, "sh"]
-    try:
-        subprocess.run([*around, "true"], check=True, capture_output=True, timeout=GENEROUS)
-    except (OSError, subprocess.CalledProcessError) as exc:
-        said = getattr(exc, "stderr", b"").decode().strip()
-        pytest.skip(f"no network namespace with these addresses: {said or exc}")
-    return around
+    return unshared("--net", *user, "sh", "-ec", script, "sh")
 
 
 # What runs a command with a descriptor, whose number is given first, as a service manager does.
