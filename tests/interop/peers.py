@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -34,6 +35,19 @@ def needs(*programs: str) -> pytest.MarkDecorator:
     """Skip a test, or all of a module, where a program is not installed."""
     missing = [program for program in programs if find(program) is None]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def _has_name() -> bool:
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
+
+
+needs_name = pytest.mark.skipif(
+    not _has_name(), reason="this user has no name (passwd(5)), without which it does not run"
+)
 
 
 def installed(program: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from helpers import is_private, memory
-from peers import HERE, LIMIT, installed, needs, running
+from peers import HERE, LIMIT, installed, needs, needs_name, running
 
 from conduit import Conduit, Descriptor, Reader
 
@@ -19,7 +19,7 @@ jeepney = pytest.importorskip("jeepney", reason="not installed: jeepney")
 
 blocking = pytest.importorskip("jeepney.io.blocking")
 
-pytestmark = needs("dbus-daemon")
+pytestmark = [needs("dbus-daemon"), needs_name]
 
 FRAMING: dict[str, Any] = runpy.run_path(str(HERE.parent.parent / "examples/framing/dbus.py"))
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from helpers import reserved_port
-from peers import LIMIT, accepted, find, installed, needs, python, running, served
+from peers import LIMIT, accepted, find, installed, needs, needs_name, python, running, served
+
+pytestmark = needs_name
 
 PROXY = shlex.join(python("fdpass_proxy.py")).replace("%", "%%") + " %h %p"
 
