@@ -228,7 +228,7 @@ def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
     if sys.platform == "linux":
         # Linux makes the path with the mode of the socket's own inode (seen from 5.10 to 7.3).
         os.fchmod(sock.fileno(), mode)
-        if os.path.exists("/proc/self/fd"):
+        if _has_proc():
             sock.bind(path)
             return
     # The umask is the process's: for a moment it also holds for files that other threads make.
@@ -237,6 +237,13 @@ def _bind(sock: socket.socket, path: bytes, mode: int) -> None:
         sock.bind(path)
     finally:
         os.umask(before)
+
+
+def _has_proc() -> bool:
+    with Ignoring(OSError):
+        os.stat("/proc/self/fd")
+        return True
+    return False
 
 
 def _add_mode(path: bytes, status: os.stat_result, mode: int) -> None:

@@ -686,7 +686,7 @@ def test_who_ends_before_it_has_answered_is_told_of() -> None:
     with Channel(ours) as channel:
         theirs.close()
         with pytest.raises(CommandError, match="ended without an answer"):
-            list(control._all("path", {"kind": "progress", "text": "x"}, channel))
+            list(control._all("path", "stop", {"kind": "progress", "text": "x"}, channel))
 
 
 # Respawn and ending

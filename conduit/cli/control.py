@@ -71,7 +71,7 @@ def ask(path: str, kind: str, **fields: Any) -> Iterator[dict[str, Any]]:
                 channel.send({"kind": kind, **fields})
                 answer = channel.receive()
                 channel.conduit.timeout = None
-                yield from _all(path, answer, channel)
+                yield from _all(path, kind, answer, channel)
                 return
             except PeerClosedError:
                 time.sleep(0.1)
@@ -87,18 +87,23 @@ def _connect(path: str) -> Channel:
         raise
 
 
-def _all(path: str, answer: Any, channel: Channel) -> Iterator[dict[str, Any]]:
+def _all(path: str, asked: str, answer: Any, channel: Channel) -> Iterator[dict[str, Any]]:
     while True:
         match answer:
             case {"kind": "refused"}:
                 raise CommandError(f"who serves at {path} refuses: {answer.get('reason')}")
-            case {"kind": "progress", "text": str()}:
+            case {"kind": "status"} if asked == "status":
                 yield answer
-            case {"kind": "status"} | {"kind": "end", "text": str(), "code": int()}:
+                return
+            case {"kind": "progress", "text": str()} if asked != "status":
+                yield answer
+            case {"kind": "end", "text": str(), "code": int(code)} if (
+                asked != "status" and 0 <= code < 256
+            ):
                 yield answer
                 return
             case _:
-                raise _unclear(path, answer)
+                raise unclear(path, answer)
         try:
             answer = channel.receive()
         except PeerClosedError as exc:
@@ -137,12 +142,11 @@ def checked(path: str, told: dict[str, Any]) -> dict[str, Any]:
     """
     if (
         not _has(told, _STATUS)
-        or not 0 <= told["since"] < 1 << 40
         or not all(_has(each, _GENERATION) for each in told["generations"])
         or not all(isinstance(w, str) for each in told["generations"] for w in each["command"])
         or not all(_has(each, _SOCKET) for each in told["sockets"])
     ):
-        raise _unclear(path, told)
+        raise unclear(path, told)
     return told
 
 
@@ -152,7 +156,8 @@ def _has(told: Any, fields: dict[str, Any]) -> bool:
     )
 
 
-def _unclear(path: str, answer: Any) -> CommandError:
+def unclear(path: str, answer: Any) -> CommandError:
+    """Return the error for an answer that this version cannot read."""
     return CommandError(
         f"who serves at {path} answers what this version of conduit cannot read: {answer!r:.200}"
     )

@@ -77,7 +77,7 @@ def see(pids: Iterable[int], sockets: frozenset[int]) -> Sight:
             # It has ended.
             continue
         except OSError:
-            is_whole = False
+            is_whole = is_whole and _has_ended(pid)
             continue
         is_known = True
         its = {fd: inode for fd, (kind, inode) in fds.items() if inode in sockets}
@@ -115,6 +115,13 @@ def _processes() -> Iterator[tuple[int, tuple[int, int, int]]]:
                     # The name may have blanks and parentheses.
                     words = stat.read().rpartition(b")")[2].split()
                     yield int(name), (int(words[1]), int(words[2]), int(words[3]))
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process is gone or a zombie, which has nothing open but shows that only to root."""
+    with contextlib.suppress(*_ODD), open(f"/proc/{pid}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    return True
 
 
 def _open_fds(pid: int) -> dict[int, tuple[str, int]]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import select
 import signal
 import sys
 
 _PATIENCE = 100
 """Milliseconds that a line waits for room in a pipe or terminal; then it is lost."""
+
+_OBEYED = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
+)
 
 
 class CommandError(Exception):
@@ -22,29 +27,24 @@ class CommandError(Exception):
 
 
 def plain(text: str) -> str:
-    r"""Return text without control characters, which become escapes such as ``\n`` or ``\x1b``.
+    r"""Return text with escapes, such as ``\n`` or ``\x1b``, for what a terminal would obey.
 
-    Names, words and answers are whatever somebody gave, and a terminal obeys what it is shown. The
-    bytes of paths that are no characters (surrogates) stay.
+    Names, words and answers are whatever somebody gave. Control characters, ends of lines, changes
+    of direction and what is no character become escapes; the bytes of paths (surrogates) stay.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        each
-        if each.isprintable() or "\udc80" <= each <= "\udcff"
-        else each.encode("unicode_escape").decode()
-        for each in text
-    )
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def _bytes_of(text: str) -> bytes:
     """Return a line for standard output, with any bytes that paths and words have."""
-    text = f"{plain(text)}\n"
+    text = plain(text)
     try:
-        return os.fsencode(text)
+        data = os.fsencode(text)
     except UnicodeEncodeError:
         # It was written in another locale.
-        return text.encode(sys.getfilesystemencoding(), "backslashreplace")
+        data = text.encode(sys.getfilesystemencoding(), "backslashreplace")
+    # Bytes of a path, each alone, may be a control character together.
+    return os.fsencode(plain(os.fsdecode(data))) + b"\n"
 
 
 def say(text: str) -> None:

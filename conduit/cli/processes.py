@@ -304,11 +304,11 @@ def _spawn(
     descriptors: Iterable[tuple[int, int]],
 ) -> int:
     """Start a program in Python in a group of its own, with ``(there, here)`` descriptors."""
-    # Isolated, which includes -E; but where Python is told where it lies, it must hear it.
-    isolated = ["-P", "-s"] if "PYTHONHOME" in environment else ["-I"]
+    # -I ignores PYTHONHOME, too, without which the Python of a bundle finds no library.
+    isolated = "-P" if "PYTHONHOME" in environment else "-I"
     return os.posix_spawn(
         sys.executable,
-        [sys.executable, *isolated, "-S", "-c", program, *words],
+        [sys.executable, isolated, "-S", "-c", program, *words],
         # Wine leaves variables without a name, which Python does not pass on.
         {name: value for name, value in environment.items() if name},
         file_actions=[(os.POSIX_SPAWN_DUP2, here, there) for there, here in descriptors],

@@ -309,7 +309,7 @@ class _Runner:
             running.process.send(action.number)
 
     def _is_needed(self, path: str) -> bool:
-        """Whether to put a path back that is gone: somebody listens there, as far as is known."""
+        """Whether to put a path back that is gone: somebody listens there, or may."""
         return path in self._unseen or inspection.is_listened_at(path)
 
     def _keep_paths(self) -> None:

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from conduit.cli.control import ask, checked
+from conduit.cli.control import ask, checked, unclear
 from conduit.cli.messages import plain, show
 
 
@@ -25,8 +25,13 @@ def status(control: str, as_json: bool) -> None:
         told = {name: value for name, value in answer.items() if name != "kind"}
         if as_json:
             show(json.dumps(told))
-        else:
-            show(*table(checked(control, told)))
+            continue
+        try:
+            lines = table(checked(control, told))
+        except (OverflowError, ValueError, OSError) as exc:
+            # A time that is none.
+            raise unclear(control, told) from exc
+        show(*lines)
 
 
 def table(told: dict[str, Any]) -> list[str]:

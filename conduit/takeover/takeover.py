@@ -144,11 +144,13 @@ class Takeover(Closing):
         self._spares = Spares()
         self._activated: list[Descriptor] | None = None
         # Before anything is opened: see `systemd.announced`. Only `listen` needs it.
-        self._misled: Error | None = None
+        self._misled: tuple[str, ErrType, int | None] | None = None
         try:
             systemd.announced()
         except Error as exc:
-            self._misled = exc.with_traceback(None)
+            if from_handler(exc):
+                raise  # pragma: no cover - traced runs have no handler that raises
+            self._misled = str(exc), exc.type, exc.errno
         # One thread at a time takes sockets from those that were passed.
         self._taking = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -657,7 +659,7 @@ class Takeover(Closing):
             if self._activated is None:
                 if self._misled is not None and systemd.announced()[0]:
                     # These numbers are this process's own by now.
-                    raise self._misled.with_traceback(None)
+                    raise Error(*self._misled)
                 self._activated = list(systemd.listen_fds())
             return sockets.passed(self._activated, name, host, port, type)
 
