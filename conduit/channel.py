@@ -41,6 +41,7 @@ from conduit.errors import (
     from_errno,
     from_handler,
     prefix_message,
+    reraise,
 )
 from conduit.objects import prepare
 from conduit.wire import (
@@ -131,7 +132,10 @@ class Channel(Closing):
             )
         if max_fds < 0:
             raise ValueError(f"max_fds must be at least 0, not {max_fds}")
-        kind = socket_options(conduit.fileno())[1]
+        try:
+            kind = socket_options(conduit.fileno())[1]
+        except OSError as exc:
+            reraise(exc, repr(conduit._handle), ErrType.FAILED_TRANSFER)
         if kind not in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             raise ValueError(f"{conduit!r} is of datagrams; a Channel needs a stream or SEQPACKET")
         self._conduit = conduit

@@ -114,10 +114,9 @@ def unmarked(obj: Any, take: Callable[[object], Descriptor]) -> Any:
     if isinstance(obj, dict):
         if len(obj) == 1:
             [(key, value)] = obj.items()
-            if key == MARK:
-                return take(value)
+            # Asked first, since it compares with nothing but a str.
             if is_mark(key):
-                return {key[1:]: unmarked(value, take)}
+                return take(value) if key == MARK else {key[1:]: unmarked(value, take)}
         for key, value in obj.items():
             if type(value) not in _SCALARS:
                 obj[key] = unmarked(value, take)

@@ -117,7 +117,7 @@ _TRANSFER_SENTENCES = {
     "receivers read, or raise RLIMIT_NOFILE (ulimit -n)",
     codes.EMSGSIZE: "the message is longer than the socket can take at once; send less, or use "
     "a stream",
-    codes.EPERM: "the peer takes no descriptors (SO_PASSRIGHTS), or a security policy forbids them",
+    codes.EPERM: "a security policy forbids it, or the peer takes no descriptors (SO_PASSRIGHTS)",
     codes.EINVAL: "the system refuses to pass one of the descriptors (an io_uring, say), or the "
     "socket is a listening one",
     codes.EAFNOSUPPORT: "it is not a Unix socket, and only those carry descriptors",

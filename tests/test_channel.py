@@ -17,6 +17,7 @@ import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import sysconfig
 import threading
@@ -1620,3 +1621,25 @@ def test_what_was_taken_out_of_a_message_stays_open(channels: Ends) -> None:
     assert taken.read() == b"t"
     assert not is_open(left)
     taken.close()
+
+
+def test_what_is_no_socket_is_an_error_that_names_it() -> None:
+    with open(os.devnull) as file, Conduit.from_file(file, name="null") as link:
+        with pytest.raises(Error, match=r"'null'.*not a socket") as caught:
+            Channel(link)
+    assert caught.value.errno == errno.ENOTSOCK
+
+
+def test_keys_of_bytes_are_compared_with_no_text() -> None:
+    code = """if 1:
+        import marshal, os
+        from conduit import Channel, Conduit
+        one, other = [Channel(end, dumps=marshal.dumps, loads=marshal.loads)
+                      for end in Conduit.pair()]
+        with one, other, open(os.devnull) as file:
+            one.send({b"key": file}, keep=True)
+            other.receive()[b"key"].close()
+    """
+    words = [sys.executable, "-P", "-bb", "-c", code]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=GENEROUS, check=False)
+    assert (said.returncode, said.stderr) == (0, "")
