@@ -577,6 +577,84 @@ def test_a_path_that_may_not_be_looked_at_any_more_is_handed_over() -> None:
         pass
 
 
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_default_timeout_does_not_reach_through_a_socket_that_was_passed(
+    blocking: bool, default_timeout: None
+) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.1", 0)) as two,
+    ):
+        fds = [conduit.Descriptor(os.dup(sock.fileno()), "x") for sock in (one, two)]
+        for sock in (one, two):
+            os.set_blocking(sock.fileno(), blocking)
+        socket.setdefaulttimeout(5)
+        host, port = two.getsockname()
+        found = sockets.passed(fds, "y", host, port, socket.SOCK_STREAM)
+        assert found is not None
+        with found:
+            assert found.getsockname() == two.getsockname()
+            assert found.gettimeout() == (None if blocking else 0)
+            assert [os.get_blocking(sock.fileno()) for sock in (one, two)] == [blocking, blocking]
+        [left] = fds
+        left.close()
+
+
+def test_a_default_timeout_does_not_reach_through_a_socket_that_is_handed_over(
+    path: str, default_timeout: None
+) -> None:
+    made = socket.create_server(("127.0.0.1", 0))
+    with made, made.dup() as seen, Takeover(path) as old:
+        blocked: list[bool] = []
+        given = socket.socket.settimeout
+
+        def settimeout(sock: socket.socket, timeout: float | None) -> None:
+            blocked.append(os.get_blocking(seen.fileno()))
+            given(sock, timeout)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(socket.socket, "settimeout", settimeout)
+            socket.setdefaulttimeout(5)
+            old.adopt(made, "x")
+            old.ready()
+            with Takeover(path) as new, new.adopt(made, "x") as same:
+                new.ready()
+                assert same.gettimeout() is None
+                assert old.wait(GENEROUS)
+        # Nor for the moment until a timeout is set.
+        assert all(blocked)
+        assert os.get_blocking(seen.fileno())
+
+
+@pytest.mark.parametrize("timeout", [30 * 86400, math.inf, threading.TIMEOUT_MAX])
+@pytest.mark.parametrize("thread", [True, False])
+def test_a_wait_may_be_as_long_as_there_is_time(path: str, timeout: float, thread: bool) -> None:
+    with Takeover(path, thread=thread) as takeover:
+        takeover.ready()
+        call = Call(takeover.wait, timeout)
+        assert call.is_waiting()
+        takeover.close()
+        assert call.result() is False
+
+
+def test_a_path_has_the_same_bytes_for_a_successor_of_another_encoding(
+    start: Callable[..., Server], path: str, tmp_path: Path
+) -> None:
+    ascii_only = ["env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0"]
+    unix, name = f"{tmp_path}/ë", "wëb"
+    with Takeover(path) as old, old.listen(unix) as one, old.listen("127.0.0.1", 0, name=name):
+        old.ready()
+        server = start(*ascii_only)
+        assert server.call("enter", path) == os.getpid()
+        # As that one writes these bytes.
+        place = os.fsencode(unix).decode("ascii", "surrogateescape")
+        [inode, _], _ = server.call("listen", place, place)
+        assert inode == os.fstat(one.fileno()).st_ino
+        server.call("listen", name, "127.0.0.1", 0)
+        assert server.call("ready") == []
+        assert old.wait(GENEROUS)
+
+
 def test_what_was_not_open_when_it_was_announced_is_none_of_its_own(path: str) -> None:
     def child() -> None:
         lowest = os.dup(0)
@@ -665,10 +743,17 @@ def test_state_of_any_size_is_taken_over(path: str, size: int) -> None:
             assert new.state == state
 
 
+@pytest.mark.parametrize("why", ["unknown", "forbidden"])
 def test_much_state_is_taken_over_where_no_file_is_in_memory(
-    path: str, monkeypatch: pytest.MonkeyPatch
+    path: str, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    monkeypatch.delattr(os, "memfd_create")
+    def refuse(name: str, flags: int) -> int:
+        raise PermissionError(errno.EPERM, "a policy")
+
+    if why == "unknown":
+        monkeypatch.delattr(os, "memfd_create")
+    else:
+        monkeypatch.setattr(os, "memfd_create", refuse)
     state = os.urandom(1_000_000)
     with Takeover(path) as old:
         old.offer(state)

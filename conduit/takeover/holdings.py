@@ -7,6 +7,7 @@ may read while the program's thread writes, and a signal handler may close at an
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -69,9 +70,9 @@ class Holdings:
         """
         sockets = [
             {
-                "name": name,
+                "name": name if name != held.path else _told(name),
                 "socket": held.sock,
-                "path": held.path,
+                "path": None if held.path is None else _told(held.path),
                 "inode": held.inode,
                 "foreign": held.foreign or namespace_of(held.sock) != self.namespace,
             }
@@ -123,9 +124,10 @@ class Holdings:
             raise failure(f"a message ({kind}) is malformed: {exc!r}") from exc
 
     def _receive_socket(self, row: dict[str, Any]) -> None:
-        name, path, inode = _name_of(row), row.get("path"), row.get("inode")
-        if path is not None and b"\0" in os.fsencode(path):
-            raise ValueError(f"{path!r} is no path")
+        name, told, inode = _name_of(row), row.get("path"), row.get("inode")
+        path = None if told is None else _heard(told)
+        if path is not None and name == told:
+            name = path
         if inode is not None:
             device, number = inode
             inode = int(device), int(number)
@@ -158,7 +160,7 @@ def _in_packets(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     for row in rows:
         # A byte becomes six at most: \\u0001. A Descriptor's name goes along with it.
         texts = row["name"], row.get("path") or "", row["fd"].name if "fd" in row else ""
-        length = 6 * len(os.fsencode("".join(texts))) + _BYTES_A_ROW
+        length = 6 * len("".join(texts).encode(errors="surrogatepass")) + _BYTES_A_ROW
         if some and (size + length > _MOST_BYTES or len(some) == _MOST_ROWS):
             yield some
             some, size = [], 0
@@ -187,7 +189,12 @@ class Sent:
 def memory_file(content: bytes) -> IO[bytes] | io.FileIO:
     """Return a file that is in no directory, with a content."""
     if hasattr(os, "memfd_create"):
-        return wire.memory_file("conduit-state", content)
+        try:
+            return wire.memory_file("conduit-state", content)
+        except OSError as exc:
+            # A policy may forbid the call.
+            if exc.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS) or from_handler(exc):
+                raise
     file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - the caller's
     try:
         wire.write_all(file, content)
@@ -202,6 +209,18 @@ def _content(fd: Descriptor) -> bytes:
         raise ValueError(f"its file is a {fd.kind}")
     number = fd.fileno()
     return wire.read_all(number, os.fstat(number).st_size)
+
+
+def _told(path: str) -> str:
+    """Return a path as it is sent: its bytes as UTF-8, whatever encoding this process has."""
+    return os.fsencode(path).decode(errors="surrogateescape")
+
+
+def _heard(path: str) -> str:
+    """Return a path that was sent, as this process writes it."""
+    if "\0" in path:
+        raise ValueError(f"{path!r} is no path")
+    return os.fsdecode(path.encode(errors="surrogateescape"))
 
 
 def _name_of(row: dict[str, Any]) -> str:

@@ -14,6 +14,8 @@ from conduit.errors import Ignoring
 from conduit.paths import address_from, bind_address, inode_of
 
 if TYPE_CHECKING:
+    from _typeshed import HasFileno
+
     from conduit.takeover.holdings import Held
 
 _SO_NETNS_COOKIE = 71
@@ -153,10 +155,22 @@ def passed(
         for fd in fds:
             if fd.kind != "socket" or (named and fd.name != name):
                 continue
-            with socket.socket(fileno=os.dup(fd.fileno())) as sock:
+            with contextlib.closing(duplicate(fd)) as sock:
                 if sock.type == type if named else is_bound_to(sock, host, port, type):
-                    found = sock.dup()
+                    found = duplicate(sock)
                     fds.remove(fd)
                     fd.close()
                     return found
     return None
+
+
+def duplicate(file: HasFileno) -> socket.socket:
+    """Return a socket object on a duplicate of a descriptor, for ``O_NONBLOCK`` as it is.
+
+    ``socket.dup()`` sets and clears it, in all processes that share the socket, for the sake of its
+    timeout or of ``socket.setdefaulttimeout()``.
+    """
+    # All in C: no signal handler runs while nothing owns the number.
+    (copy,) = map(Descriptor, map(os.dup, (file.fileno(),)))
+    with copy:
+        return copy.to_conn()

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import select
 import socket
@@ -306,7 +307,7 @@ class Takeover(Closing):
         self._check_new(name)
         old = self._inherited.sockets.get(name)
         try:
-            kept = with_room((sock if old is None else old.sock).dup)
+            kept = with_room(partial(sockets.duplicate, sock if old is None else old.sock))
         except OSError as exc:
             reraise(exc, f"adopting {name!r}")
         if old is None:
@@ -451,9 +452,9 @@ class Takeover(Closing):
         Returns:
             whether there is one.
         """
-        deadline = None if timeout is None else monotonic() + timeout
+        deadline = math.inf if timeout is None else monotonic() + timeout
         while not self._is_over:
-            left = 3600.0 if deadline is None else deadline - monotonic()
+            left = deadline - monotonic()
             if self._thread is None:
                 self._step(max(0.0, left))
             else:
@@ -618,7 +619,8 @@ class Takeover(Closing):
         try:
             old = self._inherited.sockets.get(name)
             if old is not None and is_at(old, host, port, type, self._own.namespace):
-                sock, held = old.sock, old._replace(sock=with_room(old.sock.dup))
+                sock = old.sock
+                held = old._replace(sock=with_room(partial(sockets.duplicate, sock)))
                 # `close` may have taken it out.
                 self._inherited.sockets.pop(name, None)
             else:
@@ -631,7 +633,8 @@ class Takeover(Closing):
                 with closed_on_error(sock):
                     if inode is not None:
                         self._paths[host] = inode
-                    held = Held(with_room(sock.dup), host if port is None else None, inode)
+                    same = with_room(partial(sockets.duplicate, sock))
+                    held = Held(same, host if port is None else None, inode)
         except OSError as exc:
             reraise(exc, f"listening as {name!r}")
         self._hold(name, held)
@@ -758,8 +761,8 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 def _check_length(name: str) -> None:
-    # In bytes of the file system's encoding, since a name may be a path.
-    if len(os.fsencode(name)) > _LONGEST_NAME:
+    # A name may be a path, of any bytes.
+    if len(name.encode(errors="surrogateescape")) > _LONGEST_NAME:
         raise ValueError(f"a name has at most {_LONGEST_NAME} bytes, unlike {name!r}")
 
 

@@ -16,6 +16,8 @@ Watched = tuple[Conduit, int]
 def wait_for(watched: Sequence[Watched], timeout: float, fd: int = -1) -> bool:
     """Wait for conduits, for a descriptor to become readable, or for ``timeout`` seconds.
 
+    No longer than an hour: poll(2) takes no more than 24 days, and who waits looks again.
+
     Returns:
         whether anything is ready; a closed conduit counts as ready.
     """
@@ -27,7 +29,7 @@ def wait_for(watched: Sequence[Watched], timeout: float, fd: int = -1) -> bool:
         for conduit, events in watched:
             uses.append(Use(conduit._handle))
             poll.register(uses[-1].fileno(), events)
-        return bool(poll.poll(timeout * 1000))
+        return bool(poll.poll(min(timeout, 3600.0) * 1000))
     except Error as exc:
         if from_handler(exc):
             raise  # pragma: no cover - traced runs have no handler that raises
