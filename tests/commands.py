@@ -218,6 +218,11 @@ def conduit_says(*words: str, **options: Any) -> subprocess.CompletedProcess[str
     )
 
 
+def python(code: str) -> list[str]:
+    # -P: 3.13.0 fails its own imports where the current directory is gone.
+    return [sys.executable, "-P", "-c", code]
+
+
 def children(pid: int) -> set[int]:
     return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Bench, Run, await_that, conduit_says, is_listening
+from commands import Bench, Run, await_that, conduit_says, is_listening, python
 from helpers import GENEROUS, in_child
 from sides import (
     NOBODY,
@@ -42,10 +42,6 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
 while True:
     time.sleep(1000)
 """
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-P", "-c", code]
 
 
 def run_below(bench: Bench, around: list[str], *options: str, command: list[str]) -> Run:

@@ -18,7 +18,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from commands import Bench, Run, await_gone, await_that, children, conduit_says, is_listening
+from commands import (
+    Bench,
+    Run,
+    await_gone,
+    await_that,
+    children,
+    conduit_says,
+    is_listening,
+    python,
+)
 from helpers import GENEROUS, fork_among_threads, handling, memory, room_for
 from sides import NOBODY, beside, needs_root, unshared
 
@@ -69,11 +78,6 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
 while True:
     {end}
 """
-
-
-def python(code: str) -> list[str]:
-    # -P: 3.13.0 fails its own imports where the current directory is gone.
-    return [sys.executable, "-P", "-c", code]
 
 
 def ends(run: Run, number: int = signal.SIGTERM) -> int:
