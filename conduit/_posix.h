@@ -304,14 +304,16 @@ static inline int conduit_mode(int fd)
     return fstat(fd, &status) ? -errno : (int)status.st_mode;
 }
 
-/* Move an fd above standard error; it is closed, also on failure. */
+/* Move an fd above standard error; it is closed, also on failure: -1 and errno. */
 static inline int conduit_move_up(int fd)
 {
-    int moved;
+    int moved, err;
     if (fd < 0 || fd > STDERR_FILENO)
         return fd;
     moved = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+    err = errno;
     close(fd);
+    errno = err;
     return moved;
 }
 

@@ -56,6 +56,7 @@ cdef extern from "_posix.h" nogil:
     int conduit_peer(int fd, pid_t *pid, uid_t *uid, gid_t *gid)
     int conduit_prepare(int fd, int *kind)
     int conduit_socket_options(int fd, int *family, int *kind, int *protocol)
+    int conduit_move_up(int fd)
     int conduit_waker(int *ends)
     void conduit_wake(int end)
     bint conduit_at_end(int fd)

@@ -50,12 +50,7 @@ cdef int dup_fd(int fd) noexcept nogil:
 
 cdef int move_up(int fd) noexcept nogil:
     """Move an fd above standard error; ``fd`` is closed, also on failure. Passes an errno on."""
-    cdef int moved
-    if fd < 0 or fd >= LOWEST:
-        return fd
-    moved = dup_fd(fd)
-    close_fd(fd)
-    return moved
+    return fd if fd < 0 else <int>conduit_result(conduit_move_up(fd))
 
 
 cdef int identify(int fd, FileId *found) noexcept nogil:

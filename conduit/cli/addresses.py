@@ -45,9 +45,7 @@ def parse_address(text: str) -> Address:
     if place.startswith(("/", "./", "../", "@")):
         # The successor may be started in another directory.
         path = place if place.startswith("@") else os.fsdecode(absolute(place))
-        if not given and len(os.fsencode(path)) > 255:
-            raise ValueError(f"{path!r} has more than 255 bytes: give it a name, as in web={place}")
-        return Address(given or path, name, path, None, socket.SOCK_STREAM)
+        return Address(_key(given, path, place), name, path, None, socket.SOCK_STREAM)
     if url := re.fullmatch(r"(\w+://|(?:tcp|unix):)(.*[^/])/*", place):
         scheme, plain = url.groups()
         raise ValueError(f"{text!r}: write only {plain}, without {scheme}")
@@ -68,7 +66,12 @@ def parse_address(text: str) -> Address:
         host.encode("idna")
     except UnicodeError as exc:
         raise ValueError(f"{text!r}: {host!r} cannot be a host: {exc.__cause__ or exc}") from exc
-    if not given and len(place.encode()) > 255:
-        raise ValueError(f"{place!r} has more than 255 bytes: give it a name, as in web={place}")
     kind = socket.SOCK_DGRAM if udp else socket.SOCK_STREAM
-    return Address(given or place, name, host, int(port), kind)
+    return Address(_key(given, place, place), name, host, int(port), kind)
+
+
+def _key(given: str, where: str, place: str) -> str:
+    """Return the name by which a successor asks for a socket: the given one, or where it is."""
+    if not given and len(os.fsencode(where)) > 255:
+        raise ValueError(f"{where!r} has more than 255 bytes: give it a name, as in web={place}")
+    return given or where

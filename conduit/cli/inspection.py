@@ -111,17 +111,23 @@ def _processes() -> Iterator[tuple[int, tuple[int, int, int]]]:
             return
         for name in os.listdir("/proc"):
             if name.isdigit():
-                with contextlib.suppress(*_ODD), open(f"/proc/{name}/stat", "rb") as stat:
-                    # The name may have blanks and parentheses.
-                    words = stat.read().rpartition(b")")[2].split()
+                with contextlib.suppress(*_ODD):
+                    words = _stat(int(name))
                     yield int(name), (int(words[1]), int(words[2]), int(words[3]))
 
 
 def _has_ended(pid: int) -> bool:
     """Whether a process is gone or a zombie, which has nothing open but shows that only to root."""
-    with contextlib.suppress(*_ODD), open(f"/proc/{pid}/stat", "rb") as stat:
-        return stat.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    with contextlib.suppress(*_ODD):
+        return _stat(pid)[0] in (b"Z", b"X")
     return True
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return what is told of a process, from its state on."""
+    with open(f"/proc/{pid}/stat", "rb") as stat:
+        # The name before it may have blanks and parentheses.
+        return stat.read().rpartition(b")")[2].split()
 
 
 def _open_fds(pid: int) -> dict[int, tuple[str, int]]:

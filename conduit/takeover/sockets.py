@@ -108,7 +108,7 @@ def is_at(held: Held, host: str, port: int | None, type: int, here: bytes) -> bo
         return is_bound_to(held.sock, host, port, type)
     if port is not None or held.path != host or held.sock.type != type:
         return False
-    # Nobody can reach a socket whose path is gone; one that this process may not look at is there.
+    # If the path is gone, nobody can connect. If lstat(2) is not permitted, take it to be there.
     with Ignoring(PermissionError):
         return held.inode is None or inode_of(host) is not None
     return True

@@ -747,7 +747,7 @@ class Takeover(Closing):
 
     def _duplicate(self, control: Listener) -> socket.socket:
         try:
-            return Descriptor(os.dup(control.fileno())).to_conn()
+            return sockets.duplicate(control)
         except OSError as exc:
             reraise(exc, f"{self!r}: taking over")
 

@@ -16,7 +16,7 @@ Watched = tuple[Conduit, int]
 def wait_for(watched: Sequence[Watched], timeout: float, fd: int = -1) -> bool:
     """Wait for conduits, for a descriptor to become readable, or for ``timeout`` seconds.
 
-    No longer than an hour: poll(2) takes no more than 24 days, and who waits looks again.
+    At most an hour, since poll(2) takes an int of milliseconds; callers wait in a loop.
 
     Returns:
         whether anything is ready; a closed conduit counts as ready.
